@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all a newcomer needs; both install what they need on the first call.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: env demo test check lint format types docs bench cuda wheel clean
+.DEFAULT_GOAL := test
+
+env: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "modbalance needs Python 3.11 or newer; found %s. Try: make PYTHON=python3.11" % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev]'
+	touch $@
+
+demo: env
+	$(BIN)/python recipes/cremad.py --methods none ogm_ge --output runs/demo
+
+test: env
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: env
+	$(BIN)/mypy
+
+bench: env
+	$(BIN)/python -m pytest -m bench -s --timeout 1200 tests/bench
+
+cuda: env
+	$(BIN)/python -m pytest -m cuda
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

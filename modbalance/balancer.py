@@ -1,0 +1,307 @@
+"""The life of a step: what is observed in the criterion becomes modulated gradients, and is committed or dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from modbalance import gradients, notices
+from modbalance.capture import Capture, Forward
+from modbalance.errors import CheckpointError, ConfigError, ObservationError
+from modbalance.hooks import Hooks
+from modbalance.method import Method, WindowedMethod, to_device
+from modbalance.notices import Notices
+from modbalance.pending import Pending, Phase, Sums
+from modbalance.records import Batch, EpochData, Run, Step
+
+
+class Balancer:
+    """Runs the hooks of all methods of one optimizer, in the order that `modbalance.hookspecs` gives."""
+
+    def __init__(self, methods: Sequence[Method], run: Run, optimizer: Optimizer, *, check_finite: bool) -> None:
+        self.run = run
+        self.optimizer = optimizer
+        self.check_finite = check_finite
+        self.capture = Capture(run.topology)
+        self.notices = Notices()
+        self.pending: Pending | None = None
+        self._started_epoch = -1
+        self._evaluations = 0
+        self._epoch_was_set = False
+        self._connect(methods)
+        self._check_needs()
+        self._call_all("modbalance_setup", self.hooks.methods, run=run)
+
+    @property
+    def active(self) -> list[Method]:
+        """The methods that act in the current epoch, in order."""
+        return self.hooks.active(self.run.epoch)
+
+    def move_to_epoch(self, epoch: int) -> None:
+        """Set the epoch, and record forwards only where a method acts in it."""
+        self._epoch_was_set = self._epoch_was_set or epoch != self.run.epoch
+        self.run.epoch = epoch
+        self.capture.enabled = bool(self.active)
+
+    def note_evaluation(self) -> None:
+        """Note that the model is being evaluated."""
+        self.capture.saw_evaluation = True
+
+    def note_training(self) -> None:
+        """Warn if training goes on after a second evaluation and nobody ever said that an epoch is over."""
+        if not self.capture.saw_evaluation:
+            return
+        self.capture.saw_evaluation = False
+        self._evaluations += 1
+        windowed = [method.name for method in self.hooks.methods if isinstance(method, WindowedMethod)]
+        if self._evaluations > 1 and self.run.epoch == 0 and not self._epoch_was_set and windowed:
+            self.notices.give(notices.EPOCH_NEVER_MOVES, methods=" and ".join(windowed))
+
+    # In the criterion
+
+    def criterion(self, batch: Batch, loss: Tensor | None = None) -> Tensor:
+        """Return the loss of a training batch, having gathered its statistics.
+
+        Args:
+            batch: The batch with logits and target.
+            loss: The user's loss where it is computed already (`opt.observe`).
+        """
+        assert batch.task_loss is not None or loss is not None
+        forward = batch.forward
+        if forward is not None and forward.is_observed:
+            return loss if loss is not None else batch.task_loss(batch.logits)  # type: ignore[misc]
+        pending = self._begin()
+        active = self.active
+        if loss is None:
+            batch.logits = self._replaced_logits(batch, active)
+            loss = batch.task_loss(batch.logits)  # type: ignore[misc]
+        self._check_loss(loss)
+        for method, observed in self.hooks.call_each("modbalance_observe", active, batch=batch):
+            pending.add(method, observed or {})
+        if forward is not None:
+            forward.is_observed = True
+        return loss + self._extra_terms(batch, active) if self._has_terms(active) else loss
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Return the user's loss in evaluation, on logits that a method may replace there too."""
+        assert batch.task_loss is not None
+        batch.logits = self._replaced_logits(batch, [method for method in self.active if method.acts_in_eval])
+        return batch.task_loss(batch.logits)
+
+    def _begin(self) -> Pending:
+        pending = self.pending
+        if pending is None or pending.phase is not Phase.GATHERING or self._gradients_are_none():
+            self.pending = pending = Pending()
+        if self._started_epoch != self.run.epoch:
+            self._started_epoch = self.run.epoch
+            self._call_all("modbalance_epoch_start", self.active, run=self.run, epoch=self.run.epoch)
+        return pending
+
+    def _gradients_are_none(self) -> bool:
+        return all(parameter.grad is None for parameter in gradients.optimized(self.optimizer))
+
+    def _replaced_logits(self, batch: Batch, methods: Sequence[Method]) -> Tensor:
+        logits = batch.logits
+        for _, new in self.hooks.call_each("modbalance_logits", methods, batch=batch):
+            if new is not None and not self.run.dry_run:
+                logits = new
+        return logits
+
+    def _has_terms(self, methods: Sequence[Method]) -> bool:
+        return bool(self.hooks.implementers("modbalance_losses", methods))
+
+    def _extra_terms(self, batch: Batch, methods: Sequence[Method]) -> Tensor:
+        total = torch.zeros((), device=batch.logits.device)
+        for method, terms in self.hooks.call_each("modbalance_losses", methods, batch=batch):
+            for name, value in (terms or {}).items():
+                self.run.telemetry.log(f"{method.name}/loss/{name}", value)
+                total = total + value
+        return total.detach() * 0 if self.run.dry_run else total
+
+    def _check_loss(self, loss: Tensor) -> None:
+        if self.check_finite and not bool(loss.detach().isfinite().all()):
+            raise ObservationError(
+                f"The loss should be finite (`check_finite=True`). Found {loss.detach().tolist()} in epoch "
+                f"{self.run.epoch} after {self.run.steps} steps; no gradient was computed from it."
+            )
+
+    # In the step
+
+    def modulate(self) -> None:
+        """Turn gradients into modulated gradients, once per step; without a criterion call, leave them alone."""
+        pending, active = self.pending, self.active
+        if pending is None or pending.phase is Phase.MODULATED or not active:
+            return
+        pending.steps = self._steps(pending, active)
+        harmless = gradients.sandbox(gradients.optimized(self.optimizer)) if self.run.dry_run else nullcontext()
+        with harmless, torch.no_grad():
+            for step in pending.steps:
+                self._apply_coefficients(step)
+            for step in pending.steps:
+                self._call_all("modbalance_gradients", [step.method], step=step)
+        pending.phase = Phase.MODULATED
+
+    def commit(self) -> None:
+        """Let methods take over what this step showed, after an inner step that really happened."""
+        pending, self.pending = self.pending, None
+        self.capture.forward = None
+        if pending is None or not pending.steps:
+            return
+        with torch.no_grad():
+            for step in pending.steps:
+                self._call_all("modbalance_after_step", [step.method], step=step)
+        self.run.steps += 1
+
+    def complete(self) -> None:
+        """Note that a GradScaler decides now: if it skips the step, the next criterion call begins a new one."""
+        if self.pending is not None and self.pending.phase is Phase.GATHERING:
+            self.pending.phase = Phase.COMPLETE
+
+    def _steps(self, pending: Pending, active: Sequence[Method]) -> list[Step]:
+        keys = [(method, name) for method, sums in pending.sums.items() for name in sums]
+        totals = self.run.ranks.sum([pending.sums[method][name] for method, name in keys])
+        stats: dict[str, Sums] = {method.name: {} for method in active}
+        for (method, name), total in zip(keys, totals, strict=True):
+            stats.setdefault(method, {})[name] = total
+        return [Step(self.run, method, stats[method.name]) for method in active]
+
+    def _apply_coefficients(self, step: Step) -> None:
+        returned = self._call_all("modbalance_coefficients", [step.method], step=step) or {}
+        for name in returned:
+            if name not in self.run.modalities:
+                raise ConfigError(
+                    f"Method `{step.method.name}` should return coefficients for {list(self.run.modalities)}. "
+                    f"Found {name!r}."
+                )
+        step.coefficients = {name: self._finite(step.method, name, value) for name, value in returned.items()}
+        for name, coefficient in step.coefficients.items():
+            self.run.telemetry.log(f"{step.method.name}/coefficient/{name}", coefficient)
+            gradients.scale_(step.parameters(name), coefficient)
+
+    def _finite(self, method: Method, modality: str, coefficient: Tensor) -> Tensor:
+        is_finite = coefficient.isfinite()
+        self.run.telemetry.count(f"{method.name}/nonfinite/{modality}", ~is_finite)
+        return coefficient.where(is_finite, 1)
+
+    # Between epochs
+
+    def end_epoch(self, data: EpochData) -> None:
+        """Let methods look at the data of an epoch, then advance."""
+        self._call_all("modbalance_epoch_end", self.active, run=self.run, epoch=self.run.epoch, data=data)
+        self.move_to_epoch(self.run.epoch + 1)
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive a restart, as tensors, numbers and strings.
+
+        Raises:
+            CheckpointError: Between the micro-batches of one step, whose gradients no checkpoint holds.
+        """
+        if self.pending is not None and self.pending.phase is Phase.GATHERING:
+            raise CheckpointError(
+                "The state should be saved after `opt.step()`. Found a criterion call since the last step, whose "
+                "gradients no checkpoint holds: save after the last micro-batch of a step was stepped."
+            )
+        return {
+            "epoch": self.run.epoch,
+            "started_epoch": self._started_epoch,
+            "steps": self.run.steps,
+            "unimodal": self.run.unimodal.kind,
+            "methods": {method.name: method.state_dict() for method in self.hooks.methods},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned and `check_state` admitted."""
+        device = next(gradients.optimized(self.optimizer)).device
+        for method in self.hooks.methods:
+            method.load_state_dict(to_device(saved["methods"][method.name], device))
+        self.pending = None
+        self.run.steps = saved["steps"]
+        self.run.unimodal.kind = saved["unimodal"]
+        self._started_epoch = saved["started_epoch"]
+        self.move_to_epoch(saved["epoch"])
+
+    def check_state(self, saved: Mapping[str, Any]) -> None:
+        """Raise a CheckpointError unless a saved state is of these methods."""
+        ours, theirs = [method.name for method in self.hooks.methods], list(saved["methods"])
+        if ours != theirs:
+            raise CheckpointError(
+                f"The checkpoint should be of the methods {ours or ['none']}. Found {theirs or ['none']}: build "
+                "BalancedOptimizer with the same `method=`, or load only the inner part, "
+                "`opt.load_state_dict({k: v for k, v in saved.items() if k != 'modbalance'})`."
+            )
+        for method in self.hooks.methods:
+            method.check_state(saved["methods"][method.name])
+
+    def detach(self) -> None:
+        """Take all hooks off the model and drop all methods."""
+        self.capture.remove()
+        self.pending = None
+        self.hooks = Hooks([], self.run)
+        self.capture.enabled = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"pending": None, "hooks": self.hooks.methods}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connect(state["hooks"])
+
+    def _connect(self, methods: Sequence[Method]) -> None:
+        self.hooks = Hooks(methods, self.run)
+        if self.hooks.implementers("modbalance_inputs"):
+            self.capture.edit_inputs = self._edit_inputs
+        if self.hooks.implementers("modbalance_features"):
+            self.capture.edit_features = self._edit_features
+        if methods:
+            self.capture.attach()
+        self.move_to_epoch(self.run.epoch)
+
+    def _edit_inputs(self, forward: Forward) -> Mapping[str, Any] | None:
+        assert forward.inputs is not None
+        inputs = self.run.topology.inputs.read(*forward.inputs, self.run.modalities)
+        return self._edit("modbalance_inputs", forward, "inputs", inputs)
+
+    def _edit_features(self, forward: Forward) -> Mapping[str, Any] | None:
+        return self._edit("modbalance_features", forward, "features", forward.features)
+
+    def _edit(self, hook: str, forward: Forward, argument: str, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        current = values
+        batch = Batch(self.run, forward=forward, features=forward.features)
+        for method in self.hooks.implementers(hook, self.active):
+            new = self.hooks.call(method, hook, batch=batch, **{argument: current})
+            current = current if new is None else {**current, **new}
+        return None if current is values or self.run.dry_run else current
+
+    def _call_all(self, hook: str, methods: Sequence[Method], **arguments: Any) -> Any:
+        results = [result for _, result in self.hooks.call_each(hook, methods, **arguments)]
+        return results[-1] if results else None
+
+    def _check_needs(self) -> None:
+        replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
+        if len(replacing) > 1:
+            raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
+        if any(self.hooks.implementers(hook) for hook in ("modbalance_coefficients", "modbalance_gradients")):
+            self.run.topology.require_disjoint()
+        for method in self.hooks.methods:
+            self._check_need_of(method)
+
+    def _check_need_of(self, method: Method) -> None:
+        modalities = self.run.modalities
+        if len(modalities) < method.min_modalities:
+            raise ConfigError(
+                f"Method `{method.name}` needs at least {method.min_modalities} modalities. Found "
+                f"{list(modalities)}: pass `modalities={{'audio': 'audio_net', ...}}` with `model=`, or give the "
+                "parameter groups of the optimizer a key, {'params': ..., 'modality': 'audio'}."
+            )
+        if "model" in method.needs and self.run.model is None:
+            raise ConfigError(
+                f"Method `{method.name}` runs parts of the model itself. Found no model: pass `model=`, `modalities=` "
+                "and `fusion=` to BalancedOptimizer."
+            )

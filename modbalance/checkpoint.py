@@ -1,0 +1,71 @@
+"""What of a BalancedOptimizer is saved, and what a loaded state must fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+from modbalance.balancer import Balancer
+from modbalance.errors import CheckpointError, ModbalanceWarning
+from modbalance.gradients import optimized
+
+KEY = "modbalance"
+VERSION = 1
+
+
+class Checkpoint:
+    """The state of one optimizer: that of the inner one, and that of the methods under a key of its own."""
+
+    def __init__(self, inner: Optimizer, balancer: Balancer) -> None:
+        self.inner = inner
+        self.balancer = balancer
+
+    def save(self) -> dict[str, Any]:
+        """Return the state; tensors, numbers, strings, and containers of them."""
+        own = {"version": VERSION, "shapes": self._shapes(), **self.balancer.state_dict()}
+        return {**self.inner.state_dict(), KEY: own}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Restore the state, or raise a CheckpointError and leave everything as it was."""
+        own = saved.get(KEY)
+        inner = {name: value for name, value in saved.items() if name != KEY}
+        if own is not None:
+            self._check(own)
+        elif self.balancer.hooks.methods:
+            warnings.warn(
+                "The loaded state holds nothing of modbalance: the inner optimizer is restored, epoch, averages and "
+                "noise of the method start afresh.",
+                ModbalanceWarning,
+                stacklevel=4,
+            )
+        if inner:
+            self.inner.load_state_dict(inner)
+        if own is not None:
+            self.balancer.load_state_dict(own)
+
+    def _check(self, own: Mapping[str, Any]) -> None:
+        if own.get("version") != VERSION:
+            raise CheckpointError(
+                f"The checkpoint should be of format version {VERSION}. Found {own.get('version')!r}: load it with the "
+                "release of modbalance that wrote it."
+            )
+        shapes = self._shapes()
+        if own["shapes"] != shapes:
+            pairs = zip(own["shapes"], shapes, strict=False)
+            first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own["shapes"]), len(shapes)))
+            raise CheckpointError(
+                f"The checkpoint should be of this model, with {len(shapes)} parameters. Found one with "
+                f"{len(own['shapes'])}; the first difference is parameter {first}: "
+                f"{_at(own['shapes'], first)} in the checkpoint, {_at(shapes, first)} here."
+            )
+        self.balancer.check_state(own)
+
+    def _shapes(self) -> list[list[int]]:
+        return [list(parameter.shape) for parameter in optimized(self.inner)]
+
+
+def _at(shapes: list[list[int]], index: int) -> str:
+    return f"shape {tuple(shapes[index])}" if index < len(shapes) else "none"

@@ -1,0 +1,158 @@
+"""The loss function handed to users: theirs, with eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from modbalance import scores
+from modbalance.capture import Forward
+from modbalance.errors import ConfigError, ObservationError, suggest
+from modbalance.records import Batch
+
+if TYPE_CHECKING:
+    from modbalance.balancer import Balancer
+
+LogitsOf = Callable[[Any], Tensor] | str | int
+
+
+class Criterion(nn.Module):
+    """A loss function that lets the methods of an optimizer observe training batches.
+
+    In evaluation, and outside of every method's window, it is exactly the user's loss. Build it by
+    `BalancedOptimizer.criterion`.
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        loss_fn: Callable[..., Tensor],
+        logits_of: LogitsOf | None = None,
+        score: scores.Score | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss_fn = loss_fn
+        self._balancer = balancer
+        self._logits_of = logits_of
+        self._score = scores.resolve(score, loss_fn)
+        self._scores_classes = score is None or score == "softmax"
+
+    def forward(
+        self,
+        output: Any,
+        target: Any,
+        *args: Any,
+        features: Mapping[str, Tensor] | None = None,
+        unimodal_logits: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the loss, 0-dim.
+
+        Args:
+            output: What the model returned; the logits, (B, C, ...), unless `logits_of=` picks them out of it.
+            target: Passed on to the loss; class indices or probabilities for the default score.
+            args: Passed on to the loss.
+            features: By modality, (B, ..., D_i), where no hook can see them; the live tensors, with graph.
+            unimodal_logits: By modality, (B, C, ...), where they are known already.
+            present: By modality, boolean (B,): which samples have it; a modality left out has all.
+            kwargs: Passed on to the loss.
+
+        Raises:
+            ConfigError: The output holds no logits, or the target does not fit the score.
+            ObservationError: A method needs what was neither seen nor given.
+        """
+        logits = self.pick_logits(output)
+
+        def task_loss(chosen: Tensor) -> Tensor:
+            return self.loss_fn(chosen, target, *args, **kwargs)
+
+        if not self._is_training(logits):
+            return self._balancer.evaluate(Batch(self._balancer.run, logits=logits, target=target, task_loss=task_loss))
+        batch = self._batch(logits, target, features, unimodal_logits, present)
+        batch.task_loss = task_loss
+        return self._balancer.criterion(batch)
+
+    def observe(self, loss: Tensor, output: Any, target: Any, **given: Any) -> Tensor:
+        """Let the methods observe a batch whose loss is computed already, and return that loss."""
+        logits = self.pick_logits(output)
+        return self._balancer.criterion(self._batch(logits, target, **given), loss) if self._is_training(loss) else loss
+
+    def pick_logits(self, output: Any) -> Tensor:
+        """Return the logits in the model's output."""
+        chosen = output
+        if callable(self._logits_of):
+            chosen = self._logits_of(output)
+        elif isinstance(self._logits_of, str) and not isinstance(output, Mapping):
+            chosen = getattr(output, self._logits_of, None)
+        elif self._logits_of is not None:
+            chosen = output[self._logits_of]
+        if isinstance(chosen, Tensor):
+            return chosen
+        raise ConfigError(
+            f"The criterion should receive the logits as a tensor. Found {type(chosen).__name__}: say which part of "
+            "the model's output they are, `opt.criterion(loss_fn, logits_of=0)`, `logits_of='logits'` or a callable."
+        )
+
+    def _is_training(self, differentiable: Tensor) -> bool:
+        balancer, model = self._balancer, self._balancer.run.model
+        if not (torch.is_grad_enabled() and differentiable.requires_grad and (model is None or model.training)):
+            balancer.note_evaluation()
+            return False
+        balancer.note_training()
+        return bool(balancer.active)
+
+    def _batch(
+        self,
+        logits: Tensor,
+        target: Any,
+        features: Mapping[str, Tensor] | None = None,
+        unimodal_logits: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Batch:
+        balancer = self._balancer
+        run = balancer.run
+        if self._scores_classes and any("target" in method.needs for method in balancer.active):
+            scores.check_classes(logits, target)
+        forward = self._forward_of(logits)
+        return Batch(
+            run,
+            forward=forward,
+            features=forward.features if features is None else _complete(features, run.modalities, "features"),
+            logits=logits,
+            target=target,
+            scorer=self._score,
+            present=_checked_masks(present or {}, run.modalities, len(logits)),
+            given_logits=unimodal_logits and _complete(unimodal_logits, run.modalities, "unimodal_logits"),
+        )
+
+    def _forward_of(self, logits: Tensor) -> Forward:
+        capture = self._balancer.capture
+        forward = capture.forward
+        if forward is None or (forward.is_unseen and forward.logits is not logits):
+            forward = capture.forward = Forward()
+        forward.logits, forward.logits_of = logits, self.pick_logits
+        return forward
+
+
+def _complete(values: Mapping[str, Tensor], modalities: Sequence[str], name: str) -> dict[str, Tensor]:
+    if set(values) != set(modalities):
+        raise ObservationError(
+            f"`{name}=` should hold a tensor for each of {list(modalities)}. Found {sorted(values)}."
+        )
+    return {modality: values[modality] for modality in modalities}
+
+
+def _checked_masks(masks: Mapping[str, Tensor], modalities: Sequence[str], size: int) -> Mapping[str, Tensor]:
+    for name, mask in masks.items():
+        if name not in modalities:
+            raise ConfigError(f"`present=` should name modalities. {suggest(name, modalities)} Found {name!r}.")
+        if mask.dtype != torch.bool or mask.shape != (size,):
+            raise ConfigError(
+                f"`present[{name!r}]` should be boolean of shape ({size},), one flag per sample. "
+                f"Found {mask.dtype} of shape {tuple(mask.shape)}."
+            )
+    return masks

@@ -1,0 +1,43 @@
+"""The only place with collectives: sums over ranks, in one all-reduce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Ranks:
+    """The ranks that train one model together: those of its DDP process group, else the default group."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._group: Any = getattr(model, "process_group", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_group": None}  # a process group belongs to its process
+
+    @property
+    def count(self) -> int:
+        """Number of ranks, 1 without torch.distributed."""
+        return dist.get_world_size(self._group) if dist.is_available() and dist.is_initialized() else 1
+
+    def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return each tensor summed over the ranks; shapes and dtypes are kept, inputs are left alone."""
+        if self.count == 1 or not tensors:
+            return list(tensors)
+        wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+        flat = torch.cat([tensor.detach().reshape(-1).to(tensors[0].device, wide) for tensor in tensors])
+        dist.all_reduce(flat, group=self._group)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        return [part.reshape(t.shape).to(t.device, t.dtype) for part, t in zip(parts, tensors, strict=True)]
+
+    def minimum(self, vote: int, device: torch.device) -> int:
+        """Return the smallest vote of all ranks (one host read)."""
+        if self.count == 1:
+            return vote
+        votes = torch.tensor(vote, device=device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self._group)
+        return int(votes)

@@ -1,0 +1,47 @@
+"""Every error and warning of modbalance: what was expected, what was found, and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ModbalanceError(Exception):
+    """Base class of all errors that modbalance raises."""
+
+
+class ConfigError(ModbalanceError, ValueError):
+    """Something given to a constructor does not fit: an option, a path, a module, a combination."""
+
+
+class UnknownMethodError(ModbalanceError, LookupError):
+    """No installed distribution offers a method of that name."""
+
+
+class PluginConflictError(ModbalanceError):
+    """Two installed distributions offer a method of the same name."""
+
+
+class PluginLoadError(ModbalanceError):
+    """A plugin cannot be imported, or what it offers is not a valid method."""
+
+
+class ObservationError(ModbalanceError, RuntimeError):
+    """A method needs something in this step that it was not shown."""
+
+
+class CheckpointError(ModbalanceError, ValueError):
+    """A state does not belong to this optimizer, or cannot be saved at this moment."""
+
+
+class ModbalanceWarning(UserWarning):
+    """Training goes on, but probably not as intended."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the names nearest to ``name``, or with all that are known."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return "Did you mean " + " or ".join(f"`{match}`" for match in near) + "?"
+    return "Known: " + (", ".join(f"`{each}`" for each in known) or "none") + "."

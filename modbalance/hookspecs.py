@@ -1,0 +1,96 @@
+"""Every hook that a method may implement, in the order in which they fire. This file is the plugin reference.
+
+All hooks are optional, and an implementation may take any subset of the arguments. Hooks of several methods run in
+the order in which the methods were given, each seeing the result of the one before. No hook may read a tensor on the
+host (`.item()`, `.cpu()`, `if tensor`): a branch on data is `torch.where`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modbalance.method import Method
+    from modbalance.records import Batch, EpochData, Run, Step
+
+NAME = "modbalance"
+hookspec = pluggy.HookspecMarker(NAME)
+hookimpl = pluggy.HookimplMarker(NAME)
+
+
+@hookspec
+def modbalance_methods() -> Sequence[type[Method]]:
+    """Return the method classes of a plugin module. Called at discovery, on the module itself."""
+
+
+@hookspec
+def modbalance_setup(run: Run) -> None:
+    """Build what the method needs: probes, snapshots. Called once, after the model is attached.
+
+    Modules built here stay outside the user's model and must be equal on all ranks: draw from `run.generator`.
+    """
+
+
+@hookspec
+def modbalance_epoch_start(run: Run, epoch: int) -> None:
+    """Prepare an epoch (0-based): draw an order, set a phase. Called before the first batch of it is observed."""
+
+
+@hookspec
+def modbalance_inputs(batch: Batch, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Replace inputs of the model, by modality. Called before the model's forward; `None` keeps them."""
+
+
+@hookspec
+def modbalance_features(batch: Batch, features: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+    """Replace features where they enter the fusion, by modality, each (B, ..., D_i). `None` keeps them."""
+
+
+@hookspec
+def modbalance_observe(batch: Batch) -> Mapping[str, Tensor]:
+    """Return named sums over this batch. Called in the criterion.
+
+    The core adds them over micro-batches and over ranks (one all-reduce a step): `step.stats` in later hooks.
+    """
+
+
+@hookspec
+def modbalance_logits(batch: Batch) -> Tensor | None:
+    """Replace the fused logits, same shape. Called in the criterion, before the task loss; one method at most.
+
+    Fires in evaluation too where the method sets `acts_in_eval`.
+    """
+
+
+@hookspec
+def modbalance_losses(batch: Batch) -> Mapping[str, Tensor]:
+    """Return named 0-dim terms that are added to the task loss. Called in the criterion, after the task loss."""
+
+
+@hookspec
+def modbalance_coefficients(step: Step) -> Mapping[str, Tensor]:
+    """Return a 0-dim coefficient by modality. Called in `modulate()`, gradients still unmodulated.
+
+    The core multiplies the gradients of the encoder by it, where `Method.modulates` says so. A coefficient that is
+    NaN or infinite acts as 1 and is counted in `metrics()`.
+    """
+
+
+@hookspec
+def modbalance_gradients(step: Step) -> None:
+    """Edit gradients in place: noise, closed-form terms, a conditional clip. Called after the coefficients."""
+
+
+@hookspec
+def modbalance_after_step(step: Step) -> None:
+    """Commit state: averages, probe steps. Called after an inner step that really happened."""
+
+
+@hookspec
+def modbalance_epoch_end(run: Run, epoch: int, data: EpochData) -> None:
+    """Look at data or metrics, edit weights. Called by `opt.end_epoch()`, before the epoch advances."""

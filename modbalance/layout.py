@@ -1,0 +1,168 @@
+"""Where modalities stand in a call: among the inputs of a model, and among the arguments of a fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modbalance.errors import ConfigError
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Place = int | str
+
+
+def split_features(
+    args: Args, kwargs: Kwargs, modalities: Sequence[str], sizes: Sequence[int] | None
+) -> dict[str, Tensor]:
+    """Return the features by modality from the arguments with which the fusion is called.
+
+    Admitted are one tensor argument per modality (keywords named as the modalities go by name, others by order), one
+    list, tuple or dict of them, or one tensor concatenated along its last dimension, if ``sizes`` are given.
+
+    Raises:
+        ConfigError: The arguments cannot be split without guessing.
+    """
+    tensors, keys = _feature_arguments(args, kwargs)
+    if len(tensors) == 1 and len(modalities) > 1:
+        return _split_concatenated(tensors[0], modalities, sizes)
+    if len(tensors) != len(modalities):
+        raise ConfigError(
+            f"The fusion should receive one tensor for each of {list(modalities)}, or one concatenated tensor. "
+            f"Found {len(tensors)} tensors among {len(args)} positional and {len(kwargs)} keyword arguments: "
+            "name the submodule that receives the features in `fusion=`, or pass a callable from features to logits."
+        )
+    if set(keys) == set(modalities):
+        return {name: tensors[keys.index(name)] for name in modalities}
+    return dict(zip(modalities, tensors, strict=True))
+
+
+def replace_features(
+    args: Args, kwargs: Kwargs, features: Mapping[str, Tensor], modalities: Sequence[str]
+) -> tuple[Args, Kwargs]:
+    """Return the arguments of the fusion's call with other features in the places of the original ones."""
+    tensors, keys = _feature_arguments(args, kwargs)
+    ordered = [features[name] for name in modalities]
+    if not tensors:
+        return tuple(ordered), kwargs
+    if len(tensors) == 1 and len(modalities) > 1:
+        ordered = [torch.cat(ordered, dim=-1)]
+    elif set(keys) == set(modalities):
+        ordered = [features[str(key)] for key in keys]
+    if _is_container(args, kwargs):
+        container = args[0]
+        new = dict(zip(container, ordered, strict=True)) if isinstance(container, dict) else type(container)(ordered)
+        return (new,), kwargs
+    fresh = iter(ordered)
+    return (
+        tuple(next(fresh) if isinstance(value, Tensor) else value for value in args),
+        {key: next(fresh) if isinstance(value, Tensor) else value for key, value in kwargs.items()},
+    )
+
+
+def _feature_arguments(args: Args, kwargs: Kwargs) -> tuple[list[Tensor], list[Place]]:
+    items: list[tuple[Place, Any]] = [*enumerate(args), *kwargs.items()]
+    if _is_container(args, kwargs):
+        items = list(args[0].items() if isinstance(args[0], dict) else enumerate(args[0]))
+    found = [(key, value) for key, value in items if isinstance(value, Tensor)]
+    return [value for _, value in found], [key for key, _ in found]
+
+
+def _is_container(args: Args, kwargs: Kwargs) -> bool:
+    return len(args) == 1 and not kwargs and isinstance(args[0], list | tuple | dict)
+
+
+def _split_concatenated(tensor: Tensor, modalities: Sequence[str], sizes: Sequence[int] | None) -> dict[str, Tensor]:
+    if sizes is None:
+        raise ConfigError(
+            f"The fusion receives one tensor of shape {tuple(tensor.shape)} for {list(modalities)}, and the sizes of "
+            "its parts are never guessed. Pass `feature_sizes=`, such as "
+            f"{{{', '.join(f'{name!r}: ...' for name in modalities)}}}."
+        )
+    if tensor.shape[-1] != sum(sizes):
+        raise ConfigError(
+            f"`feature_sizes` should add up to the last dimension of the fusion's input, {tensor.shape[-1]}. "
+            f"Found {dict(zip(modalities, sizes, strict=True))}, which add up to {sum(sizes)}."
+        )
+    return dict(zip(modalities, torch.split(tensor, list(sizes), dim=-1), strict=True))
+
+
+class Inputs:
+    """Which arguments of the model's forward belong to a modality, and what stands for a missing one.
+
+    Args:
+        places: By modality a position, a name, or a tuple of them; ``None``: positions in fusion order.
+        mask_value: Number that a removed input is filled with, or a mapping by modality.
+    """
+
+    def __init__(
+        self, places: Mapping[str, Place | Sequence[Place]] | None, mask_value: float | Mapping[str, float] = 0.0
+    ) -> None:
+        self._places = places
+        self._mask_value = mask_value
+
+    def places(self, modality: str, modalities: Sequence[str], kwargs: Kwargs) -> tuple[Place, ...]:
+        """Return the positions and names of a modality's arguments."""
+        if self._places is None:
+            return (modality,) if modality in kwargs else (list(modalities).index(modality),)
+        if modality not in self._places:
+            raise ConfigError(
+                f"Parameter `inputs` should give the arguments of {modality!r}. Found {dict(self._places)}."
+            )
+        place = self._places[modality]
+        return (place,) if isinstance(place, int | str) else tuple(place)
+
+    def read(self, args: Args, kwargs: Kwargs, modalities: Sequence[str]) -> dict[str, Any]:
+        """Return the inputs by modality: one value, or a tuple where a modality has several arguments."""
+        found = {}
+        for modality in modalities:
+            values = tuple(_get(args, kwargs, place) for place in self.places(modality, modalities, kwargs))
+            found[modality] = values[0] if len(values) == 1 else values
+        return found
+
+    def write(
+        self, args: Args, kwargs: Kwargs, modalities: Sequence[str], new: Mapping[str, Any]
+    ) -> tuple[Args, Kwargs]:
+        """Return the arguments with the inputs in ``new`` put in their places."""
+        positional, named = list(args), dict(kwargs)
+        for modality, value in new.items():
+            places = self.places(modality, modalities, kwargs)
+            for place, item in zip(places, value if len(places) > 1 else (value,), strict=True):
+                if isinstance(place, int):
+                    positional[place] = item
+                else:
+                    named[place] = item
+        return tuple(positional), named
+
+    def masked(
+        self, args: Args, kwargs: Kwargs, modalities: Sequence[str], present: Collection[str]
+    ) -> tuple[Args, Kwargs]:
+        """Return the arguments with the inputs of all modalities but ``present`` filled with the mask value."""
+        removed = {name: v for name, v in self.read(args, kwargs, modalities).items() if name not in present}
+        new = {name: _map(value, self._mask(name)) for name, value in removed.items()}
+        return self.write(args, kwargs, modalities, new)
+
+    def _mask(self, modality: str) -> Callable[[Tensor], Tensor]:
+        value = self._mask_value
+        number = value.get(modality, 0.0) if isinstance(value, Mapping) else value
+        return lambda tensor: torch.full_like(tensor, number)
+
+
+def _get(args: Args, kwargs: Kwargs, place: Place) -> Any:
+    if isinstance(place, int) and place < len(args):
+        return args[place]
+    if isinstance(place, str) and place in kwargs:
+        return kwargs[place]
+    raise ConfigError(
+        f"Parameter `inputs` should name arguments of the model's forward. Found {place!r}, but the call has "
+        f"{len(args)} positional arguments and the keywords {sorted(kwargs)}."
+    )
+
+
+def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(function(item) for item in value)
+    return function(value)

@@ -1,0 +1,194 @@
+"""What a method is: a class of options and hooks, one per paper."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, Literal, Self, cast
+
+import attrs
+import torch
+from torch import Tensor
+
+from modbalance.errors import CheckpointError, ConfigError, suggest
+
+Preset = Literal["official", "paper"]
+Check = Callable[[Any], str | None]
+
+
+def gt(bound: float) -> Check:
+    """Check for a number above ``bound``."""
+    return lambda value: None if _is_number(value) and value > bound else f"a number > {bound}"
+
+
+def ge(bound: float) -> Check:
+    """Check for a number of at least ``bound``."""
+    return lambda value: None if _is_number(value) and value >= bound else f"a number >= {bound}"
+
+
+def between(low: float, high: float) -> Check:
+    """Check for a number in the closed interval from ``low`` to ``high``."""
+    return lambda value: None if _is_number(value) and low <= value <= high else f"a number in [{low}, {high}]"
+
+
+def integer(low: int) -> Check:
+    """Check for a whole number of at least ``low``."""
+    return lambda value: (
+        None if isinstance(value, int) and not isinstance(value, bool) and value >= low else f"an integer >= {low}"
+    )
+
+
+def one_of(*choices: Any, or_callable: bool = False) -> Check:
+    """Check for one of ``choices``, or for a callable where ``or_callable`` is set."""
+    expected = "one of " + ", ".join(map(repr, choices)) + (" or a callable" if or_callable else "")
+    return lambda value: None if (value in choices or (or_callable and callable(value))) else expected
+
+
+def optional(check: Check) -> Check:
+    """Check for ``None`` or what ``check`` admits."""
+
+    def admit(value: Any) -> str | None:
+        expected = None if value is None else check(value)
+        return expected and f"None or {expected}"
+
+    return admit
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) -> Any:
+    """Declare an option of a method.
+
+    Args:
+        default: Value of the official preset: what the authors' code does.
+        check: Returns ``None`` for a valid value, else the words for what is expected (``gt``, ``one_of``, ...).
+        doc: One phrase with unit and range; it is what `modbalance show METHOD` and the docs print.
+        paper: Value of the paper preset, where the paper says something else than its code.
+    """
+
+    def validate(method: Method, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if expected := check(value):
+            raise ConfigError(
+                f"Option `{attribute.name}` of method `{method.name}` should be {expected}. "
+                f"Found `{attribute.name} = {value!r}`."
+            )
+
+    metadata = {"doc": doc, "paper": default if paper is attrs.NOTHING else paper}
+    return attrs.field(default=default, validator=validate, metadata=metadata)
+
+
+def state(default: Any) -> Any:
+    """Declare state of a method: a tensor, number, string, ``None``, or a dict of these.
+
+    Declared state is saved and restored with the optimizer; change it in ``modbalance_after_step`` and in the epoch
+    hooks only, so that a step which never happens leaves no trace.
+    """
+    return attrs.field(factory=lambda: copy.deepcopy(default), init=False, metadata={"state": True})
+
+
+@attrs.define(eq=False, kw_only=True)
+class Method:
+    """Base class of all methods: subclass it, declare options, implement hooks (`modbalance.hookspecs`).
+
+    Class attributes:
+        name: Name of the method, equal to the name of its entry point.
+        needs: What the hooks use, checked when the optimizer is built: any of ``unimodal_logits``, ``features``,
+            ``target``, ``loss_fn``, ``model``.
+        min_modalities: Smallest number of modalities that the method is defined for.
+        acts_in_eval: Whether the method replaces the logits in evaluation too.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[Collection[str]] = frozenset()
+    min_modalities: ClassVar[int] = 1
+    acts_in_eval: ClassVar[bool] = False
+
+    @classmethod
+    def configure(cls, preset: Preset = "official", **options: Any) -> Self:
+        """Return a method with the options of ``preset``, overridden by ``options``.
+
+        Raises:
+            ConfigError: An option is unknown or out of its range, or the preset is unknown.
+        """
+        declared = cls.options()
+        if preset not in ("official", "paper"):
+            raise ConfigError(f"Parameter `preset` should be 'official' or 'paper'. Found `preset = {preset!r}`.")
+        for name in options:
+            if name not in declared:
+                raise ConfigError(f"Method `{cls.name}` has no option `{name}`. {suggest(name, declared)}")
+        base = {name: field.metadata["paper"] for name, field in declared.items()} if preset == "paper" else {}
+        return cls(**(base | options))
+
+    @classmethod
+    def options(cls) -> dict[str, attrs.Attribute[Any]]:
+        """Return the declared options by name."""
+        return {field.name: field for field in attrs.fields(cast(Any, cls)) if "doc" in field.metadata}
+
+    def is_active(self, epoch: int) -> bool:
+        """Whether any hook fires in this 0-based epoch; outside, the optimizer is bitwise the inner one."""
+        return True
+
+    def modulates(self, name: str, parameter: Tensor) -> bool:
+        """Whether the coefficient of a modality applies to this parameter of its encoder."""
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the declared state."""
+        return {name: _to_host_structure(getattr(self, name)) for name in self._state_names()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore the declared state from what `check_state` admitted."""
+        for name, value in saved.items():
+            setattr(self, name, copy.deepcopy(value))
+
+    def check_state(self, saved: Mapping[str, Any]) -> None:
+        """Raise a CheckpointError unless ``saved`` holds just the state that this method declares."""
+        if set(saved) != set(self._state_names()):
+            raise CheckpointError(
+                f"The saved state of method `{self.name}` should hold {sorted(self._state_names())}. "
+                f"Found {sorted(saved)}: it was written by another version of the method."
+            )
+
+    @classmethod
+    def _state_names(cls) -> list[str]:
+        return [field.name for field in attrs.fields(cast(Any, cls)) if "state" in field.metadata]
+
+
+@attrs.define(eq=False, kw_only=True)
+class WindowedMethod(Method):
+    """A method that acts in the epochs ``start_epoch`` to ``end_epoch``, both inclusive and 0-based."""
+
+    start_epoch: int = option(0, integer(0), "first epoch of the window, 0-based, inclusive")
+    end_epoch: int | None = option(
+        None, optional(integer(0)), "last epoch of the window, 0-based, inclusive; None: no end"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.end_epoch is not None and self.end_epoch < self.start_epoch:
+            raise ConfigError(
+                f"Option `end_epoch` of method `{self.name}` should be >= start_epoch = {self.start_epoch}. "
+                f"Found `end_epoch = {self.end_epoch}`."
+            )
+
+    def is_active(self, epoch: int) -> bool:
+        """Whether ``epoch`` lies in the window."""
+        return self.start_epoch <= epoch and (self.end_epoch is None or epoch <= self.end_epoch)
+
+
+def _to_host_structure(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _to_host_structure(item) for key, item in value.items()}
+    return value
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Return ``value`` with every tensor in it on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value

@@ -1,0 +1,41 @@
+"""Warnings that are given once per optimizer."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch.optim import Optimizer
+
+from modbalance.errors import ModbalanceWarning
+
+MISSING_CRITERION = (
+    "`step()` found no criterion call since the last step, so the gradients stay as they are and {methods} does not "
+    "act. Take the loss from `criterion = opt.criterion(loss_fn)` and call the model in training mode; outside of a "
+    "method's window nothing is needed. Given once."
+)
+EPOCH_NEVER_MOVES = (
+    "Training has alternated with evaluation, but `opt.epoch` is still 0, and {methods} acts in a window of epochs. "
+    "Call `opt.end_epoch()` after each epoch, or set `opt.epoch`. Given once."
+)
+ADAM_INVARIANCE = (
+    "{methods} scales gradients, and {optimizer} divides them by their own running size, so that a constant scale has "
+    "almost no effect on it; what remains is the effect of changes of the scale. SGD shows the full effect."
+)
+
+
+class Notices:
+    """Gives each warning once."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def give(self, message: str, **words: str) -> None:
+        """Warn with ``message``, unless that was done before."""
+        if message not in self._given:
+            self._given.add(message)
+            warnings.warn(message.format(**words), ModbalanceWarning, stacklevel=4)
+
+
+def is_adam_family(optimizer: Optimizer) -> bool:
+    """Whether the update of ``optimizer`` is nearly invariant to the scale of gradients."""
+    return any("adam" in cls.__name__.lower() for cls in type(optimizer).__mro__)

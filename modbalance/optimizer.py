@@ -1,0 +1,329 @@
+"""BalancedOptimizer: a torch optimizer around a torch optimizer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from modbalance import notices
+from modbalance.balancer import Balancer
+from modbalance.checkpoint import Checkpoint
+from modbalance.criterion import Criterion, LogitsOf
+from modbalance.describe import describe
+from modbalance.distributed import Ranks
+from modbalance.errors import ConfigError
+from modbalance.gradients import optimized
+from modbalance.layout import Inputs, Place
+from modbalance.method import Preset
+from modbalance.records import EpochData, Run
+from modbalance.registry import MethodSpec, build_methods
+from modbalance.scores import Score
+from modbalance.telemetry import Telemetry
+from modbalance.topology import Fusion, Parts, Topology
+from modbalance.unimodal import Unimodal, UnimodalSpec
+
+
+class BalancedOptimizer(Optimizer):
+    """Wraps an optimizer so that a method of balanced multimodal learning modulates the training.
+
+    A step does, in this order:
+
+    1. run the closure, if there is one;
+    2. `modulate()`, unless it was called by hand: reduce the statistics over ranks, apply the coefficients of each
+       method, let each method edit gradients;
+    3. clip the joint gradient norm, if `clip_grad_norm` is set;
+    4. step the inner optimizer;
+    5. commit what the methods learned in this step.
+
+    Learning-rate schedulers, GradScaler, DDP, `torch.compile` and checkpointing take it like any optimizer. Parameter
+    groups, state and defaults are those of the inner optimizer, shared, not copied.
+
+    Args:
+        inner: The optimizer that updates the parameters.
+        method: A name (`modbalance list` shows them; ``"none"`` changes nothing), a `Method` object, or a list of
+            either. Methods of a list act in its order.
+        model: The model: bare, wrapped by DDP or compiled. Paths are those of the bare module.
+        modalities: Encoder of each modality, in fusion order: a path, a module or a list of them. Without it,
+            parameter groups carry a key ``"modality"``.
+        fusion: Where unimodal features become logits: a path, a module, a list applied in sequence, or a callable.
+        feature_sizes: Sizes of the parts where the fusion receives one concatenated tensor, by modality or in order.
+        inputs: Which arguments of the model's forward belong to a modality; default: positional, in order.
+        mask_value: What a removed input is filled with; a number, or a number by modality.
+        unimodal: How unimodal logits are obtained: ``"auto"``, ``"slice"``, ``"zero"``, a mapping to own heads, or a
+            callable from features to logits; see `modbalance.unimodal.Unimodal`.
+        preset: ``"official"``, the authors' code, or ``"paper"``, where the paper says something else.
+        apply: ``"gradient"``: coefficients scale gradients.
+        clip_grad_norm: Largest joint L2 norm of the gradients, > 0; larger ones are scaled down after modulation.
+        dry_run: Compute and log everything, and change nothing.
+        check_finite: Raise when a loss is not finite, at the price of one host read per step.
+        options: The method's options, where ``method`` is a name.
+
+    Raises:
+        ConfigError: An argument or an option does not fit; the message says what was expected.
+        UnknownMethodError: No installed plugin offers the method.
+        PluginConflictError: Two installed plugins offer it.
+        PluginLoadError: Its plugin cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        inner: Optimizer,
+        method: MethodSpec,
+        *,
+        model: nn.Module | None = None,
+        modalities: Mapping[str, Parts] | None = None,
+        fusion: Fusion | None = None,
+        feature_sizes: Mapping[str, int] | Sequence[int] | None = None,
+        inputs: Mapping[str, Place | Sequence[Place]] | None = None,
+        mask_value: float | Mapping[str, float] = 0.0,
+        unimodal: UnimodalSpec = "auto",
+        preset: Preset = "official",
+        apply: Literal["gradient"] = "gradient",
+        clip_grad_norm: float | None = None,
+        dry_run: bool = False,
+        check_finite: bool = False,
+        **options: Any,
+    ) -> None:
+        if not isinstance(inner, Optimizer):
+            raise ConfigError(f"Parameter `inner` should be a torch optimizer. Found {type(inner).__name__}.")
+        if apply != "gradient":
+            raise ConfigError(f"Parameter `apply` should be 'gradient'. Found `apply = {apply!r}`.")
+        if clip_grad_norm is not None and not clip_grad_norm > 0:
+            raise ConfigError(f"Parameter `clip_grad_norm` should be > 0. Found `clip_grad_norm = {clip_grad_norm}`.")
+        self._inner = inner
+        self._clip_grad_norm = clip_grad_norm
+        # Builds torch's hook tables only; Optimizer.__init__ would empty the state of the inner optimizer.
+        Optimizer.__setstate__(self, {})
+        topology = Topology(inner, model, modalities, fusion, feature_sizes, Inputs(inputs, mask_value))
+        ranks = Ranks(model)
+        run = Run(topology, Unimodal(unimodal, topology, ranks), ranks, Telemetry(), self._optimized_ids, dry_run)
+        methods = build_methods(method, preset, options)
+        self._balancer = Balancer(methods, run, inner, check_finite=check_finite)
+        self._warn_of_invariance()
+
+    # What users call
+
+    def criterion(
+        self, loss_fn: Callable[..., Tensor], *, logits_of: LogitsOf | None = None, score: Score | str | None = None
+    ) -> Criterion:
+        """Return the loss function through which the methods see training batches.
+
+        Args:
+            loss_fn: The user's loss, called as ``loss_fn(logits, target, *args, **kwargs)``.
+            logits_of: Where the logits are in the model's output: a key, an attribute, an index or a callable.
+            score: What "how well does this modality do" means: ``None`` (softmax probability of the target class),
+                ``"binary"``, ``"multilabel"``, ``"regression"``, or a callable `(logits, target) -> (score, mask)`.
+        """
+        return Criterion(self._balancer, loss_fn, logits_of, score)
+
+    def observe(
+        self,
+        loss: Tensor,
+        *,
+        logits: Tensor,
+        target: Any,
+        features: Mapping[str, Tensor] | None = None,
+        unimodal_logits: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        score: Score | str | None = None,
+    ) -> Tensor:
+        """Return ``loss``, having let the methods observe it; for losses computed inside the model or of many terms.
+
+        Arguments are those of the criterion, see `modbalance.criterion.Criterion.forward`.
+        """
+        given = {"features": features, "unimodal_logits": unimodal_logits, "present": present}
+        return Criterion(self._balancer, _no_loss, None, score).observe(loss, logits, target, **given)
+
+    def modulate(self) -> None:
+        """Turn gradients into modulated gradients, once per step; needed only before a clip by hand."""
+        self._balancer.modulate()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step: closure, modulate, clip, inner step, commit. Returns what the closure returns."""
+        if closure is not None and _requires_closure(self._inner):
+            result = self._inner.step(lambda: self._evaluate(closure))
+        else:
+            result = self._evaluate(closure)
+            self._inner.step()
+        self._balancer.commit()
+        return result
+
+    def end_epoch(
+        self,
+        *,
+        train: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
+        metrics: Mapping[str, Mapping[str, float]] | None = None,
+        forward: Callable[[nn.Module, Any], tuple[Tensor, Any]] | None = None,
+    ) -> None:
+        """End an epoch: methods that act between epochs do so, and `epoch` advances by one.
+
+        Args:
+            train: Loader of training batches, for methods that look at data.
+            val: Loader of validation batches, likewise.
+            metrics: ``{"loss": {modality: float}, "accuracy": {...}}``, for methods that need numbers only.
+            forward: ``(model, batch) -> (logits, target)``; default ``model(*batch[:-1]), batch[-1]``, moved to the
+                device of the model.
+        """
+        self._balancer.end_epoch(EpochData(train, val, metrics, forward or _default_forward))
+
+    @property
+    def epoch(self) -> int:
+        """Current epoch, 0-based; settable. Windows count in it."""
+        return self._balancer.run.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        if not isinstance(epoch, int) or epoch < 0:
+            raise ConfigError(f"`opt.epoch` should be an integer >= 0. Found {epoch!r}.")
+        self._balancer.move_to_epoch(epoch)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the latest logged values, ``<method>/<quantity>/<modality>``; the only call that reads tensors."""
+        return self._balancer.run.telemetry.read()
+
+    def describe(self) -> str:
+        """Return a readable account of modalities, parameters, methods, hooks, their order, and clips."""
+        return describe(self._balancer, self._inner, self._clip_grad_norm)
+
+    def remove(self) -> None:
+        """Take all hooks off the model. The wrapper goes on as a plain optimizer."""
+        self._balancer.detach()
+
+    # What torch calls
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the inner optimizer."""
+        return self._inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self._inner.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """State of the inner optimizer."""
+        return self._inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._inner.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of the inner optimizer."""
+        return self._inner.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self._inner.defaults = defaults
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients. Statistics of the current step are kept: a closure may call this after the criterion."""
+        self._inner.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the inner optimizer."""
+        self._inner.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner optimizer's state, flat as torch's, plus the key ``modbalance``.
+
+        Raises:
+            CheckpointError: Between the micro-batches of one step.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        saved = Checkpoint(self._inner, self._balancer).save()
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            changed = post_hook(self, saved)
+            saved = saved if changed is None else changed
+        return saved
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a state; a plain inner state, or the key ``modbalance`` alone, restores just that part.
+
+        Raises:
+            CheckpointError: The state is of another method, model or version; nothing is changed.
+        """
+        saved = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, saved)
+            saved = saved if changed is None else changed
+        Checkpoint(self._inner, self._balancer).load(saved)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __repr__(self) -> str:
+        methods = [method.name for method in self._balancer.hooks.methods] or ["none"]
+        return f"BalancedOptimizer({'+'.join(methods)}, {self._inner!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hook tables are rebuilt; a scheduler's wrapper around `step` belongs to this object.
+        return {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        super().__setstate__({})
+        self._balancer.run.optimized = self._optimized_ids
+
+    def __getattr__(self, name: str) -> Any:
+        # GradScaler asks this right before it takes a step or skips it, and a skip is told nowhere else. To have the
+        # attribute would make the scaler leave skipping to us, so the answer stays "no".
+        if name == "_step_supports_amp_scaling" and "_balancer" in self.__dict__:
+            self._balancer.complete()
+        if name.startswith("_") or "_inner" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._inner, name)
+
+    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        self._warn_of_missing_criterion()
+        self._balancer.modulate()
+        if self._clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(list(optimized(self._inner)), self._clip_grad_norm)
+        return result
+
+    def _optimized_ids(self) -> set[int]:
+        return {id(parameter) for parameter in optimized(self._inner)}
+
+    def _warn_of_missing_criterion(self) -> None:
+        balancer = self._balancer
+        if balancer.pending is not None or not balancer.active:
+            return
+        # torch's checkpoint helpers take a step with learning rate 0 before any forward, to create the state.
+        took_forward = balancer.capture.forward is not None
+        learns = any(group.get("lr") != 0.0 for group in self.param_groups if not isinstance(group.get("lr"), Tensor))
+        if took_forward or (balancer.run.model is None and learns):
+            methods = " and ".join(f"`{method.name}`" for method in balancer.active)
+            balancer.notices.give(notices.MISSING_CRITERION, methods=methods)
+
+    def _warn_of_invariance(self) -> None:
+        scaling = self._balancer.hooks.implementers("modbalance_coefficients")
+        if scaling and notices.is_adam_family(self._inner):
+            methods = " and ".join(f"`{method.name}`" for method in scaling)
+            self._balancer.notices.give(notices.ADAM_INVARIANCE, methods=methods, optimizer=type(self._inner).__name__)
+
+
+def _requires_closure(optimizer: Optimizer) -> bool:
+    parameter = inspect.signature(optimizer.step).parameters.get("closure")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _no_loss(*args: Any) -> Tensor:
+    raise ConfigError("This method calls the loss function itself: use `opt.criterion(loss_fn)`, not `opt.observe`.")
+
+
+def _default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+    parameter = next(model.parameters())
+    *inputs, target = (item.to(parameter.device) if isinstance(item, Tensor) else item for item in batch)
+    return model(*inputs), target

@@ -1,0 +1,98 @@
+"""What "how well does this modality do" means, per task.
+
+A score is a callable `(logits, target) -> (score, mask)`: one number per element, larger for better, and a boolean
+mask of the same shape that says which elements count (`None`: all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from modbalance.errors import ConfigError, suggest
+
+Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+
+def softmax(ignore_index: int = -100) -> Score:
+    """Softmax probability of the target class (OGM-GE, CVPR 2022, the summand of Eq. 8; range [0, 1]).
+
+    Logits are (B, C, ...), class indices (B, ...) or class probabilities (B, C, ...); the latter score by their
+    expectation. Elements whose index is ``ignore_index`` do not count.
+    """
+
+    def score(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        check_classes(logits, target)
+        probability = logits.float().softmax(1)
+        if target.is_floating_point():
+            return (probability * target).sum(1), None
+        mask = target != ignore_index
+        index = target.where(mask, 0).long().unsqueeze(1)
+        return probability.gather(1, index).squeeze(1), mask
+
+    return score
+
+
+def binary(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:
+    """Sigmoid probability of a target in [0, 1], element by element; logits and target of one shape."""
+    check_same_shape(logits, target, "binary")
+    probability = logits.float().sigmoid()
+    return target * probability + (1 - target) * (1 - probability), None
+
+
+def multilabel(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:
+    """Mean over the labels (dim 1) of the binary score; logits and target (B, L, ...)."""
+    probability, _ = binary(logits, target)
+    return probability.mean(1), None
+
+
+def regression(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:
+    """Likelihood exp(-error^2 / 2) under unit variance, in (0, 1]; prediction and target of one shape."""
+    check_same_shape(logits, target, "regression")
+    return (-0.5 * (logits.float() - target).square()).exp(), None
+
+
+PRESETS: dict[str, Score] = {"binary": binary, "multilabel": multilabel, "regression": regression}
+
+
+def resolve(score: Score | str | None, loss_fn: object) -> Score:
+    """Return the score for what the user gave: ``None``, a preset's name, or a callable."""
+    if callable(score):
+        return score
+    if score is None or score == "softmax":
+        return softmax(getattr(loss_fn, "ignore_index", -100))
+    if score not in PRESETS:
+        raise ConfigError(
+            f"Parameter `score` should be a callable or the name of a preset. "
+            f"Found `score = {score!r}`. {suggest(str(score), ['softmax', *PRESETS])}"
+        )
+    return PRESETS[score]
+
+
+def check_classes(logits: Tensor, target: Tensor) -> None:
+    """Raise unless ``target`` holds class indices or class probabilities for ``logits`` (B, C, ...)."""
+    indices = logits.shape[:1] + logits.shape[2:]
+    if logits.dim() < 2:
+        raise ConfigError(
+            f"Logits should be (B, C, ...) for the softmax score. Found shape {tuple(logits.shape)}. "
+            f"For other tasks pass `score=` to `opt.criterion`: {', '.join(map(repr, PRESETS))}, or a callable."
+        )
+    if target.is_floating_point() and target.shape == logits.shape:
+        return
+    if target.is_floating_point() or target.dtype == torch.bool or target.is_complex() or target.shape != indices:
+        raise ConfigError(
+            f"Target should be class indices, integer of shape {tuple(indices)}, or class probabilities, float of "
+            f"shape {tuple(logits.shape)}, for logits of shape {tuple(logits.shape)}. "
+            f"Found {target.dtype} of shape {tuple(target.shape)}. For other tasks pass `score=` to `opt.criterion`."
+        )
+
+
+def check_same_shape(logits: Tensor, target: Tensor, name: str) -> None:
+    """Raise unless ``logits`` and ``target`` have one shape."""
+    if logits.shape != target.shape:
+        raise ConfigError(
+            f"Target should have the shape of the logits, {tuple(logits.shape)}, for the {name} score. "
+            f"Found {tuple(target.shape)}."
+        )

@@ -1,0 +1,35 @@
+"""What methods log: kept as tensors on their device, read on the host by `metrics()` alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Telemetry:
+    """The latest value of every logged quantity, and counters."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Tensor | float] = {}
+
+    def log(self, key: str, value: Tensor | float) -> None:
+        """Keep the latest value of ``key``: a number or a 0-dim tensor, which is not read."""
+        self._values[key] = value.detach() if isinstance(value, Tensor) else value
+
+    def count(self, key: str, increment: Tensor) -> None:
+        """Add ``increment`` (0-dim) to the counter ``key``."""
+        self._values[key] = self._values.get(key, 0) + increment.detach()
+
+    def read(self) -> dict[str, float]:
+        """Move everything to the host, one copy per device."""
+        by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
+        numbers: dict[str, float] = {}
+        for key, value in self._values.items():
+            if isinstance(value, Tensor):
+                by_device.setdefault(value.device, []).append((key, value))
+            else:
+                numbers[key] = float(value)
+        for entries in by_device.values():
+            vector = torch.stack([value.reshape(()).float() for _, value in entries])
+            numbers.update(zip([key for key, _ in entries], vector.tolist(), strict=True))
+        return {key: numbers[key] for key in self._values}

@@ -1,0 +1,266 @@
+"""The model seen as encoders and fusion: which parameter belongs to which modality, and how to run parts again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from modbalance.errors import ConfigError, suggest
+from modbalance.layout import Inputs, replace_features
+
+if TYPE_CHECKING:
+    from modbalance.capture import Forward
+
+Part = str | nn.Module
+Parts = Part | Sequence[Part]
+Fusion = Parts | Callable[..., Tensor]
+
+
+def unwrap(model: nn.Module | None) -> nn.Module | None:
+    """Return the bare module behind DDP and compile wrappers."""
+    if isinstance(model, nn.DataParallel):
+        raise ConfigError(
+            "Parameter `model` should be a module on one device or wrapped by DistributedDataParallel. Found "
+            "nn.DataParallel, whose replicas no hook can follow: use torchrun with DistributedDataParallel."
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return unwrap(model.module)
+    if model is not None and hasattr(model, "_orig_mod"):
+        return unwrap(model._orig_mod)  # type: ignore[arg-type]
+    return model
+
+
+def resolve(part: Part, model: nn.Module | None, what: str) -> nn.Module:
+    """Return the submodule that a path names, or the module itself.
+
+    Raises:
+        ConfigError: There is no such submodule (the nearest names are given), or no model to look in.
+    """
+    if isinstance(part, nn.Module):
+        return part
+    if not isinstance(part, str):
+        raise ConfigError(f"{what} should be a path or a module. Found {part!r} of type {type(part).__name__}.")
+    if model is None:
+        raise ConfigError(f"{what} names the submodule {part!r}, which needs `model=`. Found no model.")
+    named = dict(model.named_modules())
+    if part not in named or not part:
+        raise ConfigError(f"{what} names no submodule of {type(model).__name__}: {part!r}. {suggest(part, named)}")
+    return named[part]
+
+
+def _as_list(parts: Any) -> list[Any]:
+    return list(parts) if isinstance(parts, list | tuple) else [parts]
+
+
+class Topology:
+    """Encoders, fusion and parameter ownership of one model; runs the fusion or the whole model again on request."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None,
+        modalities: Mapping[str, Parts] | None,
+        fusion: Fusion | None,
+        feature_sizes: Mapping[str, int] | Sequence[int] | None,
+        inputs: Inputs,
+    ) -> None:
+        self.model = unwrap(model)
+        self.inputs = inputs
+        self._paused = False
+        if modalities is not None:
+            self.encoders = self._resolve_encoders(modalities)
+            owned = {name: _parameters(parts) for name, parts in self.encoders.items()}
+        else:
+            self.encoders = {}
+            owned = _grouped(optimizer)
+        self.modalities = tuple(owned)
+        self._owned = self._named(owned)
+        self._shared = _shared(self._owned)
+        self.fusion, self.fusion_callable = self._resolve_fusion(fusion)
+        self.feature_sizes = self._resolve_sizes(feature_sizes)
+
+    def owned(self, modality: str) -> list[tuple[str, nn.Parameter]]:
+        """Return (name, parameter) of a modality's encoder.
+
+        Raises:
+            ConfigError: A parameter belongs to the encoder of another modality too.
+        """
+        self.require_disjoint()
+        return self._owned[modality]
+
+    def listed(self, modality: str) -> list[tuple[str, nn.Parameter]]:
+        """Return (name, parameter) of a modality's encoder, shared or not."""
+        return self._owned[modality]
+
+    def require_disjoint(self) -> None:
+        """Raise a ConfigError if two encoders share a parameter."""
+        for name, owners in self._shared.items():
+            raise ConfigError(
+                f"Encoders should not share parameters, so that each belongs to one modality. Found {name!r} in those "
+                f"of {' and '.join(map(repr, owners))}: name only the parts that are a modality's own in `modalities=`."
+            )
+
+    def fuse(self, features: Mapping[str, Tensor], forward: Forward | None, *, training: bool | None = None) -> Tensor:
+        """Return the fusion's output for other features, run as in ``forward``: same further arguments, same autocast.
+
+        Training flags, buffers and RNG are left as they were. ``training`` changes the mode for this pass.
+        """
+        if self.fusion_callable is None and not self.fusion:
+            raise ConfigError(
+                "Running the fusion again needs `fusion=`: the submodule where unimodal features become logits "
+                "(a path, a module, a list applied in sequence, or a callable). Found none."
+            )
+        with ExitStack() as stack:
+            stack.enter_context(self.preserved(self.fusion, training))
+            stack.enter_context(self.paused())
+            if forward is not None:
+                stack.enter_context(forward.autocast())
+            if self.fusion_callable is not None:
+                return _as_logits(self.fusion_callable(*(features[name] for name in self.modalities)))
+            call = (forward.fusion_args, forward.fusion_kwargs) if forward is not None else ((), {})
+            args, kwargs = replace_features(*call, features, self.modalities)
+            output = self.fusion[0](*args, **kwargs)
+            for module in self.fusion[1:]:
+                output = module(output)
+            return _as_logits(output)
+
+    def masked_forward(self, forward: Forward, present: Collection[str], *, training: bool) -> Tensor:
+        """Return the model's output when the inputs of all modalities but ``present`` become the mask value."""
+        assert self.model is not None
+        assert forward.inputs is not None
+        args, kwargs = self.inputs.masked(*forward.inputs, self.modalities, present)
+        with self.preserved([self.model], training), self.paused(), forward.autocast():
+            return forward.logits_of(self.model(*args, **kwargs))
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether a part of the model runs again on the core's behalf, so that hooks must not record it."""
+        return self._paused
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the hooks from recording what runs inside."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    @contextmanager
+    def preserved(self, modules: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
+        """Restore training flags, buffers and RNG after the body; run it in the given mode."""
+        flags = [(module, module.training) for root in modules for module in root.modules()]
+        if training is not None:
+            for root in modules:
+                root.train(training)
+        # In eval mode no buffer changes, and writing to one would corrupt a batch norm's backward.
+        may_write = any(module.training for module, _ in flags)
+        buffers = [(b, b.clone()) for root in modules for b in root.buffers()] if may_write else []
+        devices = {p.device for root in modules for p in root.parameters() if p.is_cuda}
+        try:
+            with torch.random.fork_rng([device.index for device in devices]):
+                yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+    @contextmanager
+    def frozen_fusion(self) -> Iterator[None]:
+        """Let the parameters of the fusion act as constants for what is computed in the body."""
+        parameters = [p for module in self.fusion for p in module.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def explain_missing_features(self) -> str:
+        """Say why no features were seen, and what to do."""
+        if self.model is None:
+            return (
+                "This method needs the features of each modality. Found none: without `model=` hand them to the "
+                "criterion, `criterion(logits, target, features={...}, unimodal_logits={...})`."
+            )
+        if self.fusion_callable is None and not self.fusion and not self.encoders:
+            return "This method needs the features of each modality. Found neither `fusion=` nor `modalities=`."
+        return (
+            "This method needs the features of each modality, but no forward of the model was seen since the last "
+            "step. Call the model that was passed as `model=` before the criterion. If it was compiled and called "
+            "before BalancedOptimizer was built, its hooks never fire: build BalancedOptimizer first, or call "
+            "`torch._dynamo.reset()` after building it."
+        )
+
+    def _resolve_encoders(self, modalities: Mapping[str, Parts]) -> dict[str, list[nn.Module]]:
+        if not isinstance(modalities, Mapping) or not modalities:
+            raise ConfigError(
+                "Parameter `modalities` should map each modality to its encoder, such as {'audio': 'audio_net'}. "
+                f"Found `modalities = {modalities!r}`."
+            )
+        return {
+            name: [resolve(part, self.model, f"modalities[{name!r}]") for part in _as_list(parts)]
+            for name, parts in modalities.items()
+        }
+
+    def _resolve_fusion(self, fusion: Fusion | None) -> tuple[list[nn.Module], Callable[..., Tensor] | None]:
+        if fusion is None:
+            return [], None
+        if callable(fusion) and not isinstance(fusion, nn.Module):
+            return [], fusion
+        return [resolve(part, self.model, "Parameter `fusion`") for part in _as_list(fusion)], None
+
+    def _resolve_sizes(self, sizes: Mapping[str, int] | Sequence[int] | None) -> tuple[int, ...] | None:
+        if sizes is None:
+            return None
+        if isinstance(sizes, Mapping) and set(sizes) == set(self.modalities):
+            return tuple(sizes[name] for name in self.modalities)
+        if not isinstance(sizes, Mapping) and len(sizes) == len(self.modalities):
+            return tuple(sizes)
+        raise ConfigError(
+            f"Parameter `feature_sizes` should give one size for each of {list(self.modalities)}. Found {sizes!r}."
+        )
+
+    def _named(self, owned: Mapping[str, list[nn.Parameter]]) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        names = {id(p): name for name, p in self.model.named_parameters()} if self.model is not None else {}
+        return {
+            modality: [(names.get(id(p), f"{modality}.{index}"), p) for index, p in enumerate(parameters)]
+            for modality, parameters in owned.items()
+        }
+
+
+def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return list({id(p): p for module in modules for p in module.parameters()}.values())
+
+
+def _grouped(optimizer: Optimizer) -> dict[str, list[nn.Parameter]]:
+    owned: dict[str, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        if "modality" in group:
+            owned.setdefault(group["modality"], []).extend(group["params"])
+    return owned
+
+
+def _shared(owned: Mapping[str, list[tuple[str, nn.Parameter]]]) -> dict[str, list[str]]:
+    owners: dict[int, tuple[str, list[str]]] = {}
+    for modality, named in owned.items():
+        for name, parameter in named:
+            owners.setdefault(id(parameter), (name, []))[1].append(modality)
+    return {name: modalities for name, modalities in owners.values() if len(modalities) > 1}
+
+
+def _as_logits(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    raise ConfigError(
+        f"The fusion should return the logits as one tensor. Found {type(output).__name__}: name the modules up to the "
+        "logits in `fusion=[...]`, or pass a callable from features to logits."
+    )

@@ -1,0 +1,146 @@
+"""The ways to obtain the logits of one modality alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbalance.distributed import Ranks
+from modbalance.errors import ConfigError, suggest
+from modbalance.topology import Part, Topology, resolve
+
+if TYPE_CHECKING:
+    from modbalance.records import Batch
+
+Features = Mapping[str, Tensor]
+UnimodalSpec = str | Mapping[str, Part] | Callable[[Features], Features]
+
+# The slices of a linear head add up to its logits but for rounding, which TF32 and half precision make coarse.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-3}
+_COARSE_ROUNDING = 3e-2
+
+# Votes of a rank; the smallest wins, so that a batch that shows nothing puts the decision off.
+NO, ABSTAIN, YES = range(3)
+
+
+class Unimodal:
+    """Logits by modality from features, in the way that `unimodal=` names.
+
+    ``slice``: the head is linear over concatenated features, z_i W_i^T + b/M, so that the logits of all modalities add
+    up to the fused ones. ``zero``: the fusion runs with the features of the others zeroed. ``auto``: the slice if, on
+    the first batch, the slices do add up to the fused logits, else zero. A mapping: own heads. Or a callable from
+    features to logits, both by modality.
+    """
+
+    def __init__(self, spec: UnimodalSpec, topology: Topology, ranks: Ranks) -> None:
+        self.topology = topology
+        self.ranks = ranks
+        self.kind = "auto"
+        self.heads: dict[str, nn.Module] = {}
+        self.function: Callable[[Features], Features] | None = None
+        if isinstance(spec, str):
+            if spec not in ("auto", "slice", "zero"):
+                known = suggest(spec, ["auto", "slice", "zero"])
+                raise ConfigError(
+                    "Parameter `unimodal` should be 'auto', 'slice', 'zero', a mapping to own heads, or a callable. "
+                    f"Found `unimodal = {spec!r}`. {known}"
+                )
+            self.kind = spec
+        elif isinstance(spec, Mapping):
+            self.kind = "heads"
+            self.heads = self._resolve_heads(spec)
+        else:
+            self.kind, self.function = "callable", spec
+
+    def logits(self, batch: Batch, *, live: bool = False) -> Features:
+        """Return the logits by modality, (B, C, ...) each.
+
+        Args:
+            batch: Where the features and the fused logits come from.
+            live: Whether the logits keep the graph to the encoders.
+        """
+        features = batch.require_features()
+        if not live:
+            features = {name: feature.detach() for name, feature in features.items()}
+        if self.kind == "auto":
+            self._decide(batch, features)
+        return self._by_kind(self.kind, features, batch)
+
+    def _by_kind(self, kind: str, features: Features, batch: Batch) -> Features:
+        if kind == "slice":
+            return self._slices(features, self._require_linear(features))
+        if kind in ("zero", "auto"):
+            return self._zeroed(features, batch)
+        with self.topology.paused(), batch.autocast():
+            if self.function is not None:
+                return self.function(features)
+            return {name: head(features[name]) for name, head in self.heads.items()}
+
+    def _slices(self, features: Features, head: nn.Linear) -> Features:
+        logits, start, bias = {}, 0, head.bias
+        share = None if bias is None else bias / len(features)
+        with torch.autocast(head.weight.device.type, enabled=False):
+            for name, feature in features.items():
+                stop = start + feature.shape[-1]
+                logits[name] = F.linear(feature.to(head.weight.dtype), head.weight[:, start:stop], share)
+                start = stop
+        return logits
+
+    def _zeroed(self, features: Features, batch: Batch) -> Features:
+        zeros = {name: torch.zeros_like(feature) for name, feature in features.items()}
+        return {name: self.topology.fuse({**zeros, name: feature}, batch.forward) for name, feature in features.items()}
+
+    def _decide(self, batch: Batch, features: Features) -> None:
+        head = self._linear(features)
+        vote = NO if head is None else _adds_up(self._slices(features, head), batch.logits)
+        verdict = self.ranks.minimum(vote, batch.logits.device)
+        if verdict != ABSTAIN:
+            self.kind = "slice" if verdict == YES else "zero"
+
+    def _linear(self, features: Features) -> nn.Linear | None:
+        leaves = [
+            module for root in self.topology.fusion for module in root.modules() if list(module.parameters(False))
+        ]
+        width = sum(feature.shape[-1] for feature in features.values())
+        if len(leaves) == 1 and isinstance(leaves[0], nn.Linear) and leaves[0].in_features == width:
+            return leaves[0]
+        return None
+
+    def _require_linear(self, features: Features) -> nn.Linear:
+        head = self._linear(features)
+        if head is None:
+            sizes = {name: feature.shape[-1] for name, feature in features.items()}
+            raise ConfigError(
+                f"`unimodal='slice'` should go with a fusion whose only parameters are one nn.Linear over the "
+                f"concatenated features {sizes}. Found {[type(m).__name__ for m in self.topology.fusion]}: "
+                "use 'zero', own heads or a callable."
+            )
+        return head
+
+    def _resolve_heads(self, spec: Mapping[str, Part]) -> dict[str, nn.Module]:
+        if set(spec) != set(self.topology.modalities):
+            raise ConfigError(
+                f"Parameter `unimodal` should name a head for each of {list(self.topology.modalities)}. "
+                f"Found heads for {sorted(spec)}."
+            )
+        return {
+            name: resolve(spec[name], self.topology.model, f"unimodal[{name!r}]") for name in self.topology.modalities
+        }
+
+
+def _adds_up(slices: Features, logits: Tensor) -> int:
+    total = torch.stack(list(slices.values())).sum(0)
+    if total.shape != logits.shape:
+        return NO
+    if total.numel() == 0:
+        return ABSTAIN
+    scale = logits.abs().amax().clamp(min=1e-12)
+    error = float((total - logits).abs().amax() / scale)
+    if math.isnan(error):
+        return ABSTAIN
+    return YES if error <= _ROUNDING.get(logits.dtype, _COARSE_ROUNDING) else NO

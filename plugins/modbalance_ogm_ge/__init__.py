@@ -1,0 +1,125 @@
+"""OGM and OGM-GE: on-the-fly gradient modulation, with generalization enhancement.
+
+Source: Peng, Wei, Deng, Wang, Hu, "Balanced Multimodal Learning via On-the-fly Gradient Modulation", CVPR 2022.
+Deviations of the authors' code from the paper, and which side each option takes: docs/methods/ogm_ge.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from modbalance import Batch, Method, Step, WindowedMethod, gradients, hookimpl, option
+from modbalance.method import ge, gt, integer, one_of, optional
+
+ParamFilter = str | Callable[[str, Tensor], bool]
+MIN_NDIM = {"all": 0, "matrix": 2, "conv": 4}
+
+
+@attrs.define(eq=False, kw_only=True)
+class OGM(WindowedMethod):
+    """Scales down the encoder gradients of the modality that is ahead. Source: Eq. 8-10.
+
+    Touches the gradients of the encoders that `param_filter` selects; fusion and head stay as they are. Needs one
+    softmax per modality on logits that the forward yields anyway: no further pass, no host read.
+    """
+
+    name: ClassVar[str] = "ogm"
+    needs = frozenset({"unimodal_logits", "target"})
+    min_modalities = 2
+
+    alpha: float = option(0.8, gt(0), "modulation strength, dimensionless, > 0")
+    end_epoch: int | None = option(50, optional(integer(0)), "last epoch of the window, 0-based, inclusive")
+    param_filter: ParamFilter = option(
+        "conv", one_of(*MIN_NDIM, or_callable=True), "encoder parameters that are modulated", paper="all"
+    )
+    ratio: str = option("mean_others", one_of("mean_others", "min"), "what a score is compared with, for M >= 3")
+    tie: str = option("first", one_of("first", "none"), "which modality is suppressed when all are equal", paper="none")
+    ratio_shift: float = option(0, one_of(0, 1), "1 makes the coefficient continuous where the ratio is 1")
+
+    def modulates(self, name: str, parameter: Tensor) -> bool:
+        """Whether `param_filter` selects this parameter."""
+        if callable(self.param_filter):
+            return bool(self.param_filter(name, parameter))
+        return parameter.dim() >= MIN_NDIM[self.param_filter] if self.param_filter != "conv" else parameter.dim() == 4
+
+    @hookimpl
+    def modbalance_observe(self, batch: Batch) -> dict[str, Tensor]:
+        """Sum the scores s_i = softmax(o_i)[y] of each modality, and count them."""
+        scores = [batch.score(logits, name) for name, logits in batch.unimodal_logits.items()]
+        return {"score": torch.stack([s for s, _ in scores]), "count": torch.stack([n for _, n in scores])}
+
+    @hookimpl
+    def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
+        """Return k_i = 1 - tanh(alpha * rho_i) for a modality that is ahead, 1 for the others (Eq. 10)."""
+        score = step.stats["score"] / step.stats["count"]
+        rho = self.discrepancy(score)
+        k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift)), 1)
+        # x/0 saturates (k = 0), as in the authors' code; 0/0 or a score that is not finite says nothing, and the core
+        # turns NaN into 1 and counts it.
+        k = k.where(score.isfinite().all() & ~rho.isnan(), torch.nan)
+        for name, ratio in zip(step.run.modalities, rho, strict=True):
+            step.run.log(f"ratio/{name}", ratio)
+        return dict(zip(step.run.modalities, k, strict=True))
+
+    def discrepancy(self, score: Tensor) -> Tensor:
+        """Return the discrepancy ratios rho_i = s_i / mean of the others (Eq. 9 for M = 2); shapes (M,)."""
+        if self.ratio == "mean_others":
+            return score / ((score.sum() - score) / (len(score) - 1))
+        others = score.repeat(len(score), 1).fill_diagonal_(torch.inf)
+        return score / others.amin(1)
+
+    def is_ahead(self, rho: Tensor) -> Tensor:
+        """Return which modalities are suppressed, boolean (M,); the authors' code breaks ties against the first."""
+        ahead = rho > 1
+        if self.tie == "first":
+            ahead = torch.cat([ahead[:1] | ~ahead.any(), ahead[1:]])
+        return ahead
+
+
+@attrs.define(eq=False, kw_only=True)
+class OGMGE(OGM):
+    """OGM with generalization enhancement: Gaussian noise on the modulated gradients. Source: Eq. 8-12.
+
+    The noise of each tensor has the standard deviation of its gradient's elements. It is a function of `seed` and of
+    the number of steps taken, so ranks agree and a resumed run draws what the uninterrupted one would have.
+    """
+
+    name: ClassVar[str] = "ogm_ge"
+
+    noise_on: str = option("both", one_of("both", "suppressed"), "which modalities get noise: all, or those ahead")
+    noise_source: str = option("raw", one_of("raw", "modulated"), "gradient whose standard deviation the noise takes")
+    noise_scale: float = option(1.0, ge(0), "factor on the standard deviation of the noise, dimensionless, >= 0")
+    seed: int = option(0, integer(0), "seed of the noise")
+
+    @hookimpl
+    def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
+        """Note the spread of the raw gradients, then do as OGM."""
+        if self.noise_source == "raw":
+            step.cache["sigma"] = self.sigma(step)
+        return OGM.modbalance_coefficients(self, step)
+
+    @hookimpl
+    def modbalance_gradients(self, step: Step) -> None:
+        """Add noise N(0, sigma^2) to each modulated tensor."""
+        sigma = step.cache.get("sigma") or self.sigma(step)
+        for modality, coefficient in step.coefficients.items():
+            on = 1 if self.noise_on == "both" else coefficient < 1
+            for parameter in step.parameters(modality):
+                generator = step.generator(parameter.device, self.seed)
+                gradients.add_noise_(gradients.values(parameter), on * sigma[parameter], generator)
+
+    def sigma(self, step: Step) -> dict[Tensor, Tensor]:
+        """Return by parameter the standard deviation of its gradient's elements, unbiased, + 1e-8; each 0-dim."""
+        parameters = [p for modality in step.run.modalities for p in step.parameters(modality)]
+        return {p: self.noise_scale * (gradients.std(gradients.values(p)) + 1e-8) for p in parameters}
+
+
+@hookimpl
+def modbalance_methods() -> list[type[Method]]:
+    """Offer both methods."""
+    return [OGM, OGMGE]
