@@ -24,7 +24,7 @@ hookimpl = pluggy.HookimplMarker(NAME)
 
 
 @hookspec
-def modbalance_methods() -> Sequence[type[Method]]:
+def modbalance_methods() -> Sequence[type[Method]]:  # type: ignore[empty-body]
     """Return the method classes of a plugin module. Called at discovery, on the module itself."""
 
 
@@ -52,7 +52,7 @@ def modbalance_features(batch: Batch, features: Mapping[str, Tensor]) -> Mapping
 
 
 @hookspec
-def modbalance_observe(batch: Batch) -> Mapping[str, Tensor]:
+def modbalance_observe(batch: Batch) -> Mapping[str, Tensor]:  # type: ignore[empty-body]
     """Return named sums over this batch. Called in the criterion.
 
     The core adds them over micro-batches and over ranks (one all-reduce a step): `step.stats` in later hooks.
@@ -68,12 +68,12 @@ def modbalance_logits(batch: Batch) -> Tensor | None:
 
 
 @hookspec
-def modbalance_losses(batch: Batch) -> Mapping[str, Tensor]:
+def modbalance_losses(batch: Batch) -> Mapping[str, Tensor]:  # type: ignore[empty-body]
     """Return named 0-dim terms that are added to the task loss. Called in the criterion, after the task loss."""
 
 
 @hookspec
-def modbalance_coefficients(step: Step) -> Mapping[str, Tensor]:
+def modbalance_coefficients(step: Step) -> Mapping[str, Tensor]:  # type: ignore[empty-body]
     """Return a 0-dim coefficient by modality. Called in `modulate()`, gradients still unmodulated.
 
     The core multiplies the gradients of the encoder by it, where `Method.modulates` says so. A coefficient that is

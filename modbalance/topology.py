@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,9 @@ def unwrap(model: nn.Module | None) -> nn.Module | None:
             "nn.DataParallel, whose replicas no hook can follow: use torchrun with DistributedDataParallel."
         )
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        return unwrap(model.module)
+        return unwrap(cast(nn.Module, model.module))
     if model is not None and hasattr(model, "_orig_mod"):
-        return unwrap(model._orig_mod)  # type: ignore[arg-type]
+        return unwrap(cast(nn.Module, model._orig_mod))
     return model
 
 
