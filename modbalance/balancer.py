@@ -178,15 +178,18 @@ class Balancer:
                     f"Method `{step.method.name}` should return coefficients for {list(self.run.modalities)}. "
                     f"Found {name!r}."
                 )
-        step.coefficients = {name: self._finite(step.method, name, value) for name, value in returned.items()}
+        step.coefficients = self._finite(step.method, returned) if returned else {}
         for name, coefficient in step.coefficients.items():
             self.run.telemetry.log(f"{step.method.name}/coefficient/{name}", coefficient)
             gradients.scale_(step.parameters(name), coefficient)
 
-    def _finite(self, method: Method, modality: str, coefficient: Tensor) -> Tensor:
-        is_finite = coefficient.isfinite()
-        self.run.telemetry.count(f"{method.name}/nonfinite/{modality}", ~is_finite)
-        return coefficient.where(is_finite, 1)
+    def _finite(self, method: Method, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        device = next(iter(coefficients.values())).device
+        values = torch.stack([value.to(device) for value in coefficients.values()])
+        is_finite = values.isfinite()
+        for name, is_bad in zip(coefficients, ~is_finite, strict=True):
+            self.run.telemetry.count(f"{method.name}/nonfinite/{name}", is_bad)
+        return dict(zip(coefficients, values.where(is_finite, 1), strict=True))
 
     # Between epochs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -16,27 +15,34 @@ from modbalance.topology import Topology
 Edit = Callable[["Forward"], Mapping[str, Any] | None]
 
 
-@attrs.define(eq=False)
 class Forward:
-    """What the hooks saw of one forward of the model.
+    """What the hooks saw of one forward of the model. A plain class, which dynamo can build inside a compiled forward.
 
     Attributes:
         inputs: Positional and keyword arguments of the model; ``None`` where its parts were called one by one.
         features: By modality, as they enter the fusion.
         fusion_args: Positional arguments of the fusion, ``fusion_kwargs`` its keyword arguments.
+        autocast_state: Device type, whether autocast was on, and its dtype, as the features entered the fusion.
         logits: Fused logits of the criterion call, which tell two forwards apart where no hook sees them.
         logits_of: Picks the logits out of the model's output.
         is_observed: Whether a criterion call has gathered statistics of this forward already.
     """
 
-    inputs: tuple[Args, Kwargs] | None = None
-    features: dict[str, Tensor] = attrs.field(factory=dict)
-    fusion_args: Args = ()
-    fusion_kwargs: Kwargs = attrs.field(factory=dict)
-    autocast_state: tuple[str, bool, torch.dtype] | None = None
-    logits: Tensor | None = None
-    logits_of: Callable[[Any], Tensor] = attrs.field(default=lambda output: output)
-    is_observed: bool = False
+    def __init__(self, inputs: tuple[Args, Kwargs] | None = None) -> None:
+        self.inputs = inputs
+        self.features: dict[str, Tensor] = {}
+        self.fusion_args: Args = ()
+        self.fusion_kwargs: Kwargs = {}
+        self.autocast_state: tuple[str, bool, torch.dtype] | None = None
+        self.logits: Tensor | None = None
+        self.logits_of: Callable[[Any], Tensor] | None = None
+        self.is_observed = False
+
+    def precision(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type in which logits of ``dtype`` were computed, which autocast makes a shorter one."""
+        if self.autocast_state is None or not self.autocast_state[1]:
+            return dtype
+        return self.autocast_state[2]
 
     @property
     def is_unseen(self) -> bool:
@@ -118,7 +124,7 @@ class Capture:
             self.saw_evaluation = True
         if not self._is_recording or _is_recomputing():
             return None
-        self.forward = forward = Forward(inputs=(args, kwargs))
+        self.forward = forward = Forward((args, kwargs))
         if self.edit_inputs is None:
             return None
         new = self.edit_inputs(forward)
@@ -140,7 +146,9 @@ class Capture:
     def _note(self, features: dict[str, Tensor]) -> Forward:
         # A recomputation for activation checkpointing must compute the same values, but is not a new forward.
         if _is_recomputing():
-            return Forward(features=features)
+            recomputed = Forward()
+            recomputed.features = features
+            return recomputed
         forward = self.forward
         # Without a call of the model itself, each call of the fusion is a forward of its own.
         if forward is None or (forward.inputs is None and not features.keys() - forward.features.keys()):

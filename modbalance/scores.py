@@ -29,7 +29,7 @@ def softmax(ignore_index: int = -100) -> Score:
         if target.is_floating_point():
             return (probability * target).sum(1), None
         mask = target != ignore_index
-        index = target.where(mask, 0).long().unsqueeze(1)
+        index = (target * mask).long().unsqueeze(1)
         return probability.gather(1, index).squeeze(1), mask
 
     return score

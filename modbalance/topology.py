@@ -135,7 +135,8 @@ class Topology:
         assert forward.inputs is not None
         args, kwargs = self.inputs.masked(*forward.inputs, self.modalities, present)
         with self.preserved([self.model], training), self.paused(), forward.autocast():
-            return forward.logits_of(self.model(*args, **kwargs))
+            output = self.model(*args, **kwargs)
+        return _as_logits(output if forward.logits_of is None else forward.logits_of(output))
 
     @property
     def is_paused(self) -> bool:
@@ -195,7 +196,8 @@ class Topology:
             return "This method needs the features of each modality. Found neither `fusion=` nor `modalities=`."
         return (
             "This method needs the features of each modality, but no forward of the model was seen since the last "
-            "step. Call the model that was passed as `model=` before the criterion. If it was compiled and called "
+            "step. Call the model that was passed as `model=`, in training mode and with gradients (reentrant activation "
+            "checkpointing runs without them: use `use_reentrant=False`), before the criterion. If it was compiled and called "
             "before BalancedOptimizer was built, its hooks never fire: build BalancedOptimizer first, or call "
             "`torch._dynamo.reset()` after building it."
         )

@@ -97,7 +97,9 @@ class Unimodal:
 
     def _decide(self, batch: Batch, features: Features) -> None:
         head = self._linear(features)
-        vote = NO if head is None else _adds_up(self._slices(features, head), batch.logits)
+        forward = batch.forward
+        computed_in = batch.logits.dtype if forward is None else forward.precision(batch.logits.dtype)
+        vote = NO if head is None else _adds_up(self._slices(features, head), batch.logits, computed_in)
         verdict = self.ranks.minimum(vote, batch.logits.device)
         if verdict != ABSTAIN:
             self.kind = "slice" if verdict == YES else "zero"
@@ -133,7 +135,7 @@ class Unimodal:
         }
 
 
-def _adds_up(slices: Features, logits: Tensor) -> int:
+def _adds_up(slices: Features, logits: Tensor, computed_in: torch.dtype) -> int:
     total = torch.stack(list(slices.values())).sum(0)
     if total.shape != logits.shape:
         return NO
@@ -143,4 +145,4 @@ def _adds_up(slices: Features, logits: Tensor) -> int:
     error = float((total - logits).abs().amax() / scale)
     if math.isnan(error):
         return ABSTAIN
-    return YES if error <= _ROUNDING.get(logits.dtype, _COARSE_ROUNDING) else NO
+    return YES if error <= _ROUNDING.get(computed_in, _COARSE_ROUNDING) else NO

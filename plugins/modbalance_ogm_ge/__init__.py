@@ -61,7 +61,7 @@ class OGM(WindowedMethod):
         k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift)), 1)
         # x/0 saturates (k = 0), as in the authors' code; 0/0 or a score that is not finite says nothing, and the core
         # turns NaN into 1 and counts it.
-        k = k.where(score.isfinite().all() & ~rho.isnan(), torch.nan)
+        k = k.where((score.sum() < torch.inf) & (rho == rho), torch.nan)
         for name, ratio in zip(step.run.modalities, rho, strict=True):
             step.run.log(f"ratio/{name}", ratio)
         return dict(zip(step.run.modalities, k, strict=True))

@@ -1,0 +1,7 @@
+"""`python -m modbalance`."""
+
+import sys
+
+from modbalance.cli import main
+
+sys.exit(main())

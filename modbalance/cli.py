@@ -1,0 +1,51 @@
+"""`modbalance list` and `modbalance show METHOD`: which methods are installed, and their options."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from modbalance.errors import ModbalanceError
+from modbalance.method import Method
+from modbalance.registry import list_methods, load_method
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, or 2 for an error that the user can mend."""
+    parser = argparse.ArgumentParser(prog="modbalance", description="Methods of balanced multimodal learning.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="list the installed methods")
+    show = commands.add_parser("show", help="show the options of a method, with the values of both presets")
+    show.add_argument("method")
+    parsed = parser.parse_args(arguments)
+    try:
+        Console().print(_list() if parsed.command == "list" else options_table(load_method(parsed.method)))
+    except ModbalanceError as error:
+        Console(stderr=True, soft_wrap=True).print(f"modbalance: {error}", markup=False, highlight=False)
+        return 2
+    return 0
+
+
+def _list() -> Table:
+    table = Table("method", "what it does", "distribution")
+    table.add_row("none", "Leaves the training as it is: the baseline.", "-")
+    for listing in list_methods():
+        summary = f"unavailable: {listing.problem}" if listing.method is None else _summary(listing.method)
+        table.add_row(listing.name, summary, f"{listing.distribution} {listing.version}")
+    return table
+
+
+def options_table(method: type[Method]) -> Table:
+    """Return a table of the options of a method: official value, paper value, meaning."""
+    table = Table("option", "official", "paper", "meaning", title=f"{method.name}: {_summary(method)}")
+    for name, field in method.options().items():
+        table.add_row(name, repr(field.default), repr(field.metadata["paper"]), field.metadata["doc"])
+    return table
+
+
+def _summary(method: type[Method]) -> str:
+    return (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " ")
