@@ -34,6 +34,10 @@ format: env
 types: env
 	$(BIN)/mypy
 
+docs: env
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m pytest tests/meta/test_docs.py
+
 bench: env
 	$(BIN)/python -m pytest -m bench -s --timeout 1200 tests/bench
 

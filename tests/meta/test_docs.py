@@ -1,0 +1,88 @@
+"""What the documents say is true: their code runs, their tables are those of the code, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.training import audio_visual, batches
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for found, code in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def setting() -> dict[str, Any]:
+    """Return what the pages take for granted: a model with three children, and loaders."""
+    model = audio_visual()
+
+    def forward(audio: torch.Tensor, visual: torch.Tensor) -> Any:
+        return type(model).forward(model, audio.squeeze(1), visual)
+
+    model.forward = forward  # type: ignore[method-assign]
+    loader = [(audio.unsqueeze(1), visual, target) for (audio, visual), target in batches(model, 4)]
+    return {
+        "model": model,
+        "loader": loader,
+        "val_loader": loader,
+        "torch": torch,
+        "nn": nn,
+        "epochs": 1,
+        "__name__": "docs",
+    }
+
+
+def named(pages: list[Path]) -> list[Any]:
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
+
+
+@pytest.mark.parametrize("page", named([page for page in PAGES if blocks(page, "python")]))
+def test_python_blocks_run(page: Path) -> None:
+    namespace = setting()
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), namespace)
+    assert len(namespace) > len(setting())
+
+
+def test_both_sides_of_the_readme_diff_run() -> None:
+    (diff,) = blocks(ROOT / "README.md", "diff")
+    for dropped in "+-":
+        lines = [line[1:] for line in diff.splitlines() if not line.startswith(dropped)]
+        namespace = setting()
+        before = {name: value.clone() for name, value in namespace["model"].state_dict().items()}
+        exec("from modbalance import BalancedOptimizer\n" + "\n".join(lines), namespace)
+        after = namespace["model"].state_dict()
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_links_lead_to_files(page: Path) -> None:
+    targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_generated_tables_are_up_to_date() -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "| `alpha` | `0.8` |" in (ROOT / "docs" / "methods" / "ogm_ge.md").read_text(encoding="utf-8")
+
+
+def test_commands_of_the_readme_exist() -> None:
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks(ROOT / "README.md", "sh")), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"demo", "test"} <= set(targets)
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
