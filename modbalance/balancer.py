@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from modbalance import gradients, notices
-from modbalance.capture import Capture, Forward
+from modbalance.capture import Forward
 from modbalance.errors import CheckpointError, ConfigError, ObservationError
 from modbalance.hooks import Hooks
 from modbalance.method import Method, WindowedMethod, to_device
@@ -27,7 +27,7 @@ class Balancer:
         self.run = run
         self.optimizer = optimizer
         self.check_finite = check_finite
-        self.capture = Capture(run.topology)
+        self.capture = run.capture
         self.notices = Notices()
         self.pending: Pending | None = None
         self._started_epoch = -1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -91,6 +92,16 @@ class Capture:
         self.edit_inputs: Edit | None = None
         self.edit_features: Edit | None = None
         self._handles: list[RemovableHandle] = []
+        self._watched: Forward | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[Forward]:
+        """Note what runs inside in a record of its own, in any mode; no method replaces anything meanwhile."""
+        before, self._watched = self._watched, Forward()
+        try:
+            yield self._watched
+        finally:
+            self._watched = before
 
     def attach(self) -> None:
         """Put the hooks on the model."""
@@ -115,11 +126,15 @@ class Capture:
 
     @property
     def _is_recording(self) -> bool:
+        if self._watched is not None:
+            return True
         model = self.topology.model
         is_training = model is None or model.training
         return self.enabled and is_training and torch.is_grad_enabled() and not self.topology.is_paused
 
     def _on_model(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        if self._watched is not None:
+            return None
         if not module.training and not self.topology.is_paused:
             self.saw_evaluation = True
         if not self._is_recording or _is_recomputing():
@@ -149,9 +164,10 @@ class Capture:
             recomputed = Forward()
             recomputed.features = features
             return recomputed
-        forward = self.forward
+        forward = self._watched or self.forward
         # Without a call of the model itself, each call of the fusion is a forward of its own.
-        if forward is None or (forward.inputs is None and not features.keys() - forward.features.keys()):
+        is_next = forward is not None and forward.inputs is None and not features.keys() - forward.features.keys()
+        if forward is None or (is_next and self._watched is None):
             self.forward = forward = Forward()
         forward.features = forward.features | features
         device = next(iter(features.values())).device.type
@@ -159,7 +175,7 @@ class Capture:
         return forward
 
     def _edited(self, forward: Forward) -> dict[str, Tensor] | None:
-        new = self.edit_features(forward) if self.edit_features is not None else None
+        new = self.edit_features(forward) if self.edit_features is not None and self._watched is None else None
         return None if new is None else {**forward.features, **new}
 
 

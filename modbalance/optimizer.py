@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from modbalance import notices
 from modbalance.balancer import Balancer
+from modbalance.capture import Capture
 from modbalance.checkpoint import Checkpoint
 from modbalance.criterion import Criterion, LogitsOf
 from modbalance.describe import describe
@@ -101,7 +102,10 @@ class BalancedOptimizer(Optimizer):
         Optimizer.__setstate__(self, {})
         topology = Topology(inner, model, modalities, fusion, feature_sizes, Inputs(inputs, mask_value))
         ranks = Ranks(model)
-        run = Run(topology, Unimodal(unimodal, topology, ranks), ranks, Telemetry(), self._optimized_ids, dry_run)
+        capture = Capture(topology)
+        run = Run(
+            topology, capture, Unimodal(unimodal, topology, ranks), ranks, Telemetry(), self._optimized_ids, dry_run
+        )
         methods = build_methods(method, preset, options)
         self._balancer = Balancer(methods, run, inner, check_finite=check_finite)
         self._warn_of_invariance()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modbalance.errors import ObservationError
 
 if TYPE_CHECKING:
-    from modbalance.capture import Forward
+    from modbalance.capture import Capture, Forward
     from modbalance.distributed import Ranks
     from modbalance.method import Method
     from modbalance.scores import Score
@@ -32,9 +32,11 @@ class Run:
         steps: Optimizer steps taken so far in which a method acted; a step that a GradScaler skips does not count.
         dry_run: Whether everything is computed and logged but nothing may change.
         topology: The model seen as encoders and fusion.
+        capture: The hooks on the model.
     """
 
     topology: Topology
+    capture: Capture
     unimodal: Unimodal
     ranks: Ranks
     telemetry: Telemetry
@@ -152,12 +154,36 @@ class Batch:
         if remove == "features":
             kept = {name: f if name in subset else torch.zeros_like(f) for name, f in self.require_features().items()}
             return self.run.topology.fuse(kept, self.forward, training=training)
+        topology, forward = self.run.topology, self.require_inputs()
+        args, kwargs = topology.inputs.masked(*(forward.inputs or ((), {})), topology.modalities, subset)
+        with topology.paused():
+            return topology.rerun(forward, args, kwargs, training=training)
+
+    def features_in_eval(self, *, masked: bool = False) -> Mapping[str, Tensor]:
+        """Return the features of this batch in eval mode, with graph: the model runs once more.
+
+        Where no encoder looks at another modality's input, these and the fusion give the logits of every coalition.
+
+        Args:
+            masked: Return those of the mask value instead, for one sample: (1, ..., D_i).
+        """
+        topology, forward = self.run.topology, self.require_inputs()
+        args, kwargs = forward.inputs or ((), {})
+        if masked:
+            args, kwargs = topology.inputs.masked(args, kwargs, topology.modalities, ())
+            args, kwargs = tuple(_first(each) for each in args), {key: _first(each) for key, each in kwargs.items()}
+        with self.run.capture.watching() as seen:
+            topology.rerun(forward, args, kwargs, training=False)
+        return seen.features
+
+    def require_inputs(self) -> Forward:
+        """Return the forward with the model's inputs, or raise an ObservationError that says how to have them seen."""
         if self.forward is None or self.forward.inputs is None:
             raise ObservationError(
                 "Removing a modality at the input needs the forward of the model to be seen. Found none: pass "
                 "`model=` to BalancedOptimizer and call the model itself, not its parts."
             )
-        return self.run.topology.masked_forward(self.forward, subset, training=training)
+        return self.forward
 
     def require_features(self) -> Mapping[str, Tensor]:
         """Return the features, or raise an ObservationError that says how they could have been seen."""
@@ -231,3 +257,7 @@ class EpochData:
     val: Iterable[Any] | None
     metrics: Mapping[str, Mapping[str, float]] | None
     forward: Callable[[nn.Module, Any], tuple[Tensor, Any]]
+
+
+def _first(value: Any) -> Any:
+    return value[:1] if isinstance(value, Tensor) and value.dim() else value

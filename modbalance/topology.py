@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modbalance.errors import ConfigError, suggest
-from modbalance.layout import Inputs, replace_features
+from modbalance.layout import Args, Inputs, Kwargs, replace_features
 
 if TYPE_CHECKING:
     from modbalance.capture import Forward
@@ -129,12 +129,10 @@ class Topology:
                 output = module(output)
             return _as_logits(output)
 
-    def masked_forward(self, forward: Forward, present: Collection[str], *, training: bool) -> Tensor:
-        """Return the model's output when the inputs of all modalities but ``present`` become the mask value."""
+    def rerun(self, forward: Forward, args: Args, kwargs: Kwargs, *, training: bool) -> Tensor:
+        """Return the logits of the model for other inputs, run as in ``forward``; flags, buffers and RNG are kept."""
         assert self.model is not None
-        assert forward.inputs is not None
-        args, kwargs = self.inputs.masked(*forward.inputs, self.modalities, present)
-        with self.preserved([self.model], training), self.paused(), forward.autocast():
+        with self.preserved([self.model], training), forward.autocast():
             output = self.model(*args, **kwargs)
         return _as_logits(output if forward.logits_of is None else forward.logits_of(output))
 
@@ -196,10 +194,10 @@ class Topology:
             return "This method needs the features of each modality. Found neither `fusion=` nor `modalities=`."
         return (
             "This method needs the features of each modality, but no forward of the model was seen since the last "
-            "step. Call the model that was passed as `model=`, in training mode and with gradients (reentrant activation "
-            "checkpointing runs without them: use `use_reentrant=False`), before the criterion. If it was compiled and called "
-            "before BalancedOptimizer was built, its hooks never fire: build BalancedOptimizer first, or call "
-            "`torch._dynamo.reset()` after building it."
+            "step. Call the model that was passed as `model=` before the criterion, in training mode and with "
+            "gradients (reentrant activation checkpointing runs without them: pass `use_reentrant=False`). If it was "
+            "compiled and called before BalancedOptimizer was built, its hooks never fire: build BalancedOptimizer "
+            "first, or call `torch._dynamo.reset()` after building it."
         )
 
     def _resolve_encoders(self, modalities: Mapping[str, Parts]) -> dict[str, list[nn.Module]]:
