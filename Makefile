@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: env
-	$(BIN)/python recipes/cremad.py --methods none ogm_ge --output runs/demo
+	$(BIN)/python recipes/cremad.py --methods none ogm_ge --output runs/demo --overwrite
 
 test: env
 	$(BIN)/python -m pytest

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from modbalance import gradients, notices
 from modbalance.capture import Forward
@@ -23,9 +22,8 @@ from modbalance.records import Batch, EpochData, Run, Step
 class Balancer:
     """Runs the hooks of all methods of one optimizer, in the order that `modbalance.hookspecs` gives."""
 
-    def __init__(self, methods: Sequence[Method], run: Run, optimizer: Optimizer, *, check_finite: bool) -> None:
+    def __init__(self, methods: Sequence[Method], run: Run, *, check_finite: bool) -> None:
         self.run = run
-        self.optimizer = optimizer
         self.check_finite = check_finite
         self.capture = run.capture
         self.notices = Notices()
@@ -46,7 +44,11 @@ class Balancer:
         """Set the epoch, and record forwards only where a method acts in it."""
         self._epoch_was_set = self._epoch_was_set or epoch != self.run.epoch
         self.run.epoch = epoch
-        self.capture.enabled = bool(self.active)
+        active = self.active
+        self.capture.enabled = bool(active)
+        for method in self.hooks.methods:
+            if method not in active:
+                self.run.telemetry.forget(method.name)
 
     def note_evaluation(self) -> None:
         """Note that the model is being evaluated."""
@@ -103,7 +105,7 @@ class Balancer:
         return pending
 
     def _gradients_are_none(self) -> bool:
-        return all(parameter.grad is None for parameter in gradients.optimized(self.optimizer))
+        return all(parameter.grad is None for parameter in gradients.optimized(self.run.optimizer))
 
     def _replaced_logits(self, batch: Batch, methods: Sequence[Method]) -> Tensor:
         logits = batch.logits
@@ -138,7 +140,7 @@ class Balancer:
         if pending is None or pending.phase is Phase.MODULATED or not active:
             return
         pending.steps = self._steps(pending, active)
-        harmless = gradients.sandbox(gradients.optimized(self.optimizer)) if self.run.dry_run else nullcontext()
+        harmless = gradients.sandbox(gradients.optimized(self.run.optimizer)) if self.run.dry_run else nullcontext()
         with harmless, torch.no_grad():
             for step in pending.steps:
                 self._apply_coefficients(step)
@@ -221,7 +223,7 @@ class Balancer:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned and `check_state` admitted."""
-        device = next(gradients.optimized(self.optimizer)).device
+        device = self.run.device
         for method in self.hooks.methods:
             method.load_state_dict(to_device(saved["methods"][method.name], device))
         self.pending = None

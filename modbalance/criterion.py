@@ -38,6 +38,7 @@ class Criterion(nn.Module):
         self._balancer = balancer
         self._logits_of = logits_of
         self._score = scores.resolve(score, loss_fn)
+        balancer.run.loss_fn, balancer.run.scorer = loss_fn, self._score
         self._scores_classes = score is None or score == "softmax"
 
     def forward(

@@ -41,3 +41,23 @@ class Ranks:
         votes = torch.tensor(vote, device=device)
         dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self._group)
         return int(votes)
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process, 0 without torch.distributed."""
+        return dist.get_rank(self._group) if self.count > 1 else 0
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, in rank order; ranks may hold different numbers of rows."""
+        if self.count == 1:
+            return rows
+        parts: list[Tensor | None] = [None] * self.count
+        dist.all_gather_object(parts, rows.cpu(), group=self._group)
+        return torch.cat([part for part in parts if part is not None]).to(rows.device)
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Return the tensor of rank 0, on every rank."""
+        if self.count > 1:
+            source = 0 if self._group is None else dist.get_global_rank(self._group, 0)
+            dist.broadcast(tensor, source, group=self._group)
+        return tensor

@@ -98,12 +98,16 @@ class Method:
             ``target``, ``loss_fn``, ``model``.
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
+        preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[Collection[str]] = frozenset()
     min_modalities: ClassVar[int] = 1
     acts_in_eval: ClassVar[bool] = False
+    preset_clips: ClassVar[Mapping[str, float]] = {}
+
+    preset: Preset = attrs.field(default="official", repr=False)
 
     @classmethod
     def configure(cls, preset: Preset = "official", **options: Any) -> Self:
@@ -119,7 +123,7 @@ class Method:
             if name not in declared:
                 raise ConfigError(f"Method `{cls.name}` has no option `{name}`. {suggest(name, declared)}")
         base = {name: field.metadata["paper"] for name, field in declared.items()} if preset == "paper" else {}
-        return cls(**(base | options))
+        return cls(preset=preset, **(base | options))
 
     @classmethod
     def options(cls) -> dict[str, attrs.Attribute[Any]]:

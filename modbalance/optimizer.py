@@ -60,6 +60,7 @@ class BalancedOptimizer(Optimizer):
         preset: ``"official"``, the authors' code, or ``"paper"``, where the paper says something else.
         apply: ``"gradient"``: coefficients scale gradients.
         clip_grad_norm: Largest joint L2 norm of the gradients, > 0; larger ones are scaled down after modulation.
+            ``None``: what the preset of the method asks for, else no clip.
         dry_run: Compute and log everything, and change nothing.
         check_finite: Raise when a loss is not finite, at the price of one host read per step.
         options: The method's options, where ``method`` is a name.
@@ -97,17 +98,16 @@ class BalancedOptimizer(Optimizer):
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ConfigError(f"Parameter `clip_grad_norm` should be > 0. Found `clip_grad_norm = {clip_grad_norm}`.")
         self._inner = inner
-        self._clip_grad_norm = clip_grad_norm
         # Builds torch's hook tables only; Optimizer.__init__ would empty the state of the inner optimizer.
         Optimizer.__setstate__(self, {})
         topology = Topology(inner, model, modalities, fusion, feature_sizes, Inputs(inputs, mask_value))
         ranks = Ranks(model)
         capture = Capture(topology)
-        run = Run(
-            topology, capture, Unimodal(unimodal, topology, ranks), ranks, Telemetry(), self._optimized_ids, dry_run
-        )
+        run = Run(topology, capture, Unimodal(unimodal, topology, ranks), ranks, Telemetry(), inner, dry_run)
         methods = build_methods(method, preset, options)
-        self._balancer = Balancer(methods, run, inner, check_finite=check_finite)
+        self._balancer = Balancer(methods, run, check_finite=check_finite)
+        clips = [clip for each in methods if (clip := each.preset_clips.get(each.preset)) is not None]
+        self._clip_grad_norm = min(clips, default=None) if clip_grad_norm is None and not dry_run else clip_grad_norm
         self._warn_of_invariance()
 
     # What users call
@@ -186,6 +186,11 @@ class BalancedOptimizer(Optimizer):
         if not isinstance(epoch, int) or epoch < 0:
             raise ConfigError(f"`opt.epoch` should be an integer >= 0. Found {epoch!r}.")
         self._balancer.move_to_epoch(epoch)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a method would end the training here (early stopping); nothing stops by itself."""
+        return self._balancer.run.should_stop
 
     def metrics(self) -> dict[str, float]:
         """Return the latest logged values, ``<method>/<quantity>/<modality>``; the only call that reads tensors."""
@@ -275,7 +280,6 @@ class BalancedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         super().__setstate__({})
-        self._balancer.run.optimized = self._optimized_ids
 
     def __getattr__(self, name: str) -> Any:
         # GradScaler asks this right before it takes a step or skips it, and a skip is told nowhere else. To have the
@@ -296,9 +300,6 @@ class BalancedOptimizer(Optimizer):
         if self._clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(list(optimized(self._inner)), self._clip_grad_norm)
         return result
-
-    def _optimized_ids(self) -> set[int]:
-        return {id(parameter) for parameter in optimized(self._inner)}
 
     def _warn_of_missing_criterion(self) -> None:
         balancer = self._balancer

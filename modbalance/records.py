@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from modbalance.errors import ObservationError
+from modbalance.gradients import optimized
 
 if TYPE_CHECKING:
     from modbalance.capture import Capture, Forward
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from modbalance.telemetry import Telemetry
     from modbalance.topology import Topology
     from modbalance.unimodal import Unimodal
+
+Forwarder = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 
 
 @attrs.define(eq=False)
@@ -33,6 +38,10 @@ class Run:
         dry_run: Whether everything is computed and logged but nothing may change.
         topology: The model seen as encoders and fusion.
         capture: The hooks on the model.
+        ranks: The ranks that train the model together.
+        optimizer: The inner optimizer.
+        loss_fn: The loss of the latest `opt.criterion`, ``scorer`` its score.
+        should_stop: Set by a method that would end the training; users read `opt.should_stop`.
     """
 
     topology: Topology
@@ -40,11 +49,14 @@ class Run:
     unimodal: Unimodal
     ranks: Ranks
     telemetry: Telemetry
-    optimized: Callable[[], set[int]]
+    optimizer: Optimizer
     dry_run: bool = False
     epoch: int = 0
     steps: int = 0
     method: Method | None = None
+    loss_fn: Callable[..., Tensor] | None = None
+    scorer: Score | None = None
+    should_stop: bool = False
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -62,8 +74,33 @@ class Run:
         Raises:
             ConfigError: The encoder shares a parameter with that of another modality.
         """
-        ours = self.optimized()
+        ours = {id(p) for p in optimized(self.optimizer)}
         return [(name, p) for name, p in self.topology.owned(modality) if id(p) in ours]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter."""
+        return next(optimized(self.optimizer)).device
+
+    def evaluate(self, loader: Iterable[Any], forward: Forwarder) -> Iterator[Batch]:
+        """Yield a batch with features, logits and target for each batch of a loader, in eval mode and without graph.
+
+        Training flags, buffers and the RNG of the model's forward are left as they were; methods replace nothing.
+        """
+        assert self.model is not None
+        for item in loader:
+            watching, preserved = self.capture.watching(), self.topology.preserved([self.model], training=False)
+            with torch.no_grad(), preserved, watching as seen:
+                logits, target = forward(self.model, item)
+            yield Batch(
+                self,
+                forward=seen,
+                features=seen.features,
+                logits=logits,
+                target=target,
+                task_loss=None if self.loss_fn is None else partial(_loss_of, self.loss_fn, target),
+                scorer=self.scorer,
+            )
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks; for use outside of a step, where statistics are summed by the core."""
@@ -133,12 +170,15 @@ class Batch:
                 self._unimodal_logits = self.given_logits or self.run.unimodal.logits(self)
         return self._unimodal_logits
 
-    def unimodal_logits_live(self, frozen_head: bool = True) -> Mapping[str, Tensor]:
-        """Logits of each modality alone with graph to the encoders; the fusion's parameters act as constants."""
-        if not frozen_head:
-            return self.run.unimodal.logits(self, live=True)
-        with self.run.topology.frozen_fusion():
-            return self.run.unimodal.logits(self, live=True)
+    def unimodal_logits_live(self, frozen_head: bool = True, *, auto: str = "auto") -> Mapping[str, Tensor]:
+        """Logits of each modality alone, with graph to the encoders.
+
+        Args:
+            frozen_head: Whether the fusion's parameters act as constants.
+            auto: What ``unimodal="auto"`` means for the method: ``"zero"`` keeps the head's full bias.
+        """
+        with self.run.topology.frozen_fusion() if frozen_head else nullcontext():
+            return self.given_logits or self.run.unimodal.logits(self, live=True, auto=auto)
 
     def coalition_logits(
         self, subset: Collection[str], *, remove: Literal["inputs", "features"] = "inputs", training: bool = False
@@ -256,7 +296,11 @@ class EpochData:
     train: Iterable[Any] | None
     val: Iterable[Any] | None
     metrics: Mapping[str, Mapping[str, float]] | None
-    forward: Callable[[nn.Module, Any], tuple[Tensor, Any]]
+    forward: Forwarder
+
+
+def _loss_of(loss_fn: Callable[..., Tensor], target: Any, logits: Tensor) -> Tensor:
+    return loss_fn(logits, target)
 
 
 def _first(value: Any) -> Any:

@@ -11,6 +11,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._values: dict[str, Tensor | float] = {}
+        self._counters: dict[str, Tensor | float] = {}
 
     def log(self, key: str, value: Tensor | float) -> None:
         """Keep the latest value of ``key``: a number or a 0-dim tensor, which is not read."""
@@ -18,13 +19,18 @@ class Telemetry:
 
     def count(self, key: str, increment: Tensor) -> None:
         """Add ``increment`` (0-dim) to the counter ``key``."""
-        self._values[key] = self._values.get(key, 0) + increment.detach()
+        self._counters[key] = self._counters.get(key, 0) + increment.detach()
+
+    def forget(self, method: str) -> None:
+        """Drop the values, not the counters, of a method whose window is over."""
+        self._values = {key: v for key, v in self._values.items() if not key.startswith(method + "/")}
 
     def read(self) -> dict[str, float]:
         """Move everything to the host, one copy per device."""
+        logged = self._values | self._counters
         by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
         numbers: dict[str, float] = {}
-        for key, value in self._values.items():
+        for key, value in logged.items():
             if isinstance(value, Tensor):
                 by_device.setdefault(value.device, []).append((key, value))
             else:
@@ -32,4 +38,4 @@ class Telemetry:
         for entries in by_device.values():
             vector = torch.stack([value.reshape(()).float() for _, value in entries])
             numbers.update(zip([key for key, _ in entries], vector.tolist(), strict=True))
-        return {key: numbers[key] for key in self._values}
+        return {key: numbers[key] for key in logged}

@@ -41,6 +41,7 @@ class Unimodal:
         self.topology = topology
         self.ranks = ranks
         self.kind = "auto"
+        self.chooses = spec == "auto"
         self.heads: dict[str, nn.Module] = {}
         self.function: Callable[[Features], Features] | None = None
         if isinstance(spec, str):
@@ -57,16 +58,19 @@ class Unimodal:
         else:
             self.kind, self.function = "callable", spec
 
-    def logits(self, batch: Batch, *, live: bool = False) -> Features:
+    def logits(self, batch: Batch, *, live: bool = False, auto: str = "auto") -> Features:
         """Return the logits by modality, (B, C, ...) each.
 
         Args:
             batch: Where the features and the fused logits come from.
             live: Whether the logits keep the graph to the encoders.
+            auto: The way to go where the user left the choice.
         """
         features = batch.require_features()
         if not live:
             features = {name: feature.detach() for name, feature in features.items()}
+        if self.chooses and auto != "auto":
+            return self._by_kind(auto, features, batch)
         if self.kind == "auto":
             self._decide(batch, features)
         return self._by_kind(self.kind, features, batch)
