@@ -31,8 +31,9 @@ class Balancer:
         self._started_epoch = -1
         self._evaluations = 0
         self._epoch_was_set = False
-        self._connect(methods)
+        self.hooks = Hooks(methods, run)
         self._check_needs()
+        self._connect(methods)
         self._call_all("modbalance_setup", self.hooks.methods, run=run)
 
     @property
@@ -79,12 +80,12 @@ class Balancer:
             return loss if loss is not None else batch.task_loss(batch.logits)  # type: ignore[misc]
         pending = self._begin()
         active = self.active
+        for method, observed in self.hooks.call_each("modbalance_observe", active, batch=batch):
+            pending.add(method, observed or {})
         if loss is None:
             batch.logits = self._replaced_logits(batch, active)
             loss = batch.task_loss(batch.logits)  # type: ignore[misc]
         self._check_loss(loss)
-        for method, observed in self.hooks.call_each("modbalance_observe", active, batch=batch):
-            pending.add(method, observed or {})
         if forward is not None:
             forward.is_observed = True
         return loss + self._extra_terms(batch, active) if self._has_terms(active) else loss
@@ -99,10 +100,13 @@ class Balancer:
         pending = self.pending
         if pending is None or pending.phase is not Phase.GATHERING or self._gradients_are_none():
             self.pending = pending = Pending()
+        self._start_epoch()
+        return pending
+
+    def _start_epoch(self) -> None:
         if self._started_epoch != self.run.epoch:
             self._started_epoch = self.run.epoch
             self._call_all("modbalance_epoch_start", self.active, run=self.run, epoch=self.run.epoch)
-        return pending
 
     def _gradients_are_none(self) -> bool:
         return all(parameter.grad is None for parameter in gradients.optimized(self.run.optimizer))
@@ -277,6 +281,7 @@ class Balancer:
         return self._edit("modbalance_features", forward, "features", forward.features)
 
     def _edit(self, hook: str, forward: Forward, argument: str, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        self._start_epoch()
         current = values
         batch = Batch(self.run, forward=forward, features=forward.features)
         for method in self.hooks.implementers(hook, self.active):

@@ -169,7 +169,8 @@ class Capture:
         is_next = forward is not None and forward.inputs is None and not features.keys() - forward.features.keys()
         if forward is None or (is_next and self._watched is None):
             self.forward = forward = Forward()
-        forward.features = forward.features | features
+        found = forward.features | features
+        forward.features = {name: found[name] for name in self.topology.modalities if name in found}
         device = next(iter(features.values())).device.type
         forward.autocast_state = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         return forward

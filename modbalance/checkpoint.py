@@ -25,8 +25,7 @@ class Checkpoint:
 
     def save(self) -> dict[str, Any]:
         """Return the state; tensors, numbers, strings, and containers of them."""
-        own = {"version": VERSION, "shapes": self._shapes(), **self.balancer.state_dict()}
-        return {**self.inner.state_dict(), KEY: own}
+        return {**self.inner.state_dict(), KEY: self._own()}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Restore the state, or raise a CheckpointError and leave everything as it was."""
@@ -39,7 +38,7 @@ class Checkpoint:
                 "The loaded state holds nothing of modbalance: the inner optimizer is restored, epoch, averages and "
                 "noise of the method start afresh.",
                 ModbalanceWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         if inner:
             self.inner.load_state_dict(inner)
@@ -52,6 +51,9 @@ class Checkpoint:
                 f"The checkpoint should be of format version {VERSION}. Found {own.get('version')!r}: load it with the "
                 "release of modbalance that wrote it."
             )
+        missing = sorted(self._own().keys() - own.keys())
+        if missing:
+            raise CheckpointError(f"The checkpoint should hold {missing} under `{KEY}`. Found only {sorted(own)}.")
         shapes = self._shapes()
         if own["shapes"] != shapes:
             pairs = zip(own["shapes"], shapes, strict=False)
@@ -62,6 +64,9 @@ class Checkpoint:
                 f"{_at(own['shapes'], first)} in the checkpoint, {_at(shapes, first)} here."
             )
         self.balancer.check_state(own)
+
+    def _own(self) -> dict[str, Any]:
+        return {"version": VERSION, "shapes": self._shapes(), **self.balancer.state_dict()}
 
     def _shapes(self) -> list[list[int]]:
         return [list(parameter.shape) for parameter in optimized(self.inner)]

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from modbalance.errors import ModbalanceError
@@ -35,15 +36,15 @@ def _list() -> Table:
     table.add_row("none", "Leaves the training as it is: the baseline.", "-")
     for listing in list_methods():
         summary = f"unavailable: {listing.problem}" if listing.method is None else _summary(listing.method)
-        table.add_row(listing.name, summary, f"{listing.distribution} {listing.version}")
+        table.add_row(listing.name, escape(summary), f"{listing.distribution} {listing.version}")
     return table
 
 
 def options_table(method: type[Method]) -> Table:
     """Return a table of the options of a method: official value, paper value, meaning."""
-    table = Table("option", "official", "paper", "meaning", title=f"{method.name}: {_summary(method)}")
+    table = Table("option", "official", "paper", "meaning", title=escape(f"{method.name}: {_summary(method)}"))
     for name, field in method.options().items():
-        table.add_row(name, repr(field.default), repr(field.metadata["paper"]), field.metadata["doc"])
+        table.add_row(name, repr(field.default), repr(field.metadata["paper"]), escape(field.metadata["doc"]))
     return table
 
 

@@ -84,13 +84,16 @@ class Criterion(nn.Module):
 
     def pick_logits(self, output: Any) -> Tensor:
         """Return the logits in the model's output."""
-        chosen = output
+        chosen, where = output, self._logits_of
         if callable(self._logits_of):
             chosen = self._logits_of(output)
         elif isinstance(self._logits_of, str) and not isinstance(output, Mapping):
             chosen = getattr(output, self._logits_of, None)
-        elif self._logits_of is not None:
-            chosen = output[self._logits_of]
+        elif where is not None:
+            try:
+                chosen = output[where]
+            except (LookupError, TypeError):
+                chosen = None
         if isinstance(chosen, Tensor):
             return chosen
         raise ConfigError(
@@ -151,6 +154,10 @@ def _checked_masks(masks: Mapping[str, Tensor], modalities: Sequence[str], size:
     for name, mask in masks.items():
         if name not in modalities:
             raise ConfigError(f"`present=` should name modalities. {suggest(name, modalities)} Found {name!r}.")
+        if not isinstance(mask, Tensor):
+            raise ConfigError(
+                f"`present[{name!r}]` should be a boolean tensor of shape ({size},). Found {type(mask).__name__}."
+            )
         if mask.dtype != torch.bool or mask.shape != (size,):
             raise ConfigError(
                 f"`present[{name!r}]` should be boolean of shape ({size},), one flag per sample. "

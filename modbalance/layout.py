@@ -104,6 +104,18 @@ class Inputs:
         self._places = places
         self._mask_value = mask_value
 
+    def check(self, modalities: Sequence[str]) -> None:
+        """Raise a ConfigError unless what was given is for these modalities."""
+        if self._places is not None:
+            for name in modalities:
+                self.places(name, modalities, {})
+        for parameter, value in (("inputs", self._places), ("mask_value", self._mask_value)):
+            unknown = set(value) - set(modalities) if isinstance(value, Mapping) else set()
+            if unknown:
+                raise ConfigError(
+                    f"Parameter `{parameter}` should name modalities {list(modalities)}. Found {sorted(unknown)}."
+                )
+
     def places(self, modality: str, modalities: Sequence[str], kwargs: Kwargs) -> tuple[Place, ...]:
         """Return the positions and names of a modality's arguments."""
         if self._places is None:

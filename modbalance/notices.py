@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 from torch.optim import Optimizer
@@ -23,6 +24,14 @@ ADAM_INVARIANCE = (
 )
 
 
+def _depth_of_caller() -> int:
+    """Return the `stacklevel` that points at the first frame outside of modbalance and torch."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("modbalance", "torch"):
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
 class Notices:
     """Gives each warning once."""
 
@@ -33,7 +42,7 @@ class Notices:
         """Warn with ``message``, unless that was done before."""
         if message not in self._given:
             self._given.add(message)
-            warnings.warn(message.format(**words), ModbalanceWarning, stacklevel=4)
+            warnings.warn(message.format(**words), ModbalanceWarning, stacklevel=_depth_of_caller())
 
 
 def is_adam_family(optimizer: Optimizer) -> bool:

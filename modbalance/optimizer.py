@@ -93,13 +93,17 @@ class BalancedOptimizer(Optimizer):
     ) -> None:
         if not isinstance(inner, Optimizer):
             raise ConfigError(f"Parameter `inner` should be a torch optimizer. Found {type(inner).__name__}.")
+        if isinstance(inner, BalancedOptimizer):
+            raise ConfigError(
+                "Parameter `inner` should be the optimizer itself. Found BalancedOptimizer: pass a list of methods, "
+                "`method=[...]`, to one BalancedOptimizer."
+            )
         if apply != "gradient":
             raise ConfigError(f"Parameter `apply` should be 'gradient'. Found `apply = {apply!r}`.")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ConfigError(f"Parameter `clip_grad_norm` should be > 0. Found `clip_grad_norm = {clip_grad_norm}`.")
         self._inner = inner
-        # Builds torch's hook tables only; Optimizer.__init__ would empty the state of the inner optimizer.
-        Optimizer.__setstate__(self, {})
+        self._build_hook_tables()
         topology = Topology(inner, model, modalities, fusion, feature_sizes, Inputs(inputs, mask_value))
         ranks = Ranks(model)
         capture = Capture(topology)
@@ -183,7 +187,7 @@ class BalancedOptimizer(Optimizer):
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        if not isinstance(epoch, int) or epoch < 0:
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
             raise ConfigError(f"`opt.epoch` should be an integer >= 0. Found {epoch!r}.")
         self._balancer.move_to_epoch(epoch)
 
@@ -240,6 +244,7 @@ class BalancedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer."""
         self._inner.add_param_group(param_group)
+        self._balancer.run.topology.adopt(self._inner.param_groups[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state, flat as torch's, plus the key ``modbalance``.
@@ -279,7 +284,14 @@ class BalancedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        super().__setstate__({})
+        self._build_hook_tables()
+
+    def _build_hook_tables(self) -> None:
+        # Optimizer.__init__ would empty the state of the inner optimizer; its __setstate__ adds a default to it.
+        defaults = dict(self._inner.defaults)
+        Optimizer.__setstate__(self, {})
+        self._inner.defaults.clear()
+        self._inner.defaults.update(defaults)
 
     def __getattr__(self, name: str) -> Any:
         # GradScaler asks this right before it takes a step or skips it, and a skip is told nowhere else. To have the

@@ -46,6 +46,10 @@ def load_method(name: str) -> type[Method]:
         PluginLoadError: The plugin cannot be imported or offers no valid method of that name.
     """
     entries = _entries().get(name, [])
+    if name == "none" and entries:
+        raise PluginConflictError(
+            f"The method name 'none' belongs to modbalance itself. Found it in {_origin(entries[0])}: rename it."
+        )
     if not entries:
         raise UnknownMethodError(
             f"No installed method is named {name!r}. {suggest(name, ['none', *_entries()])} "
@@ -66,12 +70,17 @@ def build_methods(spec: MethodSpec, preset: Preset, options: Mapping[str, Any]) 
         ConfigError: Options or a preset stand beside something else than a single name.
     """
     single = isinstance(spec, str)
+    given: Sequence[Any] = list(spec) if isinstance(spec, list | tuple) else [spec]
+    for each in given:
+        if not isinstance(each, str | Method):
+            raise ConfigError(
+                f"Parameter `method` should be a name, a Method object, or a list of either. Found {each!r}."
+            )
     if options and not single:
         raise ConfigError(
             f"Options by keyword go with a single method name. Found {sorted(options)} beside {spec!r}: set them on "
             "the Method objects, such as `[OGMGE(alpha=0.8), ...]`."
         )
-    given: Sequence[str | Method] = [spec] if isinstance(spec, str | Method) else list(spec)
     methods = []
     for each in given:
         if isinstance(each, Method):
@@ -150,7 +159,17 @@ def _load(entry: EntryPoint) -> type[Method]:
 
 def _methods_of(module: ModuleType, entry: EntryPoint) -> list[type[Method]]:
     manager = plugin_manager({entry.value: module})
-    results: list[Any] = manager.hook.modbalance_methods()
+    try:
+        results: list[Any] = manager.hook.modbalance_methods()
+    except Exception as error:
+        raise PluginLoadError(
+            f"`modbalance_methods()` of {_origin(entry)} failed: {type(error).__name__}: {error}"
+        ) from error
+    for result in results:
+        if not isinstance(result, list | tuple):
+            raise PluginLoadError(
+                f"`modbalance_methods()` of {_origin(entry)} should return a list of methods. Found {result!r}."
+            )
     classes = [method for result in results for method in result]
     for method in classes:
         if not (isinstance(method, type) and issubclass(method, Method)):
@@ -158,7 +177,7 @@ def _methods_of(module: ModuleType, entry: EntryPoint) -> list[type[Method]]:
                 f"`modbalance_methods()` of {_origin(entry)} should return subclasses of modbalance.Method. "
                 f"Found {method!r}."
             )
-        check_hooks(method, f"Method {method.name!r} of {_origin(entry)}")
+        plugin_manager({method.name: method})  # checks names, markers and arguments of all hooks
     return classes
 
 

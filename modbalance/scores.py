@@ -6,6 +6,7 @@ mask of the same shape that says which elements count (`None`: all).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -22,17 +23,17 @@ def softmax(ignore_index: int = -100) -> Score:
     Logits are (B, C, ...), class indices (B, ...) or class probabilities (B, C, ...); the latter score by their
     expectation. Elements whose index is ``ignore_index`` do not count.
     """
+    return functools.partial(_softmax, ignore_index)
 
-    def score(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        check_classes(logits, target)
-        probability = logits.float().softmax(1)
-        if target.is_floating_point():
-            return (probability * target).sum(1), None
-        mask = target != ignore_index
-        index = (target * mask).long().unsqueeze(1)
-        return probability.gather(1, index).squeeze(1), mask
 
-    return score
+def _softmax(ignore_index: int, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    check_classes(logits, target)
+    probability = logits.float().softmax(1)
+    if target.is_floating_point():
+        return (probability * target).sum(1), None
+    mask = target != ignore_index
+    index = (target * mask).long().unsqueeze(1)
+    return probability.gather(1, index).squeeze(1), mask
 
 
 def binary(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:
@@ -73,6 +74,11 @@ def resolve(score: Score | str | None, loss_fn: object) -> Score:
 
 def check_classes(logits: Tensor, target: Tensor) -> None:
     """Raise unless ``target`` holds class indices or class probabilities for ``logits`` (B, C, ...)."""
+    if not isinstance(target, Tensor):
+        raise ConfigError(
+            f"Target should be a tensor of class indices or class probabilities. Found {type(target).__name__}. "
+            "For other tasks pass `score=` to `opt.criterion`."
+        )
     indices = logits.shape[:1] + logits.shape[2:]
     if logits.dim() < 2:
         raise ConfigError(

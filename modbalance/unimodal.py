@@ -24,6 +24,8 @@ UnimodalSpec = str | Mapping[str, Part] | Callable[[Features], Features]
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-3}
 _COARSE_ROUNDING = 3e-2
 
+_EXPECTED = "Parameter `unimodal` should be 'auto', 'slice', 'zero', a mapping to own heads, or a callable."
+
 # Votes of a rank; the smallest wins, so that a batch that shows nothing puts the decision off.
 NO, ABSTAIN, YES = range(3)
 
@@ -47,16 +49,15 @@ class Unimodal:
         if isinstance(spec, str):
             if spec not in ("auto", "slice", "zero"):
                 known = suggest(spec, ["auto", "slice", "zero"])
-                raise ConfigError(
-                    "Parameter `unimodal` should be 'auto', 'slice', 'zero', a mapping to own heads, or a callable. "
-                    f"Found `unimodal = {spec!r}`. {known}"
-                )
+                raise ConfigError(f"{_EXPECTED} Found `unimodal = {spec!r}`. {known}")
             self.kind = spec
         elif isinstance(spec, Mapping):
             self.kind = "heads"
             self.heads = self._resolve_heads(spec)
-        else:
+        elif callable(spec):
             self.kind, self.function = "callable", spec
+        else:
+            raise ConfigError(f"{_EXPECTED} Found `unimodal = {spec!r}`.")
 
     def logits(self, batch: Batch, *, live: bool = False, auto: str = "auto") -> Features:
         """Return the logits by modality, (B, C, ...) each.
@@ -82,8 +83,17 @@ class Unimodal:
             return self._zeroed(features, batch)
         with self.topology.paused(), batch.autocast():
             if self.function is not None:
-                return self.function(features)
+                return self._in_order(self.function(features))
             return {name: head(features[name]) for name, head in self.heads.items()}
+
+    def _in_order(self, logits: Features) -> Features:
+        modalities = self.topology.modalities
+        if set(logits) != set(modalities):
+            raise ConfigError(
+                f"The callable in `unimodal` should return logits for each of {list(modalities)}. "
+                f"Found {sorted(logits)}."
+            )
+        return {name: logits[name] for name in modalities}
 
     def _slices(self, features: Features, head: nn.Linear) -> Features:
         logits, start, bias = {}, 0, head.bias

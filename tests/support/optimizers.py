@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import attrs
 import schedulefree
 import torch
-from support.training import balanced
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from modbalance import BalancedOptimizer, Batch, Method, ModbalanceWarning, Step, hookimpl, option, state
 from modbalance.method import between
+from support.models import Multimodal
+from support.training import balanced
 
 Factory = Callable[[Iterable[Any]], Optimizer]
 
@@ -73,6 +74,22 @@ def wrap(model: nn.Module, name: str, method: Any = "ogm", **arguments: Any) -> 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*almost no effect.*", ModbalanceWarning)
         return balanced(model, method, INNER[name](model.parameters()), **arguments)
+
+
+def model_free(model: Multimodal, parts: slice = slice(None), **arguments: Any) -> BalancedOptimizer:
+    """Return OGM around SGD groups of modalities a and b, which never sees the model.
+
+    Args:
+        model: Where the parameters come from.
+        parts: Layers of each encoder that are in the groups.
+        arguments: Passed on to BalancedOptimizer.
+    """
+    layers: dict[str, Any] = {name: model.encoders[name] for name in ("a", "b")}
+    groups: list[dict[str, Any]] = [
+        {"params": list(encoder[parts].parameters()), "modality": name} for name, encoder in layers.items()
+    ]
+    groups.append({"params": list(model.fusion.parameters())})
+    return BalancedOptimizer(SGD(groups, lr=0.1), "ogm", param_filter="all", **arguments)
 
 
 def inner_of(optimizer: BalancedOptimizer) -> Optimizer:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from modbalance_example import InverseScore
 from torch import nn
 
 from modbalance import BalancedOptimizer, list_methods
-from modbalance_example import InverseScore
 
 
 def probabilities(*of_class_0: float) -> torch.Tensor:
@@ -32,6 +32,7 @@ def step(gamma: float, **logits: torch.Tensor) -> tuple[dict[str, float], dict[s
 
 
 def test_is_found() -> None:
+    """An entry point makes it available by name."""
     found = {each.name: each for each in list_methods()}
 
     assert found["inverse_score"].method is InverseScore
@@ -39,6 +40,7 @@ def test_is_found() -> None:
 
 
 def test_formula() -> None:
+    """The formula, by numbers worked by hand."""
     # Mean scores 0.8 and 0.2: 0.2 / 0.8 = 0.25 for a, and 0.8 / 0.2 = 4 is clipped to 1 for b.
     logits = {"a": probabilities(0.9, 0.7), "b": probabilities(0.1, 0.3)}
 
@@ -48,6 +50,7 @@ def test_formula() -> None:
 
 
 def test_three_modalities() -> None:
+    """Each modality is compared with the mean of the others."""
     # Scores 0.8, 0.4, 0.2: 0.3 / 0.8 = 0.375, 0.5 / 0.4 and 0.6 / 0.2 are clipped.
     logits = {name: probabilities(p, p) for name, p in {"a": 0.8, "b": 0.4, "c": 0.2}.items()}
 
@@ -58,5 +61,6 @@ def test_three_modalities() -> None:
 
 
 def test_option_out_of_range() -> None:
+    """A bad option is refused when the method is built."""
     with pytest.raises(ValueError, match="`gamma` of method `inverse_score` should be a number >= 0"):
         InverseScore(gamma=-1)

@@ -1,7 +1,7 @@
 """OGM and OGM-GE (Peng et al., CVPR 2022), straight-line and slow, in the paper's notation.
 
 Modalities u = 1..M; z_u = phi_u(x_u) are features, o_u unimodal logits, s_u scores, rho_u discrepancy ratios, k_u
-coefficients. Numbers are Python floats, sums are loops.
+coefficients. Sums are loops.
 """
 
 from __future__ import annotations
@@ -37,31 +37,33 @@ def own(z: Sequence[Tensor], heads: Sequence[nn.Linear]) -> list[Tensor]:
     return [z_u @ head.weight.T + head.bias for z_u, head in zip(z, heads, strict=True)]
 
 
-def score(o_u: Tensor, y: Tensor) -> float:
-    """s_u = sum over the batch of softmax(o_u)[y]."""
-    s = 0.0
-    for row, label in zip(o_u.tolist(), y.tolist(), strict=True):
-        largest = max(row)
-        s += math.exp(row[label] - largest) / sum(math.exp(value - largest) for value in row)
+def score(o_u: Tensor, y: Tensor) -> Tensor:
+    """s_u = sum over the batch of softmax(o_u)[y], sample by sample in the precision of the logits."""
+    s = o_u.new_zeros(())
+    for row, label in zip(o_u, y.tolist(), strict=True):
+        s = s + row.softmax(0)[label]
     return s
 
 
-def ratios(s: Sequence[float], ratio: str = "mean_others") -> list[float]:
+def ratios(s: Sequence[Tensor], ratio: str = "mean_others") -> list[Tensor]:
     """rho_u = s_u / mean of the other scores, or / the smallest of them."""
     rho = []
     for u, s_u in enumerate(s):
         others = [s_v for v, s_v in enumerate(s) if v != u]
-        rho.append(s_u / (sum(others) / len(others) if ratio == "mean_others" else min(others)))
+        total = others[0]
+        for s_v in others[1:]:
+            total = total + s_v
+        rho.append(s_u / (total / len(others) if ratio == "mean_others" else min(others)))
     return rho
 
 
-def coefficients(rho: Sequence[float], alpha: float, tie: str = "first", ratio_shift: float = 0) -> list[float]:
+def coefficients(rho: Sequence[Tensor], alpha: float, tie: str = "first", ratio_shift: float = 0) -> list[float]:
     """k_u = 1 - tanh(alpha * relu(rho_u - shift)) where rho_u > 1, else 1; if no modality is ahead, the first is."""
-    ahead = [rho_u > 1 for rho_u in rho]
+    ahead = [bool(rho_u > 1) for rho_u in rho]
     if tie == "first" and not any(ahead):
         ahead[0] = True
     return [
-        1 - math.tanh(alpha * max(rho_u - ratio_shift, 0)) if is_ahead else 1.0
+        (1 - torch.tanh(alpha * torch.relu(rho_u - ratio_shift))).item() if is_ahead else 1.0
         for rho_u, is_ahead in zip(rho, ahead, strict=True)
     ]
 

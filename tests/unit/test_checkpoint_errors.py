@@ -1,0 +1,124 @@
+"""A state that does not belong here, or cannot be saved now, is refused before anything is changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.optimizers import Memory, assert_same_state
+from support.training import assert_same, balanced, batches, multimodal, train
+from torch import nn
+
+from modbalance import BalancedOptimizer, CheckpointError
+
+
+def test_saving_in_the_middle_of_an_accumulation_raises_and_loses_nothing() -> None:
+    model, alone = multimodal(), multimodal()
+    data = batches(model, 2)
+    for each in (model, alone):
+        optimizer = balanced(each)
+        criterion = optimizer.criterion(nn.CrossEntropyLoss())
+        for inputs, target in data:
+            (criterion(each(*inputs), target) / 2).backward()
+            if each is model:
+                with pytest.raises(CheckpointError, match=r"should be saved after `opt.step\(\)`.*last micro-batch"):
+                    optimizer.state_dict()
+        optimizer.step()
+        optimizer.state_dict()
+
+    assert_same(model, alone)
+
+
+def _other_method(saved: dict[str, Any]) -> None:
+    saved["modbalance"]["methods"] = {"ogm_ge": {}}
+
+
+def _other_version(saved: dict[str, Any]) -> None:
+    saved["modbalance"]["version"] = 99
+
+
+def _other_shape(saved: dict[str, Any]) -> None:
+    saved["modbalance"]["shapes"][1] = [7]
+
+
+def _fewer_parameters(saved: dict[str, Any]) -> None:
+    del saved["modbalance"]["shapes"][-1]
+
+
+def _other_declared_state(saved: dict[str, Any]) -> None:
+    saved["modbalance"]["methods"]["memory"]["median"] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_other_method, r"methods \['memory'\]. Found \['ogm_ge'\].*same `method=`.*only the inner part"),
+        (_other_version, r"format version 1. Found 99.*release of modbalance that wrote it"),
+        (_other_shape, r"first difference is parameter 1: shape \(7,\) in the checkpoint, shape \(4,\) here"),
+        (_fewer_parameters, r"with 10 parameters. Found one with 9.*parameter 9: none in the checkpoint"),
+        (_other_declared_state, r"method `memory` should hold \['mean', 'steps'\].*Found .*median.*another version"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(spoil: Callable[[dict[str, Any]], None], words: str) -> None:
+    model = multimodal()
+    optimizer = balanced(model, Memory())
+    train(model, optimizer, batches(model, 2))
+    kept = copy.deepcopy(optimizer.state_dict())
+    foreign = copy.deepcopy(kept)
+    foreign["param_groups"][0]["lr"] = 7.0
+    spoil(foreign)
+
+    with pytest.raises(CheckpointError, match=words):
+        optimizer.load_state_dict(foreign)
+
+    assert_same_state(optimizer.state_dict(), kept)
+
+
+def test_an_inner_state_that_does_not_fit_changes_nothing() -> None:
+    model = multimodal()
+    optimizer = balanced(model, Memory())
+    train(model, optimizer, batches(model, 2))
+    kept = copy.deepcopy(optimizer.state_dict())
+    foreign = copy.deepcopy(kept)
+    foreign["modbalance"]["epoch"] = 8
+    foreign["param_groups"].append(foreign["param_groups"][0])
+
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimizer.load_state_dict(foreign)
+
+    assert_same_state(optimizer.state_dict(), kept)
+
+
+@pytest.mark.parametrize("key", ["version", "shapes", "epoch", "started_epoch", "steps", "unimodal", "methods"])
+def test_a_state_that_lacks_something_changes_nothing(key: str) -> None:
+    model = multimodal()
+    optimizer = balanced(model, Memory())
+    train(model, optimizer, batches(model, 2))
+    kept = copy.deepcopy(optimizer.state_dict())
+    foreign = copy.deepcopy(kept)
+    foreign["param_groups"][0]["lr"] = 7.0
+    foreign["modbalance"]["methods"]["memory"]["steps"] = 9
+    foreign["modbalance"]["steps"] = 9
+    del foreign["modbalance"][key]
+
+    with pytest.raises(CheckpointError, match=f"{key}.*Found"):
+        optimizer.load_state_dict(foreign)
+
+    assert_same_state(optimizer.state_dict(), kept)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("ogm", "none"), ("none", "ogm"), ("ogm", ["ogm", "ogm_ge"])])
+def test_a_state_of_other_methods_is_refused(saved: str, loaded: Any) -> None:
+    model, other = multimodal(), multimodal()
+    state = balanced(model, saved).state_dict()
+    optimizer = balanced(other, loaded)
+
+    with pytest.raises(CheckpointError, match=rf"should be of the methods .*Found \['{saved}'\]"):
+        optimizer.load_state_dict(state)
+    optimizer.load_state_dict({key: value for key, value in state.items() if key != "modbalance"} | _own(optimizer))
+
+
+def _own(optimizer: BalancedOptimizer) -> dict[str, Any]:
+    return {"modbalance": optimizer.state_dict()["modbalance"]}

@@ -1,0 +1,212 @@
+"""What "how well does this modality do" means, per task."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from support.spy import look_once
+from support.training import batches, multimodal
+from torch import Tensor, nn
+
+from modbalance import BalancedOptimizer, Batch, ConfigError, scores
+
+
+def test_softmax_probability_of_the_target() -> None:
+    logits = torch.tensor([[math.log(1.0), math.log(3.0)], [math.log(4.0), math.log(1.0)]])
+    score, mask = scores.softmax()(logits, torch.tensor([1, 1]))
+    torch.testing.assert_close(score, torch.tensor([0.75, 0.2]))
+    assert mask is not None
+    assert mask.all()
+
+
+@pytest.mark.parametrize("trailing", [(), (4,), (4, 5)])
+def test_softmax_over_dim_1_with_any_trailing_dimensions(trailing: tuple[int, ...]) -> None:
+    logits = torch.randn(2, 3, *trailing)
+    target = torch.randint(3, (2, *trailing))
+    score, _ = scores.softmax()(logits, target)
+    assert score.shape == target.shape
+    flat = logits.movedim(1, -1).reshape(-1, 3).softmax(-1)
+    expected = [row[label].item() for row, label in zip(flat, target.flatten().tolist(), strict=True)]
+    assert score.flatten().tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_class_indices_of_any_integer_type(dtype: torch.dtype) -> None:
+    logits = torch.randn(4, 3)
+    target = torch.tensor([0, 1, 2, 1])
+    score, mask = scores.softmax()(logits, target.to(dtype))
+    assert torch.equal(score, scores.softmax()(logits, target)[0])
+    assert mask is not None
+    assert mask.all()
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255, 1])
+def test_ignored_elements_are_masked(ignore_index: int) -> None:
+    logits = torch.randn(3, 3, 2)
+    target = torch.tensor([[0, ignore_index], [2, 0], [ignore_index, ignore_index]])
+    score, mask = scores.softmax(ignore_index)(logits, target)
+    assert mask is not None
+    assert mask.tolist() == [[True, False], [True, True], [False, False]]
+    kept = scores.softmax()(logits[:, :, 0], torch.tensor([0, 2, 0]))[0]
+    assert torch.equal(score[:2, 0], kept[:2])
+    assert score.isfinite().all()
+
+
+def test_soft_targets_by_expectation() -> None:
+    logits, target = torch.randn(4, 3, 2), torch.randn(4, 3, 2).softmax(1)
+    score, mask = scores.softmax()(logits, target)
+    torch.testing.assert_close(score, sum(logits.softmax(1)[:, c] * target[:, c] for c in range(3)))
+    assert mask is None
+
+
+def test_double_precision_is_kept_and_half_precision_widened() -> None:
+    logits = torch.randn(4, 3, dtype=torch.float64)
+    target = torch.tensor([0, 1, 2, 0])
+    score, _ = scores.softmax()(logits, target)
+    torch.testing.assert_close(score, logits.softmax(1)[torch.arange(4), target], rtol=1e-14, atol=0)
+    assert scores.softmax()(logits.half(), target)[0].dtype == torch.float32
+    assert scores.softmax()(logits.bfloat16(), target)[0].dtype == torch.float32
+    exact = logits.sigmoid()
+    torch.testing.assert_close(scores.binary(logits, torch.ones_like(logits))[0], exact, rtol=1e-14, atol=0)
+    likelihood = (-0.5 * logits**2).exp()
+    torch.testing.assert_close(scores.regression(logits, 0 * logits)[0], likelihood, rtol=1e-14, atol=0)
+
+
+def test_binary() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [math.log(3.0), -200.0]])
+    score, mask = scores.binary(logits, torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    torch.testing.assert_close(score, torch.tensor([[0.5, 0.75], [0.25, 1.0]]))
+    assert mask is None
+
+
+def test_multilabel_is_the_mean_over_labels() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [math.log(3.0), -200.0]])
+    score, _ = scores.multilabel(logits, torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    torch.testing.assert_close(score, torch.tensor([0.625, 0.625]))
+
+
+def test_multilabel_takes_integer_and_boolean_targets() -> None:
+    logits, target = torch.randn(3, 4), torch.tensor([[1, 0, 1, 0]] * 3)
+    expected = scores.multilabel(logits, target.float())[0]
+    assert torch.equal(scores.multilabel(logits, target)[0], expected)
+    assert torch.equal(scores.multilabel(logits, target.bool())[0], expected)
+
+
+def test_regression_is_a_likelihood() -> None:
+    prediction, target = torch.tensor([1.0, 2.0, 50.0]), torch.tensor([1.0, 0.0, 0.0])
+    score, mask = scores.regression(prediction, target)
+    torch.testing.assert_close(score, torch.tensor([1.0, math.exp(-2.0), 0.0]))
+    assert mask is None
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        (torch.zeros(4), torch.zeros(4, dtype=torch.long), r"\(B, C"),
+        (torch.zeros(4, 3), torch.zeros(5, dtype=torch.long), r"shape \(4,\)"),
+        (torch.zeros(4, 3), torch.zeros(4), "float32"),
+        (torch.zeros(4, 3), torch.zeros(4, dtype=torch.bool), "bool"),
+        (torch.zeros(4, 3, 2), torch.zeros(4, dtype=torch.long), r"shape \(4, 2\)"),
+        (torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.long), "class indices"),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused(logits: Tensor, target: Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        scores.softmax()(logits, target)
+
+
+@pytest.mark.parametrize("score", [scores.binary, scores.multilabel, scores.regression])
+def test_targets_of_another_shape_are_refused(score: scores.Score) -> None:
+    with pytest.raises(ConfigError, match=r"\(4, 3\)"):
+        score(torch.zeros(4, 3), torch.zeros(4))
+
+
+# From the criterion to the score
+
+
+def test_an_unknown_score_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="regression"):
+        scores.resolve("regresion", nn.MSELoss())
+
+
+def test_the_loss_tells_which_index_is_ignored() -> None:
+    score = scores.resolve(None, nn.CrossEntropyLoss(ignore_index=2))
+    _, mask = score(torch.zeros(2, 3), torch.tensor([2, 1]))
+    assert mask is not None
+    assert mask.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("score", "loss_fn"), [("binary", nn.BCEWithLogitsLoss()), ("regression", nn.MSELoss())])
+def test_a_preset_trains(score: str, loss_fn: nn.Module) -> None:
+    parameters = {name: nn.Parameter(torch.zeros(2, 2)) for name in "ab"}
+    groups: list[dict[str, Any]] = [{"params": [p], "modality": name} for name, p in parameters.items()]
+    optimizer = BalancedOptimizer(torch.optim.SGD(groups, lr=0.1), "ogm", param_filter="all", alpha=0.5)
+    unimodal = {"a": torch.tensor([[2.0], [1.0]]), "b": torch.tensor([[0.5], [-1.0]])}
+    target = torch.tensor([[1.0], [1.0]])
+    logits = unimodal["a"] + unimodal["b"] + sum(p.sum() for p in parameters.values())
+    optimizer.criterion(loss_fn, score=score)(logits, target, unimodal_logits=unimodal).backward()
+    optimizer.step()
+    value = getattr(scores, score)
+    rho = (value(unimodal["a"], target)[0].sum() / value(unimodal["b"], target)[0].sum()).item()
+    assert optimizer.metrics()["ogm/ratio/a"] == pytest.approx(rho, rel=1e-5)
+    assert optimizer.metrics()["ogm/coefficient/a"] == pytest.approx(1 - math.tanh(0.5 * rho), rel=1e-5)
+
+
+def test_a_callable_score_gets_logits_and_target() -> None:
+    model = multimodal()
+    inputs, target = batches(model, 1)[0]
+
+    def look(batch: Batch) -> tuple[Tensor, Tensor]:
+        batch.scorer = lambda logits, labels: (logits[:, 0] * labels, labels > 0)
+        return batch.score(batch.logits)
+
+    total, count = look_once(model, look, inputs, target)
+    expected = (model(*inputs)[:, 0] * target)[target > 0].sum()
+    torch.testing.assert_close(total, expected.detach())
+    assert count == (target > 0).sum()
+    assert not total.requires_grad
+
+
+def test_nothing_is_lost_where_all_elements_count() -> None:
+    model = multimodal()
+    inputs, target = batches(model, 1)[0]
+    total, count = look_once(model, lambda batch: batch.score(batch.logits), inputs, target)
+    assert count == 6
+    torch.testing.assert_close(total, model(*inputs).softmax(1)[torch.arange(6), target].sum().detach())
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"c": torch.ones(6, dtype=torch.bool)}, "c"),
+        ({"a": torch.ones(6)}, "float32"),
+        ({"a": torch.ones(5, dtype=torch.bool)}, r"\(5,\)"),
+    ],
+)
+def test_masks_of_presence_are_checked(masks: dict[str, Tensor], message: str) -> None:
+    model = multimodal()
+    optimizer = BalancedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), "ogm", model=model, modalities=model.paths, fusion="fusion"
+    )
+    inputs, target = batches(model, 1)[0]
+    with pytest.raises(ConfigError, match=message):
+        optimizer.criterion(nn.CrossEntropyLoss())(model(*inputs), target, present=masks)
+
+
+def test_presence_covers_all_positions_of_a_sample() -> None:
+    model = multimodal()
+    inputs, target = batches(model, 1)[0]
+
+    def look(batch: Batch) -> tuple[Tensor, Tensor]:
+        batch.present = {"a": torch.tensor([True, False, True, True, True, False])}
+        batch.target = target.unsqueeze(1).expand(-1, 4)
+        return batch.score(batch.logits.unsqueeze(2).expand(-1, -1, 4), "a")
+
+    total, count = look_once(model, look, inputs, target)
+    kept = [0, 2, 3, 4]
+    expected = model(*inputs).softmax(1)[kept, target[kept]].sum() * 4
+    torch.testing.assert_close(total, expected.detach())
+    assert count == 16
