@@ -16,8 +16,8 @@ from modbalance.method import state as state
 from modbalance.optimizer import BalancedOptimizer as BalancedOptimizer
 from modbalance.records import Batch as Batch
 from modbalance.records import EpochData as EpochData
-from modbalance.records import Run as Run
 from modbalance.records import Step as Step
 from modbalance.registry import list_methods as list_methods
+from modbalance.run import Run as Run
 
 __version__ = "0.1.0"

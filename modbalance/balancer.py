@@ -12,11 +12,12 @@ from torch import Tensor
 from modbalance import gradients, notices
 from modbalance.capture import Forward
 from modbalance.errors import CheckpointError, ConfigError, ObservationError
-from modbalance.hooks import Hooks
+from modbalance.hooks import Hooks, check_needs
 from modbalance.method import Method, WindowedMethod, to_device
 from modbalance.notices import Notices
 from modbalance.pending import Pending, Phase, Sums
-from modbalance.records import Batch, EpochData, Run, Step
+from modbalance.records import Batch, EpochData, Step
+from modbalance.run import Run
 
 
 class Balancer:
@@ -32,7 +33,7 @@ class Balancer:
         self._evaluations = 0
         self._epoch_was_set = False
         self.hooks = Hooks(methods, run)
-        self._check_needs()
+        check_needs(self.hooks)
         self._connect(methods)
         self._call_all("modbalance_setup", self.hooks.methods, run=run)
 
@@ -292,26 +293,3 @@ class Balancer:
     def _call_all(self, hook: str, methods: Sequence[Method], **arguments: Any) -> Any:
         results = [result for _, result in self.hooks.call_each(hook, methods, **arguments)]
         return results[-1] if results else None
-
-    def _check_needs(self) -> None:
-        replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
-        if len(replacing) > 1:
-            raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
-        if any(self.hooks.implementers(hook) for hook in ("modbalance_coefficients", "modbalance_gradients")):
-            self.run.topology.require_disjoint()
-        for method in self.hooks.methods:
-            self._check_need_of(method)
-
-    def _check_need_of(self, method: Method) -> None:
-        modalities = self.run.modalities
-        if len(modalities) < method.min_modalities:
-            raise ConfigError(
-                f"Method `{method.name}` needs at least {method.min_modalities} modalities. Found "
-                f"{list(modalities)}: pass `modalities={{'audio': 'audio_net', ...}}` with `model=`, or give the "
-                "parameter groups of the optimizer a key, {'params': ..., 'modality': 'audio'}."
-            )
-        if "model" in method.needs and self.run.model is None:
-            raise ConfigError(
-                f"Method `{method.name}` runs parts of the model itself. Found no model: pass `model=`, `modalities=` "
-                "and `fusion=` to BalancedOptimizer."
-            )

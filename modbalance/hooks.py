@@ -9,8 +9,8 @@ import pluggy
 
 from modbalance.errors import ConfigError
 from modbalance.method import Method
-from modbalance.records import Run
 from modbalance.registry import plugin_manager
+from modbalance.run import Run
 
 
 class Hooks:
@@ -54,3 +54,29 @@ class Hooks:
         """Call a hook of every method that implements it, in order, and yield (method, result)."""
         for method in self.implementers(hook, methods):
             yield method, self.call(method, hook, **arguments)
+
+
+def check_needs(hooks: Hooks) -> None:
+    """Raise a ConfigError unless model, modalities and the other methods give each method what it needs."""
+    replacing = [method.name for method in hooks.implementers("modbalance_logits")]
+    if len(replacing) > 1:
+        raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
+    if any(hooks.implementers(hook) for hook in ("modbalance_coefficients", "modbalance_gradients")):
+        hooks.run.topology.require_disjoint()
+    for method in hooks.methods:
+        _check_need_of(method, hooks.run)
+
+
+def _check_need_of(method: Method, run: Run) -> None:
+    modalities = run.modalities
+    if len(modalities) < method.min_modalities:
+        raise ConfigError(
+            f"Method `{method.name}` needs at least {method.min_modalities} modalities. Found "
+            f"{list(modalities)}: pass `modalities={{'audio': 'audio_net', ...}}` with `model=`, or give the "
+            "parameter groups of the optimizer a key, {'params': ..., 'modality': 'audio'}."
+        )
+    if "model" in method.needs and run.model is None:
+        raise ConfigError(
+            f"Method `{method.name}` runs parts of the model itself. Found no model: pass `model=`, `modalities=` "
+            "and `fusion=` to BalancedOptimizer."
+        )

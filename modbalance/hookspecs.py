@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modbalance.method import Method
-    from modbalance.records import Batch, EpochData, Run, Step
+    from modbalance.records import Batch, EpochData, Step
+    from modbalance.run import Run
 
 NAME = "modbalance"
 hookspec = pluggy.HookspecMarker(NAME)

@@ -21,15 +21,17 @@ from modbalance.errors import ConfigError
 from modbalance.gradients import optimized
 from modbalance.layout import Inputs, Place
 from modbalance.method import Preset
-from modbalance.records import EpochData, Run
+from modbalance.records import EpochData
 from modbalance.registry import MethodSpec, build_methods
+from modbalance.run import Run
 from modbalance.scores import Score
 from modbalance.telemetry import Telemetry
 from modbalance.topology import Fusion, Parts, Topology
 from modbalance.unimodal import Unimodal, UnimodalSpec
+from modbalance.wrapper import Wrapper
 
 
-class BalancedOptimizer(Optimizer):
+class BalancedOptimizer(Wrapper):
     """Wraps an optimizer so that a method of balanced multimodal learning modulates the training.
 
     A step does, in this order:
@@ -102,8 +104,7 @@ class BalancedOptimizer(Optimizer):
             raise ConfigError(f"Parameter `apply` should be 'gradient'. Found `apply = {apply!r}`.")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ConfigError(f"Parameter `clip_grad_norm` should be > 0. Found `clip_grad_norm = {clip_grad_norm}`.")
-        self._inner = inner
-        self._build_hook_tables()
+        super().__init__(inner)
         topology = Topology(inner, model, modalities, fusion, feature_sizes, Inputs(inputs, mask_value))
         ranks = Ranks(model)
         capture = Capture(topology)
@@ -208,43 +209,16 @@ class BalancedOptimizer(Optimizer):
         """Take all hooks off the model. The wrapper goes on as a plain optimizer."""
         self._balancer.detach()
 
-    # What torch calls
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the inner optimizer."""
-        return self._inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self._inner.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        """State of the inner optimizer."""
-        return self._inner.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self._inner.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Defaults of the inner optimizer."""
-        return self._inner.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self._inner.defaults = defaults
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients. Statistics of the current step are kept: a closure may call this after the criterion."""
-        self._inner.zero_grad(set_to_none)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the inner optimizer."""
-        self._inner.add_param_group(param_group)
+        """Add a parameter group to the inner optimizer; its key ``"modality"``, if any, counts as at construction."""
+        super().add_param_group(param_group)
         self._balancer.run.topology.adopt(self._inner.param_groups[-1])
+
+    def _about_to_scale(self) -> None:
+        """Hear that a GradScaler is about to take a step or to skip it: the pending step is complete."""
+        self._balancer.complete()
+
+    # What is saved
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state, flat as torch's, plus the key ``modbalance``.
@@ -277,30 +251,6 @@ class BalancedOptimizer(Optimizer):
     def __repr__(self) -> str:
         methods = [method.name for method in self._balancer.hooks.methods] or ["none"]
         return f"BalancedOptimizer({'+'.join(methods)}, {self._inner!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Hook tables are rebuilt; a scheduler's wrapper around `step` belongs to this object.
-        return {k: v for k, v in self.__dict__.items() if k != "step" and not k.startswith("_optimizer_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._build_hook_tables()
-
-    def _build_hook_tables(self) -> None:
-        # Optimizer.__init__ would empty the state of the inner optimizer; its __setstate__ adds a default to it.
-        defaults = dict(self._inner.defaults)
-        Optimizer.__setstate__(self, {})
-        self._inner.defaults.clear()
-        self._inner.defaults.update(defaults)
-
-    def __getattr__(self, name: str) -> Any:
-        # GradScaler asks this right before it takes a step or skips it, and a skip is told nowhere else. To have the
-        # attribute would make the scaler leave skipping to us, so the answer stays "no".
-        if name == "_step_supports_amp_scaling" and "_balancer" in self.__dict__:
-            self._balancer.complete()
-        if name.startswith("_") or "_inner" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self._inner, name)
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         result = None

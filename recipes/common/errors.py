@@ -1,0 +1,29 @@
+"""Errors that a person running a recipe can act upon."""
+
+from importlib import import_module
+from types import ModuleType
+
+
+class RecipeError(Exception):
+    """Bad input to a recipe: the message says what was expected, what was found, and the fix.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def message(error: RecipeError) -> str:
+    """Return the message alone, without the traceback that a DataLoader worker puts in front of it."""
+    return str(error).rpartition(f"{RecipeError.__name__}: ")[2].strip()
+
+
+def require(module: str) -> ModuleType:
+    """Import an optional library.
+
+    Raises:
+        RecipeError: If it cannot be imported; the message says how to install it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        fix = 'pip install "modbalance[recipes]"'
+        raise RecipeError(f"This recipe needs `{module}`, which cannot be imported ({error}). Fix: {fix}") from error

@@ -1,0 +1,160 @@
+"""The folder of one run: which run it belongs to, and the files in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from common.errors import RecipeError
+
+_LIBRARIES = ("torch", "torchvision", "torchaudio", "torchmetrics", "modbalance")
+
+
+def _as_read_from_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(json.dumps(settings))
+    return content
+
+
+@attrs.frozen
+class RunFolder:
+    """Names and writes the files of one run.
+
+    Attributes:
+        path: The folder, ``OUTPUT/METHOD``.
+        recipe: Name of the recipe.
+        settings: The settings that make the run this run and no other, ready for JSON.
+    """
+
+    path: Path
+    recipe: str
+    settings: dict[str, Any] = attrs.field(converter=_as_read_from_json)
+
+    @property
+    def best(self) -> Path:
+        """Weights of the best epoch."""
+        return self.path / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """All that is needed to go on."""
+        return self.path / "last.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard events."""
+        return self.path / "events"
+
+    @property
+    def curves(self) -> Path:
+        """Picture of the run."""
+        return self.path / "curves.png"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that this run must not touch. Changes nothing.
+
+        Raises:
+            RecipeError: If the folder holds another run, or this one and nobody said what to do with it.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        config = self._read("config.json")
+        if config is None:
+            raise RecipeError(
+                f"Expected {self.path} to be empty or the folder of a run. Found files, but no config.json. "
+                "Fix: another `--output`."
+            )
+        if overwrite:
+            return
+        differences = self._differences(config)
+        if differences:
+            raise RecipeError(
+                f"{self.path} belongs to a run with other settings: {'; '.join(differences)}. "
+                "Fix: another `--output`, the old settings, or `--overwrite` to throw the old run away."
+            )
+        if not resume:
+            raise RecipeError(
+                f"{self.path} already holds this run. Fix: `--resume` to go on with it (a finished run is only shown), "
+                "or `--overwrite` to throw it away."
+            )
+
+    def claim(self, run_settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make the folder that of this run, unfinished; ``overwrite`` throws away what an earlier run left in it."""
+        if overwrite and (self.path / "config.json").exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "result.json").unlink(missing_ok=True)
+        config = {
+            "recipe": self.recipe,
+            "settings": self.settings,
+            "run": dict(run_settings),
+            "versions": {"python": platform.python_version(), **_versions()},
+        }
+        self._write("config.json", json.dumps(config, indent=2))
+
+    def write_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Write ``metrics.csv``: one row per epoch, counted from 1; a cell is empty where nothing was measured."""
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        self._write(self.metrics.name, text.getvalue())
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Mark the run as finished."""
+        self._write("result.json", json.dumps(result, indent=2))
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return what `write_result` wrote, or None if the run is not finished."""
+        return self._read("result.json")
+
+    def _differences(self, config: Mapping[str, Any]) -> list[str]:
+        old = {"recipe": config.get("recipe"), **config.get("settings", {})}
+        new = {"recipe": self.recipe, **self.settings}
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        return [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in names]
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"Expected JSON in {path}. It cannot be read: {error}.") from error
+        return dict(content)
+
+    def _write(self, name: str, text: str) -> None:
+        write_text(self.path / name, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,58 @@
+"""Checkpoints on disk: written whole or not at all, read without running code from them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import RecipeError
+
+FORMAT = 1
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write ``state`` to ``path``; an interruption leaves the previous file untouched."""
+    temporary = path.with_name(f".{path.name}.part")
+    torch.save({"format": FORMAT, **state}, temporary)
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a recipe onto the CPU.
+
+    Raises:
+        RecipeError: If there is no such file, or it is no checkpoint of a recipe.
+    """
+    if not path.is_file():
+        raise RecipeError(f"Expected a checkpoint at {path}. Found no file. Runs write best.pt and last.pt.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise RecipeError(
+            f"Expected a checkpoint of a recipe at {path}. It cannot be read: {_first_line(error)}"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise RecipeError(f"Expected a checkpoint of format {FORMAT} at {path}. Found {found}.")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of torch's global generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `rng_state` returned. CUDA states are skipped on a machine with another number of devices."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

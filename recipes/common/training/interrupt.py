@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM as a polite request: finish the step, write a checkpoint, stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """Training stopped on request; everything needed to go on is on disk."""
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop. A second request stops at once."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __bool__(self) -> bool:
+        return self.is_set
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; on the second raise ``KeyboardInterrupt``."""
+        if self.is_set:
+            raise KeyboardInterrupt
+        self.is_set = True
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a `StopRequest` while the context is open."""
+    request = StopRequest()
+    previous = {number: signal.signal(number, request.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def leave_signals_to_parent(worker_id: int) -> None:
+    """Let a data worker ignore Ctrl-C, which its parent handles, and end on SIGTERM, which its parent sends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

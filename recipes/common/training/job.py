@@ -1,0 +1,134 @@
+"""Everything one run trains with, put together from flags."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.lr_scheduler import StepLR
+
+from common.errors import RecipeError
+from common.training.evaluate import Evaluator
+from common.training.loaders import Loaders, build_loaders
+from common.training.precision import Precision
+from common.training.recipe import Data, Recipe
+from modbalance import BalancedOptimizer
+
+
+@attrs.frozen
+class Job:
+    """One method on one dataset, ready to train.
+
+    Attributes:
+        method: Name of the balancing method.
+        args: Resolved flags.
+        model: The bare model.
+        forward: What training calls: the model, compiled if the flags say so.
+        optimizer: SGD, wrapped.
+        criterion: Cross-entropy, wrapped.
+        scheduler: Changes the learning rate once per epoch.
+        scaler: Gradient scaler, inactive unless fp16.
+        loaders: Training, validation and test batches.
+        evaluator: Computes the scores.
+        precision: Device and number format.
+        classes: Class names.
+    """
+
+    method: str
+    args: argparse.Namespace
+    model: nn.Module
+    forward: Callable[..., Tensor]
+    optimizer: BalancedOptimizer
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    scheduler: StepLR
+    scaler: GradScaler
+    loaders: Loaders
+    evaluator: Evaluator
+    precision: Precision
+    classes: tuple[str, ...]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities in fusion order."""
+        return self.evaluator.modalities
+
+
+def build_job(
+    recipe: Recipe,
+    args: argparse.Namespace,
+    data: Data,
+    precision: Precision,
+    method: str,
+    options: Mapping[str, Any],
+) -> Job:
+    """Build model, optimizer and loaders. Equal flags give equal weights, whatever the method."""
+    model = build_model(recipe, args, data, precision)
+    optimizer = build_optimizer(recipe, args, model, method, options)
+    # Methods may draw different amounts while they are set up; training starts from one state.
+    torch.manual_seed(args.seed)
+    return Job(
+        method=method,
+        args=args,
+        model=model,
+        forward=torch.compile(model) if args.compile else model,
+        optimizer=optimizer,
+        criterion=optimizer.criterion(nn.CrossEntropyLoss()),
+        scheduler=StepLR(optimizer, args.step_size, args.gamma),
+        scaler=precision.scaler(),
+        loaders=build_loaders(args, data, precision),
+        evaluator=build_evaluator(recipe, args, data, model, precision),
+        precision=precision,
+        classes=data.classes,
+    )
+
+
+def build_model(recipe: Recipe, args: argparse.Namespace, data: Data, precision: Precision) -> nn.Module:
+    """Return a fresh model on its device, drawn from ``--seed``."""
+    torch.manual_seed(args.seed)
+    model = recipe.build_model(args, data).to(precision.device)
+    if precision.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return model
+
+
+def build_optimizer(
+    recipe: Recipe, args: argparse.Namespace, model: nn.Module, method: str, options: Mapping[str, Any]
+) -> BalancedOptimizer:
+    """Return SGD wrapped for ``method``."""
+    sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    return BalancedOptimizer(
+        sgd, method=method, model=model, clip_grad_norm=args.clip_grad_norm, **recipe.balance(args), **options
+    )
+
+
+def build_evaluator(
+    recipe: Recipe, args: argparse.Namespace, data: Data, model: nn.Module, precision: Precision
+) -> Evaluator:
+    """Return the evaluator of ``model``."""
+    fusion = model.get_submodule(recipe.balance(args)["fusion"])
+    return Evaluator(model, fusion, data.modalities, precision)
+
+
+def check_methods(
+    recipe: Recipe,
+    args: argparse.Namespace,
+    data: Data,
+    precision: Precision,
+    options: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Let a wrong method or option fail now, not hours later when its turn comes.
+
+    Raises:
+        RecipeError: If a method is named twice.
+        modbalance.ModbalanceError: If a method is unknown or refuses its options.
+    """
+    if len(set(args.methods)) < len(args.methods):
+        raise RecipeError(f"`--methods` should name each method once. Found {' '.join(args.methods)}.")
+    model = build_model(recipe, args, data, precision)
+    for method in args.methods:
+        build_optimizer(recipe, args, model, method, options[method]).remove()

@@ -1,0 +1,74 @@
+"""Device, number format and determinism of a run."""
+
+from __future__ import annotations
+
+import argparse
+
+import attrs
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from common.errors import RecipeError
+
+_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@attrs.frozen
+class Precision:
+    """Where tensors live and in which format the forward runs.
+
+    Attributes:
+        device: Device of model and batches.
+        dtype: Format inside `autocast`; None switches it off.
+        channels_last: Whether convolution weights are stored channels last.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None
+    channels_last: bool
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of every forward."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self) -> GradScaler:
+        """Return a gradient scaler: active for fp16, else one that passes everything through."""
+        return GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+
+def set_up(args: argparse.Namespace) -> Precision:
+    """Choose the device and switch its determinism as ``args`` say.
+
+    Raises:
+        RecipeError: If the device is not there, or cannot do the number format.
+    """
+    device = _device(args.device)
+    dtype = _DTYPES[args.amp]
+    if dtype is torch.float16 and device.type != "cuda":
+        raise RecipeError(f"`--amp fp16` needs a CUDA device. Found device `{device}`. Try: --amp bf16, or --amp off")
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = args.deterministic
+        torch.backends.cudnn.benchmark = not args.deterministic
+    return Precision(device, dtype, args.channels_last)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"`--device` should be cpu, cuda or cuda:N. Found `{name}`.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(
+            f"`--device {name}` is not there: {torch.cuda.device_count()} CUDA devices found. Try: --device cpu"
+        )
+    return device
+
+
+def describe_device(precision: Precision) -> str:
+    """Return one line about the device and the number format."""
+    device = precision.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    dtype = "float32" if precision.dtype is None else f"autocast to {str(precision.dtype).removeprefix('torch.')}"
+    return f"{device} ({name}), {dtype}"

@@ -1,0 +1,69 @@
+"""What an epoch gathers step by step, kept on the device until somebody looks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COEFFICIENT = "/coefficient/"
+
+
+class EpochSums:
+    """Running sums of one training epoch; they survive an interruption."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.samples = 0
+        self.coefficients: dict[str, float] = {}
+        self.looks = 0
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
+
+    def add_loss(self, loss: Tensor, samples: int) -> None:
+        """Add the mean loss of a batch, without reading it."""
+        self.loss += loss.detach() * samples
+        self.samples += samples
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add one look at the optimizer's coefficients."""
+        self.looks += 1
+        for key, value in metrics.items():
+            if _COEFFICIENT in key:
+                modality = key.rpartition("/")[2]
+                self.coefficients[modality] = self.coefficients.get(modality, 0.0) + value
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training in this epoch, those before an interruption included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def mean_loss(self) -> float:
+        """Mean loss per sample so far. Reads from the device."""
+        return float(self.loss.item() / max(self.samples, 1))
+
+    def mean_coefficients(self) -> dict[str, float]:
+        """Mean coefficient per modality over the looks taken; empty for a method without coefficients."""
+        return {f"coefficient_{modality}": total / self.looks for modality, total in self.coefficients.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all sums, for a checkpoint."""
+        return {
+            "loss": self.loss.cpu(),
+            "samples": self.samples,
+            "coefficients": dict(self.coefficients),
+            "looks": self.looks,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.loss.copy_(state["loss"])
+        self.samples = state["samples"]
+        self.coefficients = dict(state["coefficients"])
+        self.looks = state["looks"]
+        self._seconds_before = state["seconds"]
+        self._started = time.perf_counter()

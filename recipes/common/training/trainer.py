@@ -1,0 +1,187 @@
+"""The training loop. What it knows of modbalance is a wrapped optimizer and the criterion that comes from it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from itertools import islice
+from math import ceil
+from typing import Any
+
+from torch import Tensor
+
+from common.report.events import EventLog
+from common.report.folder import RunFolder
+from common.report.view import View
+from common.training.checkpoint import rng_state, save, set_rng_state
+from common.training.interrupt import Interrupted, StopRequest
+from common.training.job import Job
+from common.training.loaders import batches_per_epoch, grouped
+from common.training.sums import EpochSums
+
+
+class Trainer:
+    """Trains one job; can stop after any step and go on from there, bitwise.
+
+    Args:
+        job: What to train.
+        folder: Where checkpoints and metrics go.
+        view: What a person sees.
+    """
+
+    def __init__(self, job: Job, folder: RunFolder, view: View) -> None:
+        self.job = job
+        self.folder = folder
+        self.view = view
+        self.stop = StopRequest()
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] | None = None
+        self.sums = EpochSums(job.precision.device)
+        self.num_batches = batches_per_epoch(job.loaders.train, job.args.limit_batches)
+        self.num_steps: int = ceil(self.num_batches / job.args.accumulate)
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Optimizer steps done in this epoch."""
+        offset: int = self.job.loaders.sampler.offset
+        steps: int = ceil(offset / self.job.args.accumulate)
+        return steps
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done since the start of the run."""
+        return self.epoch * self.num_steps + self.step_in_epoch
+
+    def fit(self, stop: StopRequest) -> None:
+        """Train to the last epoch, or until ``stop`` is true.
+
+        Raises:
+            Interrupted: If somebody asked to stop; ``last.pt`` is then up to date.
+        """
+        self.stop = stop
+        self.events = EventLog(self.folder.events, self.step)
+        self.view.start(self.job.method, self.job.args.epochs, self.num_steps, self.step_in_epoch, self.history)
+        try:
+            while self.epoch < self.job.args.epochs:
+                self._train_epoch()
+                self._end_epoch(self._evaluate())
+        finally:
+            self.view.stop()
+            self.events.close()
+
+    def _train_epoch(self) -> None:
+        job = self.job
+        job.model.train()
+        job.optimizer.epoch = self.epoch
+        remaining = self.num_batches - job.loaders.sampler.offset
+        for batches in grouped(islice(job.loaders.train, remaining), job.args.accumulate):
+            self._step(batches)
+            for _ in batches:
+                job.loaders.sampler.advance()
+            self._after_step()
+
+    def _step(self, batches: list[list[Tensor]]) -> None:
+        job = self.job
+        job.optimizer.zero_grad()
+        for batch in batches:
+            *inputs, target = [tensor.to(job.precision.device, non_blocking=True) for tensor in batch]
+            with job.precision.autocast():
+                loss = job.criterion(job.forward(*inputs), target)
+            job.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]  # torch's
+            self.sums.add_loss(loss, len(target))
+        job.scaler.step(job.optimizer)
+        job.scaler.update()
+
+    def _after_step(self) -> None:
+        args = self.job.args
+        step = self.step_in_epoch
+        self.view.step_done()
+        if step % args.log_every == 0 or step == self.num_steps:
+            metrics = self.job.optimizer.metrics()
+            self.sums.add_metrics(metrics)
+            loss = self.sums.mean_loss()
+            self.view.look(loss)
+            self.events.step(self.step, loss, metrics)
+        if args.save_every > 0 and step % args.save_every == 0:
+            self.save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.stop:
+            self.save()
+            raise Interrupted
+
+    def _evaluate(self) -> dict[str, float]:
+        job = self.job
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": job.optimizer.param_groups[0]["lr"],
+            "train_loss": self.sums.mean_loss(),
+            "seconds": self.sums.seconds,
+        }
+        loader = job.loaders.test if job.args.select == "test" else job.loaders.val
+        scores = job.evaluator(loader, job.args.limit_batches, self._stop_if_asked)
+        return row | scores.as_row(job.args.select) | self.sums.mean_coefficients()
+
+    def _end_epoch(self, row: dict[str, float]) -> None:
+        job = self.job
+        self.history.append(row)
+        self._keep_if_best(row)
+        with warnings.catch_warnings():
+            # A run that was interrupted in its evaluation took the steps of this epoch in another process.
+            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
+            job.scheduler.step()
+        job.optimizer.end_epoch(train=job.loaders.train_in_order, val=job.loaders.val)
+        self.folder.write_metrics(self.history)
+        self.events.epoch(self.step, row)
+        self.epoch += 1
+        job.loaders.sampler.set_epoch(self.epoch)
+        self.sums = EpochSums(job.precision.device)
+        self.save()
+        self.view.epoch_done(row)
+
+    def _keep_if_best(self, row: dict[str, float]) -> None:
+        key = f"{self.job.args.select}_accuracy"
+        if self.best is None or row[key] > self.best[key]:
+            self.best = row
+            save(self._weights(row), self.folder.best)
+
+    def _weights(self, row: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "recipe": self.folder.recipe,
+            "settings": self.folder.settings,
+            "classes": list(self.job.classes),
+            "row": dict(row),
+            "model": self.job.model.state_dict(),
+        }
+
+    def save(self) -> None:
+        """Write ``last.pt``: all that is needed to go on."""
+        job = self.job
+        state = {
+            "optimizer": job.optimizer.state_dict(),
+            "scheduler": job.scheduler.state_dict(),
+            "scaler": job.scaler.state_dict(),
+            "sampler": job.loaders.sampler.state_dict(),
+            "sums": self.sums.state_dict(),
+            "rng": rng_state(),
+            "history": self.history,
+            "best": self.best,
+        }
+        save({**self._weights(self.best or {}), **state}, self.folder.last)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `save` wrote."""
+        job = self.job
+        job.model.load_state_dict(state["model"])
+        job.optimizer.load_state_dict(state["optimizer"])
+        job.scheduler.load_state_dict(state["scheduler"])
+        job.scaler.load_state_dict(state["scaler"])
+        job.loaders.sampler.load_state_dict(state["sampler"])
+        self.sums.load_state_dict(state["sums"])
+        self.history = list(state["history"])
+        self.best = state["best"]
+        self.epoch = job.loaders.sampler.epoch
+        self.folder.write_metrics(self.history)
+        set_rng_state(state["rng"])

@@ -1,0 +1,156 @@
+"""The command line: what it trains, what it refuses, what it prints."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from common.report.curves import Picture
+from common.training import main
+from common.training.trainer import Trainer
+
+from recipes.tiny_recipe import RECIPE
+
+
+def _main(*arguments: str | Path | float) -> int:
+    return main(RECIPE, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a finished comparison."""
+    output = tmp_path_factory.mktemp("both")
+    assert _main("--methods", "none", "ogm_ge", "--epochs", 2, "--output", output) == 0
+    return output
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out, but for `both`, what takes most of the time and has its own tests."""
+    monkeypatch.setattr(Picture, "save", lambda picture, path: None)
+
+
+def test_a_comparison_leaves_all_its_files(both: Path) -> None:
+    for method in ("none", "ogm_ge"):
+        names = {path.name for path in (both / method).iterdir()}
+        assert names == {"best.pt", "last.pt", "config.json", "metrics.csv", "result.json", "curves.png", "events"}
+        assert list((both / method / "events").glob("events.out.tfevents.*"))
+    assert {path.name for path in both.glob("comparison.*")} == {"comparison.md", "comparison.csv", "comparison.png"}
+
+
+def test_config_tells_every_setting_and_the_versions(both: Path) -> None:
+    config = json.loads((both / "ogm_ge" / "config.json").read_text())
+    assert config["settings"]["lr"] == 0.05
+    assert config["settings"]["options"] == {"alpha": 0.8}
+    assert config["run"]["epochs"] == 2
+    assert torch.__version__.startswith(config["versions"]["torch"])
+
+
+def test_comparison_has_a_line_per_method(both: Path) -> None:
+    with (both / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["none", "ogm_ge"]
+    result = json.loads((both / "ogm_ge" / "result.json").read_text())
+    assert float(rows[1]["test_accuracy"]) == result["test"]["test_accuracy"]
+
+
+def test_best_checkpoint_is_that_of_the_best_epoch(both: Path) -> None:
+    with (both / "none" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    state = torch.load(both / "none" / "best.pt", weights_only=True)
+    assert state["row"]["epoch"] == int(best["epoch"])
+
+
+def test_generated_data_are_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _main("--epochs", 1, "--output", tmp_path / "generated")
+    assert capsys.readouterr().out.count("GENERATED DATA") == 2
+    _main("--epochs", 1, "--output", tmp_path / "real", "--data-root", tmp_path)
+    assert "GENERATED" not in capsys.readouterr().out
+
+
+def test_a_line_per_epoch_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _main("--epochs", 2, "--output", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if "val fused" in line)
+    assert [line.split()[0] for line in lines[first : first + 3]] == ["epoch", "1", "2"]
+    assert len({len(line) for line in lines[first : first + 3]}) == 1
+
+
+def test_selection_on_test_is_said_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("--select", "test", "--epochs", 2, "--output", tmp_path) == 0
+    assert "selected on the TEST split" in capsys.readouterr().out
+    result = json.loads((tmp_path / "none" / "result.json").read_text())
+    assert result["best"]["test_accuracy"] == result["test"]["test_accuracy"]
+    assert result["best"]["test_accuracy"] == max(row["test_accuracy"] for row in result["history"])
+
+
+def test_evaluating_the_best_checkpoint_repeats_its_scores(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("--eval", both / "ogm_ge" / "best.pt") == 0
+    lines = capsys.readouterr().out.splitlines()
+    test_line = next(line for line in lines if line.strip().startswith("test ")).split()
+    result = json.loads((both / "ogm_ge" / "result.json").read_text())
+    assert test_line[2] == f"{100 * result['test']['test_accuracy']:.1f}%"
+
+
+def test_a_finished_run_is_refused_with_the_choices(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (both / "none" / "last.pt").read_bytes()
+    assert _main("--methods", "none", "--epochs", 2, "--output", both) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error
+    assert "--overwrite" in error
+    assert (both / "none" / "last.pt").read_bytes() == before
+
+
+def test_a_finished_run_is_only_shown_when_resumed(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (both / "none" / "last.pt").read_bytes()
+    assert _main("--methods", "none", "ogm_ge", "--epochs", 2, "--output", both, "--resume") == 0
+    out = capsys.readouterr().out
+    assert "nothing to train" in out
+    assert "top-1" in out
+    assert (both / "none" / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--no-resume"])
+def test_a_run_of_other_settings_is_refused(both: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (both / "none" / "config.json").read_bytes()
+    assert _main("--methods", "none", "--lr", 0.5, "--epochs", 2, "--output", both, flag) == 2
+    assert "lr was 0.05, now 0.5" in capsys.readouterr().err
+    assert (both / "none" / "config.json").read_bytes() == before
+
+
+def test_overwrite_begins_anew(tmp_path: Path) -> None:
+    assert _main("--epochs", 1, "--output", tmp_path) == 0
+    assert _main("--epochs", 1, "--lr", 0.5, "--output", tmp_path, "--overwrite") == 0
+    assert json.loads((tmp_path / "none" / "config.json").read_text())["settings"]["lr"] == 0.5
+
+
+def test_overwrite_spares_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "thesis.tex").write_text("years of work")
+    assert _main("--output", tmp_path, "--overwrite") == 2
+    assert "no config.json" in capsys.readouterr().err
+    assert (tmp_path / "none" / "thesis.tex").exists()
+
+
+def test_eval_of_a_checkpoint_of_another_recipe(both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(both / "none" / "best.pt", weights_only=True)
+    torch.save({**state, "recipe": "vggsound"}, tmp_path / "best.pt")
+    assert _main("--eval", tmp_path / "best.pt") == 2
+    assert "vggsound" in capsys.readouterr().err
+
+
+def test_a_longer_run_is_unfinished_until_its_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _main("--epochs", 1, "--output", tmp_path) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", lambda trainer, stop: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert _main("--epochs", 2, "--output", tmp_path, "--resume") == 130
+    assert not (tmp_path / "none" / "result.json").exists()
+
+
+def test_fewer_epochs_than_done_cannot_be_resumed(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("--methods", "none", "--epochs", 1, "--output", both, "--resume") == 2
+    assert "holds 2 epochs" in capsys.readouterr().err

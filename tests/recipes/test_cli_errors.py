@@ -1,0 +1,69 @@
+"""Bad input to the command line: one message, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from common.training import Data, main
+
+from recipes.tiny_recipe import RECIPE, TinyDataset
+
+
+def _main(*arguments: str | Path) -> int:
+    return main(RECIPE, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bad"], "Expected wav files"),
+        (["--methods", "ogm_gee"], "ogm_ge"),
+        (["--methods", "none", "none"], "each method once"),
+        (["--methods", "ogm_ge", "--option", "alpha=-1"], "alpha"),
+        (["--methods", "ogm_ge", "--option", "alhpa=1"], "alpha"),
+        (["--eval", "nowhere.pt"], "Found no file"),
+        (["--device", "toaster"], "toaster"),
+    ],
+)
+def test_user_errors_are_one_message(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main(*arguments, "--output", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_eval_of_a_file_that_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "best.pt"
+    path.write_text("not a checkpoint")
+    assert _main("--eval", path) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    torch.save({"model": {}}, path)
+    assert _main("--eval", path) == 2
+    assert "format 1" in capsys.readouterr().err
+
+
+def test_an_empty_split_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def load(args: argparse.Namespace) -> Data:
+        return attrs.evolve(RECIPE.load(args), val=TinyDataset(0))
+
+    assert main(attrs.evolve(RECIPE, load=load), ["--output", str(tmp_path)]) == 2
+    assert "none in val" in capsys.readouterr().err
+
+
+def test_sub_commands_go_to_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("hello", "--world") == 7
+    assert capsys.readouterr().out == "hello --world\n"
+
+
+def test_resume_and_overwrite_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        _main("--resume", "--overwrite")
+    assert stopped.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err

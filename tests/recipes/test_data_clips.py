@@ -1,0 +1,128 @@
+"""The dataset: samples depend on (seed, epoch, index), and on nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from common.data.audio import Spectrogram
+from common.data.clips import ClipDataset, drop_unreadable, find_clips
+from common.data.frames import Frames
+from common.data.lists import Row
+from common.data.sampler import ResumableBatchSampler
+from common.errors import RecipeError, message
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from .cremad_tree import LABELS, label_of, names, write_frame, write_wav
+
+SOUND = Spectrogram(rate=1000, seconds=0.2, n_fft=32, hop=20)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for name in names(1):
+        write_wav(tmp_path / "AudioWAV" / f"{name}.wav", random.uniform(-0.5, 0.5, 300))
+        for number in range(2):
+            write_frame(tmp_path / "Image-01-FPS" / name / f"{30 * number:05d}.jpg")
+            pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "Image-01-FPS" / name / f"{30 * number:05d}.jpg")
+    return tmp_path
+
+
+def open_clips(root: Path, *, training: bool, seed: int = 0) -> ClipDataset:
+    rows = [Row(name, label_of(name)) for name in names(1)]
+    found = find_clips(rows, LABELS, root / "AudioWAV", root / "Image-01-FPS")
+    return ClipDataset(found.clips, SOUND, Frames(1, 16), training=training, seed=seed)
+
+
+def batches(dataset: ClipDataset, workers: int, sampler: ResumableBatchSampler | None = None) -> list[Any]:
+    sampler = sampler or ResumableBatchSampler(len(dataset), 5, seed=0, shuffle=True)
+    generator = torch.Generator()  # a loader without its own draws from the global generator
+    return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers, generator=generator))
+
+
+def assert_equal(one: list[Any], other: list[Any]) -> None:
+    assert len(one) == len(other) > 0
+    for left, right in zip(one, other, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(left, right, strict=True))
+
+
+def test_a_sample_has_the_documented_shapes(root: Path) -> None:
+    dataset = open_clips(root, training=True)
+    audio, visual, label = dataset[0, 3]
+    assert audio.shape == (1, 17, 11)
+    assert visual.shape == (3, 1, 16, 16)
+    assert LABELS[label] == label_of(dataset.clips[3].name)
+    assert len(dataset) == 12
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_do_not_depend_on_the_workers(root: Path, training: bool) -> None:
+    dataset = open_clips(root, training=training)
+    assert_equal(batches(dataset, workers=0), batches(dataset, workers=2))
+
+
+def test_loading_leaves_the_global_generator_alone(root: Path) -> None:
+    state = torch.get_rng_state()
+    batches(open_clips(root, training=True), workers=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_epoch_continues_bitwise_in_its_middle(root: Path) -> None:
+    dataset = open_clips(root, training=True)
+    first = ResumableBatchSampler(len(dataset), 5, seed=0, shuffle=True)
+    first.set_epoch(3)
+    whole = batches(dataset, 0, first)
+    first.advance()
+    second = ResumableBatchSampler(len(dataset), 5, seed=0, shuffle=True)
+    second.load_state_dict(first.state_dict())
+    assert_equal(batches(open_clips(root, training=True), 2, second), whole[1:])
+
+
+def test_training_varies_with_seed_epoch_and_index(root: Path) -> None:
+    dataset = open_clips(root, training=True)
+    pictures = [dataset[0, 0][1], dataset[1, 0][1], dataset[0, 1][1], open_clips(root, training=True, seed=1)[0, 0][1]]
+    assert all(not torch.equal(pictures[0], other) for other in pictures[1:])
+    assert torch.equal(pictures[0], dataset[0, 0][1])
+
+
+def test_evaluation_is_the_same_in_every_epoch(root: Path) -> None:
+    dataset = open_clips(root, training=False)
+    assert torch.equal(dataset[0, 0][1], dataset[7, 0][1])
+
+
+def test_clips_that_lack_a_modality_are_named(root: Path) -> None:
+    rows = [Row(name, label_of(name)) for name in names(1)]
+    (root / "AudioWAV" / f"{rows[0].name}.wav").unlink()
+    for path in (root / "Image-01-FPS" / rows[1].name).iterdir():
+        path.unlink()
+    found = find_clips(rows, LABELS, root / "AudioWAV", root / "Image-01-FPS")
+    assert (found.without_audio, found.without_frames) == ((rows[0].name,), (rows[1].name,))
+    assert [clip.name for clip in found.clips] == [row.name for row in rows[2:]]
+
+
+def test_unreadable_clips_are_dropped_and_listed(root: Path) -> None:
+    clips = open_clips(root, training=False).clips
+    clips[0].audio.write_bytes(b"")
+    clips[1].frames[1].write_bytes(clips[1].frames[1].read_bytes()[:300])
+    good, faults = drop_unreadable(clips)
+    assert good == clips[2:]
+    assert [fault.split(":")[0] for fault in faults] == [clips[0].name, clips[1].name]
+    assert str(clips[1].frames[1]) in faults[1]
+
+
+def test_a_worker_tells_of_an_unreadable_file_as_the_main_process_does(root: Path) -> None:
+    dataset = open_clips(root, training=False)
+    dataset.clips[0].audio.write_bytes(b"")
+    told = []
+    for workers in (0, 1):
+        with pytest.raises(RecipeError) as caught:
+            batches(dataset, workers)
+        told.append(message(caught.value))
+    assert told[0] == told[1]
+    assert told[0].startswith("Expected a readable wav file.")

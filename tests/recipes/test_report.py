@@ -1,0 +1,112 @@
+"""Files, tables and pictures say what happened."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from common.errors import RecipeError
+from common.report.curves import Picture
+from common.report.folder import RunFolder
+from common.report.live import LiveView, make_view
+from common.report.results import Caption, Result, write_comparison
+from common.report.view import Columns, PlainView, duration
+from PIL import Image
+from rich.console import Console
+
+CAPTION = Caption("Tiny", generated=True, select="val", num_classes=3)
+COLUMNS = Columns(("audio", "visual"), "val")
+
+
+def _row(epoch: int, **coefficients: float) -> dict[str, float]:
+    scores = {"val_accuracy": 0.5 + epoch / 10, "val_accuracy_audio": 0.4, "val_accuracy_visual": 0.3}
+    return {"epoch": epoch, "train_loss": 1 / epoch, "seconds": 8.4, **scores, **coefficients}
+
+
+def _result(method: str) -> Result:
+    names = ["accuracy", "macro_f1", "map", "accuracy_audio", "accuracy_visual"]
+    test = {f"test_{name}": value for name, value in zip(names, [0.5, 0.25, 0.75, 1.0, 0.0], strict=True)}
+    return Result(method, _row(2), test, [_row(1), _row(2)])
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8.44, "8.4 s"), (125, "2:05"), (3725.2, "1:02:05")])
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_metrics_have_an_empty_cell_where_nothing_was_measured(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "tiny", {})
+    folder.write_metrics([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "coefficient_audio": 0.1}])
+    assert folder.metrics.read_text() == "epoch,loss,coefficient_audio\n1,0.5,\n2,0.25,0.1\n"
+
+
+def test_files_are_replaced_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "tiny", {})
+    folder.write_result({"a": 1})
+    folder.write_result({"a": 2})
+    assert folder.read_result() == {"a": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_settings_compare_as_json_does(tmp_path: Path) -> None:
+    RunFolder(tmp_path, "tiny", {"pair": (1, 2)}).claim({}, overwrite=False)
+    RunFolder(tmp_path, "tiny", {"pair": [1, 2]}).check(resume=True, overwrite=False)
+
+
+def test_a_broken_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"config\.json"):
+        RunFolder(tmp_path, "tiny", {}).check(resume=True, overwrite=False)
+
+
+def test_comparison_in_markdown(tmp_path: Path) -> None:
+    write_comparison(tmp_path, [_result("none"), _result("ogm_ge")], ("audio", "visual"), CAPTION)
+    lines = (tmp_path / "comparison.md").read_text().splitlines()
+    assert "GENERATED DATA" in lines[2]
+    assert lines[-2] == "| none | 50.0% | 25.0% | 75.0% | 100.0% | 0.0% | 2 | 8.4 s |"
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_pictures_are_drawn_with_and_without_coefficients(epochs: int, tmp_path: Path) -> None:
+    numbers = range(1, epochs + 1)
+    histories = {
+        "none": [_row(epoch) for epoch in numbers],
+        "ogm_ge": [_row(epoch, coefficient_audio=0.5, coefficient_visual=1.0) for epoch in numbers],
+    }
+    Picture(histories, ("audio", "visual"), CAPTION).save(tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > picture.height > 500
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+def test_columns_show_a_dash_without_coefficient() -> None:
+    assert COLUMNS.header() == ["epoch", "loss", "val fused", "val audio", "val visual", "k audio", "k visual", "time"]
+    cells = COLUMNS.cells(_row(1, coefficient_audio=0.25))
+    assert cells == ["1", "1.0000", "60.0%", "40.0%", "30.0%", "0.250", "-", "8.4 s"]
+
+
+def test_the_view_fits_the_console() -> None:
+    assert isinstance(make_view(Console(file=io.StringIO()), COLUMNS), PlainView)
+    assert isinstance(make_view(Console(file=io.StringIO(), force_terminal=True), COLUMNS), LiveView)
+
+
+def test_live_view_shows_progress_and_epochs() -> None:
+    text = io.StringIO()
+    view = LiveView(Console(file=text, force_terminal=True, width=120), COLUMNS)
+    view.start("ogm_ge", epochs=3, num_steps=2, step=1, history=[_row(1)])
+    view.step_done()
+    view.look(0.1234)
+    view.epoch_done(_row(2))
+    view.stop()
+    shown = text.getvalue()
+    for part in ("ogm_ge, all steps", "epoch 3 of 3", "time left", "4/6", "70.0%"):
+        assert part in shown
+
+
+def test_plain_view_repeats_the_epochs_before_an_interruption() -> None:
+    text = io.StringIO()
+    view = PlainView(Console(file=text), COLUMNS)
+    view.start("ogm_ge", epochs=3, num_steps=2, step=1, history=[_row(1)])
+    view.epoch_done(_row(2))
+    assert [line.split()[0] for line in text.getvalue().splitlines()[-2:]] == ["1", "2"]

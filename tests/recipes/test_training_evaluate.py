@@ -1,0 +1,71 @@
+"""Scores equal what one works out by hand, and a modality alone is really alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common.data.sampler import ResumableBatchSampler
+from common.training.evaluate import FUSED, Evaluator, score
+from common.training.precision import Precision
+from torch.utils.data import DataLoader
+
+from recipes.tiny_recipe import TinyDataset, TinyNet
+
+CPU = Precision(torch.device("cpu"), None, channels_last=False)
+
+
+def test_scores_by_hand() -> None:
+    # Predictions 0, 1, 1, 2 of the truth 0, 1, 2, 2.
+    probability = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.2, 0.5, 0.3], [0.1, 0.3, 0.6]])
+    target = torch.tensor([0, 1, 2, 2])
+    scores = score({FUSED: probability.log(), "audio": probability.log(), "visual": -probability.log()}, target)
+    assert scores.accuracy == pytest.approx(3 / 4)
+    assert scores.macro_f1 == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+    assert scores.mean_ap == pytest.approx(1.0)
+    assert scores.loss == pytest.approx(-torch.tensor([0.7, 0.7, 0.3, 0.6]).log().mean().item())
+    assert scores.alone == {"audio": pytest.approx(3 / 4), "visual": 0.0}
+
+
+def test_average_precision_of_a_wrong_ranking() -> None:
+    # Class 1 is ranked 0.8 (wrong), 0.6 (right): precision 1/2. Class 0 is ranked 0.4, 0.2: right is second, 1/2.
+    probability = torch.tensor([[0.2, 0.8], [0.4, 0.6]])
+    scores = score({FUSED: probability.log()}, torch.tensor([0, 1]))
+    assert scores.mean_ap == pytest.approx(0.5)
+
+
+def test_a_class_that_is_absent_does_not_warn() -> None:
+    scores = score({FUSED: torch.eye(3)[:2]}, torch.tensor([0, 1]))
+    assert scores.accuracy == 1.0
+
+
+def test_evaluation_zeroes_the_features_of_the_other_modality() -> None:
+    torch.manual_seed(0)
+    model, data = TinyNet(), TinyDataset(10)
+    loader = DataLoader(data, batch_sampler=ResumableBatchSampler(10, 4, seed=0, shuffle=False))
+    scores = Evaluator(model, model.head, ("audio", "visual"), CPU)(loader)
+    samples = [data[0, i] for i in range(10)]
+    with torch.no_grad():
+        audio = model.audio_net(torch.stack([sample[0] for sample in samples]))
+        visual = model.visual_net(torch.stack([sample[1] for sample in samples]))
+        zeros = torch.zeros_like(audio)
+        logits = {
+            FUSED: model.head(audio, visual),
+            "audio": model.head(audio, zeros),
+            "visual": model.head(zeros, visual),
+        }
+    expected = score(logits, torch.tensor([sample[2] for sample in samples]))
+    assert scores.as_row("val") == pytest.approx(expected.as_row("val"))
+
+
+def test_evaluation_runs_each_encoder_once_per_batch_and_draws_nothing() -> None:
+    model, calls = TinyNet(), []
+    model.audio_net.register_forward_hook(lambda *_: calls.append("audio"))
+    loader = DataLoader(
+        TinyDataset(10),
+        batch_sampler=ResumableBatchSampler(10, 4, seed=0, shuffle=False),
+        generator=torch.Generator(),
+    )
+    before = torch.get_rng_state()
+    Evaluator(model, model.head, ("audio", "visual"), CPU)(loader, limit=2)
+    assert calls == ["audio", "audio"]
+    assert torch.equal(torch.get_rng_state(), before)

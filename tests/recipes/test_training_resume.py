@@ -1,0 +1,135 @@
+"""A run that was interrupted anywhere ends exactly like one that was not."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common.report.curves import Picture
+from common.training import main, run
+from common.training.interrupt import StopRequest
+
+from recipes.tiny_recipe import RECIPE
+
+# The trainer asks after each step and after each validation batch: 6 steps and 3 batches per epoch.
+MIDDLE_OF_FIRST_EPOCH, AFTER_LAST_STEP, IN_EVALUATION, LATER_EPOCH = 2, 6, 8, 13
+
+
+class StopAtLook(StopRequest):
+    """True when it is looked at for the ``look``-th time."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self.looks_left = look
+
+    def __bool__(self) -> bool:
+        self.looks_left -= 1
+        return self.looks_left == 0
+
+
+def _train(output: Path, *flags: str, monkeypatch: pytest.MonkeyPatch, stop_at: int = 0) -> int:
+    @contextmanager
+    def stop() -> Iterator[StopRequest]:
+        yield StopAtLook(stop_at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "stop_on_signal", stop)
+        return main(RECIPE, ["--methods", "ogm_ge", "--output", str(output), *flags])
+
+
+def _rows(output: Path) -> list[dict[str, str]]:
+    with (output / "ogm_ge" / "metrics.csv").open(newline="") as file:
+        return [{name: cell for name, cell in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def _assert_equal(found: Any, expected: Any, where: str = "state") -> None:
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            if key != "seconds":
+                _assert_equal(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            _assert_equal(one, other, f"{where}[{index}]")
+    else:
+        assert found == expected, where
+
+
+def _assert_same_run(found: Path, expected: Path) -> None:
+    assert _rows(found) == _rows(expected)
+    for name in ("last.pt", "best.pt"):
+        one, other = (torch.load(output / "ogm_ge" / name, weights_only=True) for output in (found, expected))
+        _assert_equal(one, other, where=name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Leave out what takes most of the time and has its own tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Picture, "save", lambda picture, path: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("whole")
+    assert main(RECIPE, ["--methods", "ogm_ge", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.mark.parametrize("look", [MIDDLE_OF_FIRST_EPOCH, AFTER_LAST_STEP, IN_EVALUATION, LATER_EPOCH])
+def test_interrupted_and_resumed_is_bitwise_the_whole_run(
+    look: int, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _train(tmp_path, monkeypatch=monkeypatch, stop_at=look) == 130
+    assert _train(tmp_path, "--resume", monkeypatch=monkeypatch) == 0
+    _assert_same_run(tmp_path, uninterrupted)
+
+
+def test_workers_change_nothing(uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _train(tmp_path, "--workers", "2", monkeypatch=monkeypatch, stop_at=LATER_EPOCH) == 130
+    assert _train(tmp_path, "--workers", "1", "--resume", monkeypatch=monkeypatch) == 0
+    _assert_same_run(tmp_path, uninterrupted)
+
+
+def test_interrupted_twice_with_accumulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--accumulate", "4", "--clip-grad-norm", "0.5", "--epochs", "2", "--step-size", "1"]
+    assert _train(tmp_path / "whole", *flags, monkeypatch=monkeypatch) == 0
+    assert _train(tmp_path / "parts", *flags, monkeypatch=monkeypatch, stop_at=1) == 130
+    assert _train(tmp_path / "parts", *flags, "--resume", monkeypatch=monkeypatch, stop_at=1) == 130
+    assert _train(tmp_path / "parts", *flags, "--resume", monkeypatch=monkeypatch) == 0
+    _assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_going_on_for_more_epochs_equals_a_longer_run(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _train(tmp_path, "--epochs", "1", monkeypatch=monkeypatch) == 0
+    assert _train(tmp_path, "--epochs", "3", "--resume", monkeypatch=monkeypatch) == 0
+    _assert_same_run(tmp_path, uninterrupted)
+
+
+def test_save_every_leaves_a_checkpoint_inside_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CrashAtLook(StopAtLook):
+        def __bool__(self) -> bool:
+            if super().__bool__():
+                raise RuntimeError("power cut")
+            return False
+
+    @contextmanager
+    def crash() -> Iterator[StopRequest]:
+        yield CrashAtLook(5)
+
+    monkeypatch.setattr(run, "stop_on_signal", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        main(RECIPE, ["--methods", "none", "--save-every", "4", "--output", str(tmp_path)])
+    state = torch.load(tmp_path / "none" / "last.pt", weights_only=True)
+    assert (state["sampler"]["epoch"], state["sampler"]["offset"]) == (0, 4)
