@@ -37,12 +37,13 @@ def scale_(parameters: Iterable[Tensor], coefficient: Tensor) -> None:
 
 def std(gradient: Tensor) -> Tensor:
     """Unbiased standard deviation over the elements of one tensor, 0-dim; 0 for a single element."""
-    return gradient.float().std() if gradient.numel() > 1 else gradient.new_zeros((), dtype=torch.float32)
+    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+    return wide.std() if wide.numel() > 1 else wide.new_zeros(())
 
 
 def add_noise_(gradient: Tensor, sigma: Tensor, generator: torch.Generator) -> None:
     """Add Gaussian noise of standard deviation ``sigma`` (0-dim) in place."""
-    noise = torch.empty_like(gradient, dtype=torch.float32).normal_(generator=generator)
+    noise = torch.empty_like(gradient, dtype=sigma.dtype).normal_(generator=generator)
     gradient.add_((noise * sigma).to(gradient.dtype))
 
 

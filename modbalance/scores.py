@@ -28,7 +28,7 @@ def softmax(ignore_index: int = -100) -> Score:
 
 def _softmax(ignore_index: int, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
     check_classes(logits, target)
-    probability = logits.float().softmax(1)
+    probability = widened(logits).softmax(1)
     if target.is_floating_point():
         return (probability * target).sum(1), None
     mask = target != ignore_index
@@ -39,7 +39,8 @@ def _softmax(ignore_index: int, logits: Tensor, target: Tensor) -> tuple[Tensor,
 def binary(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:
     """Sigmoid probability of a target in [0, 1], element by element; logits and target of one shape."""
     check_same_shape(logits, target, "binary")
-    probability = logits.float().sigmoid()
+    probability = widened(logits).sigmoid()
+    target = target.to(probability.dtype)
     return target * probability + (1 - target) * (1 - probability), None
 
 
@@ -52,7 +53,7 @@ def multilabel(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:
 def regression(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:
     """Likelihood exp(-error^2 / 2) under unit variance, in (0, 1]; prediction and target of one shape."""
     check_same_shape(logits, target, "regression")
-    return (-0.5 * (logits.float() - target).square()).exp(), None
+    return (-0.5 * (widened(logits) - target).square()).exp(), None
 
 
 PRESETS: dict[str, Score] = {"binary": binary, "multilabel": multilabel, "regression": regression}
@@ -70,6 +71,11 @@ def resolve(score: Score | str | None, loss_fn: object) -> Score:
             f"Found `score = {score!r}`. {suggest(str(score), ['softmax', *PRESETS])}"
         )
     return PRESETS[score]
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in single precision, or in double if it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def check_classes(logits: Tensor, target: Tensor) -> None:
