@@ -142,10 +142,14 @@ class Trainer:
         self.view.epoch_done(row)
 
     def _keep_if_best(self, row: dict[str, float]) -> None:
-        key = f"{self.job.args.select}_accuracy"
-        if self.best is None or row[key] > self.best[key]:
+        if self.best is None or self._rank(row) > self._rank(self.best):
             self.best = row
             save(self._weights(row), self.folder.best)
+
+    def _rank(self, row: Mapping[str, float]) -> tuple[float, float]:
+        # Accuracies of few clips tie often, and the loss tells such epochs apart.
+        split = self.job.args.select
+        return row[f"{split}_accuracy"], -row[f"{split}_loss"]
 
     def _weights(self, row: Mapping[str, float]) -> dict[str, Any]:
         return {
