@@ -43,11 +43,11 @@ class Balancer:
         return self.hooks.active(self.run.epoch)
 
     def move_to_epoch(self, epoch: int) -> None:
-        """Set the epoch, and record forwards only where a method acts in it."""
+        """Set the epoch, and record forwards only where a method looks at the steps of it."""
         self._epoch_was_set = self._epoch_was_set or epoch != self.run.epoch
         self.run.epoch = epoch
         active = self.active
-        self.capture.enabled = bool(active)
+        self.capture.enabled = bool(self.hooks.stepping(active))
         for method in self.hooks.methods:
             if method not in active:
                 self.run.telemetry.forget(method.name)
@@ -78,8 +78,9 @@ class Balancer:
         assert batch.task_loss is not None or loss is not None
         forward = batch.forward
         if forward is not None and forward.is_observed:
-            return loss if loss is not None else batch.task_loss(batch.logits)  # type: ignore[misc]
+            return loss if loss is not None else batch.task_loss(forward.current(batch.logits))  # type: ignore[misc]
         pending = self._begin()
+        batch.index, pending.batches = pending.batches, pending.batches + 1
         active = self.active
         for method, observed in self.hooks.call_each("modbalance_observe", active, batch=batch):
             pending.add(method, observed or {})
@@ -89,7 +90,7 @@ class Balancer:
         self._check_loss(loss)
         if forward is not None:
             forward.is_observed = True
-        return loss + self._extra_terms(batch, active) if self._has_terms(active) else loss
+        return self._with_terms(loss, batch, active)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Return the user's loss in evaluation, on logits that a method may replace there too."""
@@ -117,18 +118,17 @@ class Balancer:
         for _, new in self.hooks.call_each("modbalance_logits", methods, batch=batch):
             if new is not None and not self.run.dry_run:
                 logits = new
+        if batch.forward is not None:
+            batch.forward.replaced = batch.logits, logits
         return logits
 
-    def _has_terms(self, methods: Sequence[Method]) -> bool:
-        return bool(self.hooks.implementers("modbalance_losses", methods))
-
-    def _extra_terms(self, batch: Batch, methods: Sequence[Method]) -> Tensor:
-        total = torch.zeros((), device=batch.logits.device)
+    def _with_terms(self, loss: Tensor, batch: Batch, methods: Sequence[Method]) -> Tensor:
+        total = loss
         for method, terms in self.hooks.call_each("modbalance_losses", methods, batch=batch):
             for name, value in (terms or {}).items():
                 self.run.telemetry.log(f"{method.name}/loss/{name}", value)
                 total = total + value
-        return total.detach() * 0 if self.run.dry_run else total
+        return loss if self.run.dry_run else total
 
     def _check_loss(self, loss: Tensor) -> None:
         if self.check_finite and not bool(loss.detach().isfinite().all()):
@@ -222,6 +222,7 @@ class Balancer:
             "epoch": self.run.epoch,
             "started_epoch": self._started_epoch,
             "steps": self.run.steps,
+            "should_stop": self.run.should_stop,
             "unimodal": self.run.unimodal.kind,
             "methods": {method.name: method.state_dict() for method in self.hooks.methods},
         }
@@ -230,10 +231,11 @@ class Balancer:
         """Restore what `state_dict` returned and `check_state` admitted."""
         device = self.run.device
         for method in self.hooks.methods:
-            method.load_state_dict(to_device(saved["methods"][method.name], device))
+            method.load_state_dict(method.moved_state(saved["methods"][method.name], device))
         self.pending = None
-        self.run.steps = saved["steps"]
-        self.run.unimodal.kind = saved["unimodal"]
+        self.run.steps, self.run.should_stop = saved["steps"], saved["should_stop"]
+        if self.run.unimodal.kind == "auto" and saved["unimodal"] in ("slice", "zero"):
+            self.run.unimodal.kind = saved["unimodal"]
         self._started_epoch = saved["started_epoch"]
         self.move_to_epoch(saved["epoch"])
 
@@ -283,12 +285,13 @@ class Balancer:
 
     def _edit(self, hook: str, forward: Forward, argument: str, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
         self._start_epoch()
-        current = values
+        current, is_new = values, False
         batch = Batch(self.run, forward=forward, features=forward.features)
         for method in self.hooks.implementers(hook, self.active):
             new = self.hooks.call(method, hook, batch=batch, **{argument: current})
-            current = current if new is None else {**current, **new}
-        return None if current is values or self.run.dry_run else current
+            if new is not None:
+                current, is_new = {**current, **new}, True
+        return current if is_new and not self.run.dry_run else None
 
     def _call_all(self, hook: str, methods: Sequence[Method], **arguments: Any) -> Any:
         results = [result for _, result in self.hooks.call_each(hook, methods, **arguments)]

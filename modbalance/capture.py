@@ -27,6 +27,7 @@ class Forward:
         logits: Fused logits of the criterion call, which tell two forwards apart where no hook sees them.
         logits_of: Picks the logits out of the model's output.
         is_observed: Whether a criterion call has gathered statistics of this forward already.
+        replaced: The logits that a method replaced, and what by.
     """
 
     def __init__(self, inputs: tuple[Args, Kwargs] | None = None) -> None:
@@ -38,12 +39,17 @@ class Forward:
         self.logits: Tensor | None = None
         self.logits_of: Callable[[Any], Tensor] | None = None
         self.is_observed = False
+        self.replaced: tuple[Tensor, Tensor] | None = None
 
     def precision(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type in which logits of ``dtype`` were computed, which autocast makes a shorter one."""
         if self.autocast_state is None or not self.autocast_state[1]:
             return dtype
         return self.autocast_state[2]
+
+    def current(self, logits: Tensor) -> Tensor:
+        """Return what a method replaced ``logits`` by in an earlier criterion call, or else themselves."""
+        return self.replaced[1] if self.replaced is not None and self.replaced[0] is logits else logits
 
     @property
     def is_unseen(self) -> bool:

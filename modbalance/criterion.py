@@ -80,7 +80,14 @@ class Criterion(nn.Module):
     def observe(self, loss: Tensor, output: Any, target: Any, **given: Any) -> Tensor:
         """Let the methods observe a batch whose loss is computed already, and return that loss."""
         logits = self.pick_logits(output)
-        return self._balancer.criterion(self._batch(logits, target, **given), loss) if self._is_training(loss) else loss
+        if not self._is_training(loss):
+            return loss
+        for method in self._balancer.hooks.implementers("modbalance_logits", self._balancer.active):
+            raise ConfigError(
+                f"Method `{method.name}` replaces the logits before the loss is computed. Found a loss that is "
+                "computed already: take it from `opt.criterion(loss_fn)` instead of `opt.observe`."
+            )
+        return self._balancer.criterion(self._batch(logits, target, **given), loss)
 
     def pick_logits(self, output: Any) -> Tensor:
         """Return the logits in the model's output."""

@@ -27,12 +27,21 @@ def values(parameter: Tensor) -> Tensor:
 
 
 def scale_(parameters: Iterable[Tensor], coefficient: Tensor) -> None:
-    """Multiply the gradients in place by a 0-dim tensor, in one call per device."""
-    by_device: dict[torch.device, list[Tensor]] = {}
+    """Multiply the gradients in place by a 0-dim tensor, in one call per device and type."""
+    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for parameter in parameters:
-        by_device.setdefault(parameter.device, []).append(values(parameter))
-    for device, tensors in by_device.items():
-        torch._foreach_mul_(tensors, coefficient.to(device))
+        by_kind.setdefault((parameter.device, parameter.dtype), []).append(values(parameter))
+    for (device, dtype), tensors in by_kind.items():
+        # CUDA multiplies a list at once by a tensor of its own type only; half precision would round the coefficient.
+        wide = dtype if dtype == torch.float64 else torch.float32
+        torch._foreach_mul_(tensors, coefficient.to(device, wide))
+
+
+def norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Joint L2 norm of the gradients, 0-dim, on the device of the first."""
+    norms = torch._foreach_norm([values(parameter) for parameter in parameters])
+    wide = torch.float64 if any(each.dtype == torch.float64 for each in norms) else torch.float32
+    return torch.linalg.vector_norm(torch.stack([each.to(norms[0].device, wide) for each in norms]))
 
 
 def std(gradient: Tensor) -> Tensor:

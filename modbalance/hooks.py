@@ -12,6 +12,18 @@ from modbalance.method import Method
 from modbalance.registry import plugin_manager
 from modbalance.run import Run
 
+STEP_HOOKS = [
+    "modbalance_epoch_start",
+    "modbalance_inputs",
+    "modbalance_features",
+    "modbalance_observe",
+    "modbalance_logits",
+    "modbalance_losses",
+    "modbalance_coefficients",
+    "modbalance_gradients",
+    "modbalance_after_step",
+]
+
 
 class Hooks:
     """The hooks of the methods of one optimizer; every optimizer has a plugin manager of its own."""
@@ -35,6 +47,11 @@ class Hooks:
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
         names = {implementation.plugin_name for implementation in caller.get_hookimpls()}
         return [method for method in (self.methods if methods is None else methods) if method.name in names]
+
+    def stepping(self, methods: Sequence[Method]) -> list[Method]:
+        """Return those of ``methods`` that look at training steps, in order; the others act between epochs alone."""
+        found = {method.name for hook in STEP_HOOKS for method in self.implementers(hook, methods)}
+        return [method for method in methods if method.name in found]
 
     def call(self, method: Method, hook: str, **arguments: Any) -> Any:
         """Call a hook of one method and return its result; what it logs goes under the method's name."""
@@ -61,7 +78,7 @@ def check_needs(hooks: Hooks) -> None:
     replacing = [method.name for method in hooks.implementers("modbalance_logits")]
     if len(replacing) > 1:
         raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
-    if any(hooks.implementers(hook) for hook in ("modbalance_coefficients", "modbalance_gradients")):
+    if hooks.implementers("modbalance_coefficients"):
         hooks.run.topology.require_disjoint()
     for method in hooks.methods:
         _check_need_of(method, hooks.run)

@@ -154,7 +154,7 @@ class Inputs:
     ) -> tuple[Args, Kwargs]:
         """Return the arguments with the inputs of all modalities but ``present`` filled with the mask value."""
         removed = {name: v for name, v in self.read(args, kwargs, modalities).items() if name not in present}
-        new = {name: _map(value, self._mask(name)) for name, value in removed.items()}
+        new = {name: map_tensors(value, self._mask(name)) for name, value in removed.items()}
         return self.write(args, kwargs, modalities, new)
 
     def _mask(self, modality: str) -> Callable[[Tensor], Tensor]:
@@ -174,7 +174,24 @@ def _get(args: Args, kwargs: Kwargs, place: Place) -> Any:
     )
 
 
-def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(function(item) for item in value)
-    return function(value)
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return ``value`` with each tensor in it replaced; lists, tuples and mappings are walked, the rest is kept."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, function) for item in value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in lists, tuples and mappings, in order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    return found

@@ -79,13 +79,18 @@ def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) 
     return attrs.field(default=default, validator=validate, metadata=metadata)
 
 
-def state(default: Any) -> Any:
-    """Declare state of a method: a tensor, number, string, ``None``, or a dict of these.
+def state(default: Any, *, on_host: bool = False) -> Any:
+    """Declare state of a method: a tensor, number, string, ``None``, or lists and dicts of these.
 
     Declared state is saved and restored with the optimizer; change it in ``modbalance_after_step`` and in the epoch
     hooks only, so that a step which never happens leaves no trace.
+
+    Args:
+        default: Value before the first step.
+        on_host: Whether its tensors stay on the CPU when a checkpoint is loaded, as copies of weights do.
     """
-    return attrs.field(factory=lambda: copy.deepcopy(default), init=False, metadata={"state": True})
+    metadata = {"state": True, "on_host": on_host}
+    return attrs.field(factory=lambda: copy.deepcopy(default), init=False, metadata=metadata)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -156,6 +161,12 @@ class Method:
             )
 
     @classmethod
+    def moved_state(cls, saved: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        """Return a saved state on ``device``, but for what was declared to stay on the host."""
+        on_host = {field.name for field in attrs.fields(cast(Any, cls)) if field.metadata.get("on_host")}
+        return {name: value if name in on_host else to_device(value, device) for name, value in saved.items()}
+
+    @classmethod
     def _state_names(cls) -> list[str]:
         return [field.name for field in attrs.fields(cast(Any, cls)) if "state" in field.metadata]
 
@@ -186,6 +197,8 @@ def _to_host_structure(value: Any) -> Any:
         return value.detach().clone()
     if isinstance(value, dict):
         return {key: _to_host_structure(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_host_structure(item) for item in value]
     return value
 
 
@@ -195,4 +208,6 @@ def to_device(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, dict):
         return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [to_device(item, device) for item in value]
     return value

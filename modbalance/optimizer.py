@@ -265,13 +265,13 @@ class BalancedOptimizer(Wrapper):
 
     def _warn_of_missing_criterion(self) -> None:
         balancer = self._balancer
-        if balancer.pending is not None or not balancer.active:
+        if balancer.pending is not None or not (acting := balancer.hooks.stepping(balancer.active)):
             return
         # torch's checkpoint helpers take a step with learning rate 0 before any forward, to create the state.
         took_forward = balancer.capture.forward is not None
         learns = any(group.get("lr") != 0.0 for group in self.param_groups if not isinstance(group.get("lr"), Tensor))
         if took_forward or (balancer.run.model is None and learns):
-            methods = " and ".join(f"`{method.name}`" for method in balancer.active)
+            methods = " and ".join(f"`{method.name}`" for method in acting)
             balancer.notices.give(notices.MISSING_CRITERION, methods=methods)
 
     def _warn_of_invariance(self) -> None:

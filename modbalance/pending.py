@@ -24,9 +24,10 @@ class Phase(enum.Enum):
 
 @attrs.define(eq=False)
 class Pending:
-    """A step that has not happened yet: its statistics by method, and its records once it is modulated."""
+    """A step that has not happened yet: how many batches it gathered, their statistics by method, its records."""
 
     phase: Phase = Phase.GATHERING
+    batches: int = 0
     sums: dict[str, Sums] = attrs.field(factory=dict)
     steps: list[Step] = attrs.field(factory=list)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modbalance.errors import ObservationError
+from modbalance.layout import map_tensors, tensors_in
 
 if TYPE_CHECKING:
     from modbalance.capture import Forward
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 Forwarder = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 
 
-@attrs.define(eq=False)
+# A dataclass: dynamo cannot build an attrs class with factories inside a compiled forward.
+@dataclass(eq=False)
 class Batch:
     """One call of the criterion, or the forward that leads to it.
 
@@ -33,17 +36,21 @@ class Batch:
         target: Target as given to the criterion.
         task_loss: The user's loss as a function of logits, with the target and further arguments of this call.
         present: By modality, boolean (B,): the samples that have this modality; a modality left out has all.
+        index: Number of this batch among the micro-batches of its step, from 0.
+        cache: A place for what an earlier hook of this batch hands to a later one.
     """
 
     run: Run
     forward: Forward | None = None
-    features: Mapping[str, Tensor] = attrs.field(factory=dict)
-    logits: Tensor = attrs.field(factory=lambda: torch.empty(0))
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
     target: Any = None
     task_loss: Callable[[Tensor], Tensor] | None = None
     scorer: Score | None = None
-    present: Mapping[str, Tensor] = attrs.field(factory=dict)
+    present: Mapping[str, Tensor] = field(default_factory=dict)
     given_logits: Mapping[str, Tensor] | None = None
+    index: int = 0
+    cache: dict[str, Any] = field(default_factory=dict)
     _unimodal_logits: Mapping[str, Tensor] | None = None
 
     @property
@@ -99,10 +106,33 @@ class Batch:
         args, kwargs = forward.inputs or ((), {})
         if masked:
             args, kwargs = topology.inputs.masked(args, kwargs, topology.modalities, ())
-            args, kwargs = tuple(_first(each) for each in args), {key: _first(each) for key, each in kwargs.items()}
+            args, kwargs = map_tensors(args, _first), map_tensors(kwargs, _first)
         with self.run.capture.watching() as seen:
             topology.rerun(forward, args, kwargs, training=False)
         return seen.features
+
+    def why_not_separate(self) -> str | None:
+        """Say why the features of a modality may depend on more than its own input, or return ``None``.
+
+        The graph tells, so that a path whose weight is still zero counts too. It does not see through integers and
+        `detach`: compare values as well.
+        """
+        topology, forward = self.run.topology, self.require_inputs()
+        args, kwargs = forward.inputs or ((), {})
+        inputs = topology.inputs.read(args, kwargs, topology.modalities)
+        if {id(t) for t in tensors_in((args, kwargs))} - {id(t) for t in tensors_in(tuple(inputs.values()))}:
+            return "the model takes tensors that belong to no modality"
+        leaves = {name: map_tensors(value, _leaf) for name, value in inputs.items()}
+        args, kwargs = topology.inputs.write(args, kwargs, topology.modalities, leaves)
+        with torch.enable_grad(), self.run.capture.watching() as seen:
+            topology.rerun(forward, args, kwargs, training=False)
+        for name, feature in seen.features.items():
+            others = [t for other in leaves if other != name for t in tensors_in(leaves[other]) if t.requires_grad]
+            if feature.requires_grad and others:
+                gradients = torch.autograd.grad(feature.sum(), others, retain_graph=True, allow_unused=True)
+                if any(gradient is not None for gradient in gradients):
+                    return f"the features of {name!r} depend on the input of another modality"
+        return None if len(seen.features) == len(leaves) else "the model does not call its fusion"
 
     def require_inputs(self) -> Forward:
         """Return the forward with the model's inputs, or raise an ObservationError that says how to have them seen."""
@@ -123,14 +153,22 @@ class Batch:
         """Return the autocast context of the forward; none where no forward was seen."""
         return nullcontext() if self.forward is None else self.forward.autocast()
 
-    def score(self, logits: Tensor, modality: str | None = None) -> tuple[Tensor, Tensor]:
-        """Return (sum of the scores of ``logits``, number of elements that count), both 0-dim fp32, without graph.
+    def score(
+        self, logits: Tensor, modality: str | None = None, of: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (sum of the scores of ``logits``, number of elements that count), both 0-dim, without graph.
 
         Elements that are ignored, or whose sample lacks ``modality``, count in neither.
+
+        Args:
+            logits: (B, C, ...).
+            modality: Whose logits they are; ``None``: the fused ones.
+            of: Turns the score of each element into what is summed, such as its logarithm.
         """
         assert self.scorer is not None
         with torch.no_grad():
             score, mask = self.scorer(logits, self.target)
+            score = score if of is None else of(score)
             there = self.present.get(modality) if modality else None
             if there is not None:
                 there = there.to(score.device).reshape(-1, *[1] * (score.dim() - 1)).expand_as(score)
@@ -187,5 +225,9 @@ class EpochData:
     forward: Forwarder
 
 
-def _first(value: Any) -> Any:
-    return value[:1] if isinstance(value, Tensor) and value.dim() else value
+def _first(value: Tensor) -> Tensor:
+    return value[:1] if value.dim() else value
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().clone().requires_grad_() if value.is_floating_point() else value

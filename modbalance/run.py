@@ -111,9 +111,9 @@ class Run:
         """Keep the latest value of a quantity, such as ``kappa/audio``, for `opt.metrics()`; no host read."""
         self.telemetry.log(f"{self._prefix}/{name}", value)
 
-    def count(self, name: str, increment: Tensor) -> None:
-        """Add a 0-dim tensor to a counter of `opt.metrics()`; no host read."""
-        self.telemetry.count(f"{self._prefix}/{name}", increment)
+    def count(self, name: str, increment: Tensor, warning: str | None = None) -> None:
+        """Add a 0-dim tensor to a counter of `opt.metrics()`, which gives ``warning`` once if it is above 0."""
+        self.telemetry.count(f"{self._prefix}/{name}", increment, warning)
 
     def generator(self, device: torch.device, seed: int) -> torch.Generator:
         """Return a generator for the current step: its stream depends on ``seed`` and ``steps`` alone.

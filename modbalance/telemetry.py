@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
+
+from modbalance.errors import ModbalanceWarning
 
 
 class Telemetry:
@@ -12,13 +16,16 @@ class Telemetry:
     def __init__(self) -> None:
         self._values: dict[str, Tensor | float] = {}
         self._counters: dict[str, Tensor | float] = {}
+        self._warnings: dict[str, str] = {}
 
     def log(self, key: str, value: Tensor | float) -> None:
         """Keep the latest value of ``key``: a number or a 0-dim tensor, which is not read."""
         self._values[key] = value.detach() if isinstance(value, Tensor) else value
 
-    def count(self, key: str, increment: Tensor) -> None:
-        """Add ``increment`` (0-dim) to the counter ``key``."""
+    def count(self, key: str, increment: Tensor, warning: str | None = None) -> None:
+        """Add ``increment`` (0-dim) to the counter ``key``; the first `read` that finds it above 0 warns."""
+        if warning is not None and key not in self._counters:
+            self._warnings[key] = warning
         self._counters[key] = self._counters.get(key, 0) + increment.detach()
 
     def forget(self, method: str) -> None:
@@ -38,4 +45,7 @@ class Telemetry:
         for entries in by_device.values():
             vector = torch.stack([value.reshape(()).float() for _, value in entries])
             numbers.update(zip([key for key, _ in entries], vector.tolist(), strict=True))
+        found = {key: numbers[key] for key in self._warnings if numbers[key] > 0}
+        for key, value in found.items():
+            warnings.warn(f"{self._warnings.pop(key)} Found `{key}` = {value:g}.", ModbalanceWarning, stacklevel=3)
         return {key: numbers[key] for key in logged}

@@ -72,6 +72,7 @@ class Topology:
         self.model = unwrap(model)
         self.inputs = inputs
         self._paused = False
+        self.heads: list[nn.Module] = []
         if modalities is not None:
             self.encoders = self._resolve_encoders(modalities)
             owned = {name: _parameters(parts) for name, parts in self.encoders.items()}
@@ -129,7 +130,7 @@ class Topology:
                 "(a path, a module, a list applied in sequence, or a callable). Found none."
             )
         with ExitStack() as stack:
-            stack.enter_context(self.preserved(self.fusion, training))
+            stack.enter_context(self.preserved(self.reruns, training))
             stack.enter_context(self.paused())
             if forward is not None:
                 stack.enter_context(forward.autocast())
@@ -170,9 +171,11 @@ class Topology:
         if training is not None:
             for root in modules:
                 root.train(training)
-        # In eval mode no buffer changes, and writing to one would corrupt a batch norm's backward.
-        may_write = any(module.training for module, _ in flags)
-        buffers = [(b, b.clone()) for root in modules for b in root.buffers()] if may_write else []
+        # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
+        # norm that has run already. In eval mode no buffer changes.
+        owners = [(module._buffers, dict(module._buffers)) for module, _ in flags if module.training]
+        for buffers, kept in owners:
+            buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
         devices = {p.device for root in modules for p in root.parameters() if p.is_cuda}
         try:
             with torch.random.fork_rng([device.index for device in devices]):
@@ -180,14 +183,20 @@ class Topology:
         finally:
             for module, flag in flags:
                 module.training = flag
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            for buffers, kept in owners:
+                buffers.update(kept)
+
+    @property
+    def reruns(self) -> list[nn.Module]:
+        """What may run when logits are made of features again; all of the model where a callable hides what it uses."""
+        if self.heads:
+            return [*self.fusion, *self.heads]
+        return self.fusion or ([self.model] if self.model is not None else [])
 
     @contextmanager
     def frozen_fusion(self) -> Iterator[None]:
-        """Let the parameters of the fusion act as constants for what is computed in the body."""
-        parameters = [p for module in self.fusion for p in module.parameters() if p.requires_grad]
+        """Let the parameters of what makes logits of features act as constants for what is computed in the body."""
+        parameters = [p for module in self.reruns for p in module.parameters() if p.requires_grad]
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:

@@ -26,8 +26,8 @@ _COARSE_ROUNDING = 3e-2
 
 _EXPECTED = "Parameter `unimodal` should be 'auto', 'slice', 'zero', a mapping to own heads, or a callable."
 
-# Votes of a rank; the smallest wins, so that a batch that shows nothing puts the decision off.
-NO, ABSTAIN, YES = range(3)
+# Votes of a rank; the smallest wins. The decision is put off only if no rank's batch shows anything.
+NO, YES, ABSTAIN = range(3)
 
 
 class Unimodal:
@@ -54,8 +54,10 @@ class Unimodal:
         elif isinstance(spec, Mapping):
             self.kind = "heads"
             self.heads = self._resolve_heads(spec)
+            topology.heads = list(self.heads.values())
         elif callable(spec):
             self.kind, self.function = "callable", spec
+            topology.heads = [] if topology.model is None else [topology.model]
         else:
             raise ConfigError(f"{_EXPECTED} Found `unimodal = {spec!r}`.")
 
@@ -73,7 +75,8 @@ class Unimodal:
         if self.chooses and auto != "auto":
             return self._by_kind(auto, features, batch)
         if self.kind == "auto":
-            self._decide(batch, features)
+            with torch.no_grad():
+                self._decide(batch, features)
         return self._by_kind(self.kind, features, batch)
 
     def _by_kind(self, kind: str, features: Features, batch: Batch) -> Features:
@@ -81,7 +84,7 @@ class Unimodal:
             return self._slices(features, self._require_linear(features))
         if kind in ("zero", "auto"):
             return self._zeroed(features, batch)
-        with self.topology.paused(), batch.autocast():
+        with self.topology.paused(), batch.autocast(), self.topology.preserved(self.topology.reruns, None):
             if self.function is not None:
                 return self._in_order(self.function(features))
             return {name: head(features[name]) for name, head in self.heads.items()}
@@ -113,19 +116,17 @@ class Unimodal:
         head = self._linear(features)
         forward = batch.forward
         computed_in = batch.logits.dtype if forward is None else forward.precision(batch.logits.dtype)
-        vote = NO if head is None else _adds_up(self._slices(features, head), batch.logits, computed_in)
+        vote = NO
+        if head is not None:
+            vote = agreement(torch.stack([*self._slices(features, head).values()]).sum(0), batch.logits, computed_in)
         verdict = self.ranks.minimum(vote, batch.logits.device)
         if verdict != ABSTAIN:
             self.kind = "slice" if verdict == YES else "zero"
 
     def _linear(self, features: Features) -> nn.Linear | None:
-        leaves = [
-            module for root in self.topology.fusion for module in root.modules() if list(module.parameters(False))
-        ]
         width = sum(feature.shape[-1] for feature in features.values())
-        if len(leaves) == 1 and isinstance(leaves[0], nn.Linear) and leaves[0].in_features == width:
-            return leaves[0]
-        return None
+        head = sole_layer(self.topology)
+        return head if isinstance(head, nn.Linear) and head.in_features == width else None
 
     def _require_linear(self, features: Features) -> nn.Linear:
         head = self._linear(features)
@@ -149,14 +150,23 @@ class Unimodal:
         }
 
 
-def _adds_up(slices: Features, logits: Tensor, computed_in: torch.dtype) -> int:
-    total = torch.stack(list(slices.values())).sum(0)
-    if total.shape != logits.shape:
+def sole_layer(topology: Topology) -> nn.Module | None:
+    """Return the layer that holds all of the fusion's parameters, if there is one."""
+    leaves = [module for root in topology.fusion for module in root.modules() if list(module.parameters(False))]
+    return leaves[0] if len(leaves) == 1 else None
+
+
+def agreement(found: Tensor, expected: Tensor, computed_in: torch.dtype) -> int:
+    """Return a vote on whether two tensors are equal but for the rounding of ``computed_in`` (one host read).
+
+    Zeros, nothing and NaN say nothing.
+    """
+    if found.shape != expected.shape:
         return NO
-    if total.numel() == 0:
+    if found.numel() == 0:
         return ABSTAIN
-    scale = logits.abs().amax().clamp(min=1e-12)
-    error = float((total - logits).abs().amax() / scale)
-    if math.isnan(error):
+    largest = torch.stack([expected.detach().abs().amax(), (found - expected).detach().abs().amax()])
+    scale, error = largest.tolist()
+    if math.isnan(error) or (scale == 0 and error == 0):
         return ABSTAIN
-    return YES if error <= _ROUNDING.get(computed_in, _COARSE_ROUNDING) else NO
+    return YES if error <= scale * _ROUNDING.get(computed_in, _COARSE_ROUNDING) else NO

@@ -61,17 +61,17 @@ class OGM(WindowedMethod):
         k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift)), 1)
         # x/0 saturates (k = 0), as in the authors' code; 0/0 or a score that is not finite says nothing, and the core
         # turns NaN into 1 and counts it.
-        k = k.where((score.sum() < torch.inf) & (rho == rho), torch.nan)
+        k = k.where((score.sum().abs() < torch.inf) & (rho == rho), torch.nan)
         for name, ratio in zip(step.run.modalities, rho, strict=True):
             step.run.log(f"ratio/{name}", ratio)
         return dict(zip(step.run.modalities, k, strict=True))
 
     def discrepancy(self, score: Tensor) -> Tensor:
         """Return the discrepancy ratios rho_i = s_i / mean of the others (Eq. 9 for M = 2); shapes (M,)."""
+        others = score.repeat(len(score), 1)
         if self.ratio == "mean_others":
-            return score / ((score.sum() - score) / (len(score) - 1))
-        others = score.repeat(len(score), 1).fill_diagonal_(torch.inf)
-        return score / others.amin(1)
+            return score / (others.fill_diagonal_(0).sum(1) / (len(score) - 1))
+        return score / others.fill_diagonal_(torch.inf).amin(1)
 
     def is_ahead(self, rho: Tensor) -> Tensor:
         """Return which modalities are suppressed, boolean (M,); the authors' code breaks ties against the first."""

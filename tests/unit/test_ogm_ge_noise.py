@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import AudioVisual, Multimodal
-from support.training import Batch, assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from modbalance import BalancedOptimizer
+from support.models import AudioVisual, Multimodal
+from support.training import Batch, assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 
 Draws = dict[str, list[tuple[Tensor, float, float]]]
 ALL: dict[str, Any] = {"param_filter": "all"}

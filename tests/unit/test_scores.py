@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.spy import look_once
-from support.training import batches, multimodal
 from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, scores
+from support.spy import look_once
+from support.training import batches, multimodal
 
 
 def test_softmax_probability_of_the_target() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import Multimodal
-from support.spy import look_once, spy_on
-from support.training import assert_same, balanced, batches, multimodal, sgd, weights
 from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, ObservationError
+from support.models import Multimodal
+from support.spy import look_once, spy_on
+from support.training import assert_same, balanced, batches, multimodal, sgd, weights
 
 
 def owned(optimizer: BalancedOptimizer, modality: str) -> list[str]:

@@ -128,7 +128,7 @@ class Twin:
                     continue
                 modulated = k_u * g
                 if generator is not None:
-                    epsilon = torch.randn(g.shape, generator=generator).to(g.dtype)
+                    epsilon = torch.randn(g.shape, generator=generator, dtype=g.dtype)
                     spread = self.noise_scale * sigma(g if self.noise_source == "raw" else modulated)
                     if self.noise_on == "both" or k_u < 1:
                         modulated = modulated + spread * epsilon
