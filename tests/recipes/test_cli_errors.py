@@ -8,8 +8,8 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from common.training import Data, main
 
+from common.training import Data, main
 from recipes.tiny_recipe import RECIPE, TinyDataset
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from common.data.audio import Spectrogram, read_waveform
 from common.errors import RecipeError
-from numpy.typing import NDArray
 
 from .cremad_tree import write_wav
 

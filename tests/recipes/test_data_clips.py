@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
 from common.data.audio import Spectrogram
 from common.data.clips import ClipDataset, drop_unreadable, find_clips
 from common.data.frames import Frames
 from common.data.lists import Row
 from common.data.sampler import ResumableBatchSampler
 from common.errors import RecipeError, message
-from PIL import Image
-from torch.utils.data import DataLoader
 
 from .cremad_tree import LABELS, label_of, names, write_frame, write_wav
 

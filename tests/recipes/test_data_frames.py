@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common.data.frames import Frames, frame_files, segments
-from common.errors import RecipeError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
+from common.data.frames import Frames, frame_files, segments
+from common.errors import RecipeError
 
 from .cremad_tree import write_frame
 

@@ -11,10 +11,11 @@ import attrs
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
+
 from common.data import generate
 from common.data.generate import Generated, cached
 from common.data.layout import Layout
-from PIL import Image
 
 LAYOUT = Layout(("AudioWAV",), "Image-01-FPS", "VideoFlash", (".",), re.compile("(.)"), prepare="")
 SMALL = Generated(names=("a", "b", "c"), labels=(0, 1, 5), classes=6)

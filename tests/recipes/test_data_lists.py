@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from common.data.lists import Row, read_list
 from common.data.splits import Split, hold_out, listed_split, random_split, speaker_split
 from common.errors import RecipeError
-from hypothesis import given
-from hypothesis import strategies as st
 
 from .cremad_tree import LABELS, label_of, names, write_list
 

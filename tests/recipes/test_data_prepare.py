@@ -12,13 +12,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import cremad
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
+
+import cremad
 from common.data.prepare import Job, extract, prepare
 from common.errors import RecipeError
-from PIL import Image
 
 from .cremad_tree import names, write_wav
 

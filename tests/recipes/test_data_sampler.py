@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from common.data.sampler import Key, ResumableBatchSampler
-from common.errors import RecipeError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from common.data.sampler import Key, ResumableBatchSampler
+from common.errors import RecipeError
 
 sizes = st.integers(0, 40)
 batch_sizes = st.integers(1, 9)

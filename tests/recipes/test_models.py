@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from common.models import FUSIONS, AudioVisualNet
 from common.models.fusion import ConcatFusion, FiLMFusion, GatedFusion, SumFusion
 from common.models.initialise import initialise
 from common.models.resnet import AudioEncoder, VisualEncoder
-from torch import nn
 
 SIZE, CLASSES, BATCH = 5, 3, 4
 

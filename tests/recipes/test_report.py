@@ -6,14 +6,15 @@ import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from rich.console import Console
+
 from common.errors import RecipeError
 from common.report.curves import Picture
 from common.report.folder import RunFolder
 from common.report.live import LiveView, make_view
 from common.report.results import Caption, Result, write_comparison
 from common.report.view import Columns, PlainView, duration
-from PIL import Image
-from rich.console import Console
 
 CAPTION = Caption("Tiny", generated=True, select="val", num_classes=3)
 COLUMNS = Columns(("audio", "visual"), "val")

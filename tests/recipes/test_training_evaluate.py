@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
+
 from common.data.sampler import ResumableBatchSampler
 from common.training.evaluate import FUSED, Evaluator, score
 from common.training.precision import Precision
-from torch.utils.data import DataLoader
-
 from recipes.tiny_recipe import TinyDataset, TinyNet
 
 CPU = Precision(torch.device("cpu"), None, channels_last=False)

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
 from common.data.sampler import ResumableBatchSampler
 from common.report.folder import RunFolder
 from common.report.view import Columns, PlainView
@@ -17,11 +22,6 @@ from common.training.job import build_job, check_methods
 from common.training.precision import set_up
 from common.training.settings import resolve
 from common.training.trainer import Trainer
-from rich.console import Console
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader
-
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
 
 
@@ -120,7 +120,6 @@ def test_best_weights_are_those_that_were_evaluated(tmp_path: Path, monkeypatch:
     assert all(torch.equal(best[name], evaluated[name]) for name in evaluated)
 
 
-@pytest.mark.xfail(reason="opt.metrics() goes on showing the last coefficient after the method's window", strict=True)
 def test_coefficients_are_those_of_the_epoch_only(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path, "--epochs", "2", method="ogm_ge", end_epoch=0)
     trainer.fit(StopRequest())

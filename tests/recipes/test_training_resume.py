@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from common.report.curves import Picture
 from common.training import main, run
 from common.training.interrupt import StopRequest
-
 from recipes.tiny_recipe import RECIPE
 
 # The trainer asks after each step and after each validation batch: 6 steps and 3 batches per epoch.

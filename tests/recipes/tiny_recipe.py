@@ -10,11 +10,12 @@ from typing import Any
 
 import attrs
 import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
 from common.data.seeding import derived_seed
 from common.errors import RecipeError
 from common.training import Data, Recipe, main
-from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 CLASSES = ("low", "middle", "high")
 SIDE = 4

@@ -48,6 +48,7 @@ class Recipe:
         load: Reads the data once per call of the command line.
         build_model: Returns the network, with fresh weights drawn from torch's global generator.
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
+        generated_options: For each method, what of its options differs on the generated set.
         commands: Sub-commands, such as ``prepare``. Each takes the arguments behind its name, returns an exit code.
     """
 
@@ -60,4 +61,5 @@ class Recipe:
     load: Callable[[argparse.Namespace], Data]
     build_model: Callable[[argparse.Namespace, Data], nn.Module]
     balance: Callable[[argparse.Namespace], Mapping[str, Any]]
+    generated_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     commands: Mapping[str, Callable[[list[str]], int]] = attrs.field(factory=dict)

@@ -129,6 +129,8 @@ def identity(args: argparse.Namespace, method: str, options: Mapping[str, Any]) 
 def options_of(method: str, args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
     """Return the options of ``method``: the recipe's, overridden by ``--option [method.]name=value``."""
     options = dict(recipe.method_options.get(method, {}))
+    if args.data_root is None:
+        options |= recipe.generated_options.get(method, {})
     for text in args.option:
         name, separator, value = text.partition("=")
         if not separator or not name:
