@@ -189,9 +189,25 @@ RECIPE = Recipe(
         "step_size": 7,
         "log_every": 1,
     },
-    method_options={"ogm": OGM, "ogm_ge": OGM},
-    # The easy audio is far ahead here, and 0.8 would all but stop it; 0.1 is the README's other advice.
-    generated_options={"ogm": {"alpha": 0.1}, "ogm_ge": {"alpha": 0.1}},
+    method_options={
+        "ogm": OGM,
+        "ogm_ge": OGM,
+        "dgl": {"alpha": 5.0},  # the better of two in the CREMA-D scripts of the DGL code
+        "cggm": {"clip_grad_norm": 0.8},  # its code clips on every dataset; it has no script for this one
+        "mslr": {"init": {"audio": 0.9, "visual": 1.1}},  # the CREMA-D script of the AGM code, as is the patience
+        "mses": {"patience": 80},
+    },
+    method_defaults={
+        "dgl": {"lr": 2e-3},
+        "relearning": {"lr": 2e-3, "epochs": 90, "step_size": 1000, "frames": 2},  # it has no schedule
+    },
+    generated_options={
+        # The easy audio is far ahead here, and 0.8 would all but stop it; 0.1 is the README's other advice.
+        "ogm": {"alpha": 0.1},
+        "ogm_ge": {"alpha": 0.1},
+        "relearning": {"period": 3, "count": 2},
+        "mses": {"patience": 3},
+    },
     load=load,
     build_model=build_model,
     balance=balance,

@@ -101,9 +101,10 @@ def build_optimizer(
 ) -> BalancedOptimizer:
     """Return SGD wrapped for ``method``."""
     sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    return BalancedOptimizer(
-        sgd, method=method, model=model, clip_grad_norm=args.clip_grad_norm, **recipe.balance(args), **options
-    )
+    described = {**recipe.balance(args), **options}
+    if args.clip_grad_norm is not None:
+        described["clip_grad_norm"] = args.clip_grad_norm
+    return BalancedOptimizer(sgd, method=method, model=model, **described)
 
 
 def build_evaluator(

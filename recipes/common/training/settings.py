@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import RecipeError
 from common.training.recipe import Recipe
+from modbalance import list_methods
 
 BUILTIN: dict[str, Any] = {
     "methods": ["none"],
@@ -49,7 +50,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     switch = argparse.BooleanOptionalAction
     run = parser.add_argument_group("run")
     run.add_argument("--data-root", metavar="DIR", help="folder of the real data; without it a small set is generated")
-    run.add_argument("--methods", "--method", nargs="+", metavar="NAME", help="methods to train, one after the other")
+    run.add_argument(
+        "--methods", "--method", nargs="+", metavar="NAME", help="methods to train, one after the other; all: every one"
+    )
     run.add_argument("--option", nargs="+", action="extend", metavar="NAME=VALUE", help="option of the methods")
     run.add_argument("--output", metavar="DIR", help="folder for results; default runs/RECIPE")
     existing = run.add_mutually_exclusive_group()
@@ -113,8 +116,13 @@ def resolve(args: argparse.Namespace, recipe: Recipe, saved: Mapping[str, Any] |
     saved = {name: value for name, value in (saved or {}).items() if name in unset and name not in NOT_IDENTITY}
     is_real = (given.get("data_root") or saved.get("data_root")) is not None
     defaults = {**BUILTIN, "output": f"runs/{recipe.name}", **recipe.defaults}
+    if given.get("methods") == ["all"]:
+        given["methods"] = ["none", *(each.name for each in list_methods() if each.method is not None)]
+    methods = given.get("methods", [])
     if not is_real:
         defaults |= recipe.generated_defaults
+    elif len(methods) == 1:
+        defaults |= recipe.method_defaults.get(methods[0], {})
     return argparse.Namespace(**(unset | defaults | saved | given))
 
 
