@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,19 @@ _RECOMPUTED = (
 
 @contextmanager
 def without_recomputation() -> Iterator[None]:
-    """Raise an ObservationError if the body asks for activation checkpointing."""
-    try:
-        with torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTED):
+    """Raise an ObservationError if the body asks for activation checkpointing, which works by hooks on saved tensors.
+
+    Where such hooks are on already, around the body, the body is not watched.
+    """
+    with ExitStack() as stack:
+        with suppress(RuntimeError):
+            stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTED))
+        try:
             yield
-    except RuntimeError as error:
-        if str(error) != _RECOMPUTED:
-            raise
-        raise ObservationError(_RECOMPUTED) from None
+        except RuntimeError as error:
+            if str(error) != _RECOMPUTED:
+                raise
+            raise ObservationError(_RECOMPUTED) from None
 
 
 def guard_buffers(output: Tensor, model: nn.Module) -> None:

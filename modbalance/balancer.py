@@ -13,7 +13,7 @@ from modbalance import gradients, notices
 from modbalance.capture import Forward
 from modbalance.errors import CheckpointError, ConfigError, ObservationError
 from modbalance.hooks import Hooks, check_needs
-from modbalance.method import Method, WindowedMethod, to_device
+from modbalance.method import Method, WindowedMethod
 from modbalance.notices import Notices
 from modbalance.pending import Pending, Phase, Sums
 from modbalance.records import Batch, EpochData, Step

@@ -77,7 +77,7 @@ class Ranks:
             kept = order[number[order] < len(sampler.dataset)]  # type: ignore[arg-type]
             return [column[kept] for column in gathered]
         counts = self.gather_rows(torch.tensor([len(columns[0])])).tolist()
-        shares = [column.split(counts) for column in gathered]
+        shares = [torch.split(column, counts) for column in gathered]
         are_copies = all(torch.equal(first, other) for first, *others in shares for other in others)
         return [share[0] for share in shares] if are_copies else gathered
 

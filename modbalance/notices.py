@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 
@@ -24,10 +25,13 @@ ADAM_INVARIANCE = (
 )
 
 
-def _depth_of_caller() -> int:
-    """Return the `stacklevel` that points at the first frame outside of modbalance and torch."""
+_INNER = re.compile(r"(modbalance(_\w+)?|pluggy|torch)(\.|$)")
+
+
+def depth_of_caller() -> int:
+    """Return the `stacklevel` that points at the first frame outside of modbalance, its plugins, pluggy and torch."""
     depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("modbalance", "torch"):
+    while frame.f_back is not None and _INNER.match(frame.f_globals.get("__name__", "")):
         depth, frame = depth + 1, frame.f_back
     return depth
 
@@ -42,7 +46,7 @@ class Notices:
         """Warn with ``message``, unless that was done before."""
         if message not in self._given:
             self._given.add(message)
-            warnings.warn(message.format(**words), ModbalanceWarning, stacklevel=_depth_of_caller())
+            warnings.warn(message.format(**words), ModbalanceWarning, stacklevel=depth_of_caller())
 
 
 def is_adam_family(optimizer: Optimizer) -> bool:

@@ -275,7 +275,10 @@ class BalancedOptimizer(Wrapper):
             balancer.notices.give(notices.MISSING_CRITERION, methods=methods)
 
     def _warn_of_invariance(self) -> None:
-        scaling = self._balancer.hooks.implementers("modbalance_coefficients")
+        topology = self._balancer.run.topology
+        named = [each for modality in topology.modalities for each in topology.listed(modality)]
+        returning = self._balancer.hooks.implementers("modbalance_coefficients")
+        scaling = [method for method in returning if any(method.modulates(*each) for each in named)]
         if scaling and notices.is_adam_family(self._inner):
             methods = " and ".join(f"`{method.name}`" for method in scaling)
             self._balancer.notices.give(notices.ADAM_INVARIANCE, methods=methods, optimizer=type(self._inner).__name__)

@@ -23,7 +23,7 @@ class Telemetry:
         self._values[key] = value.detach() if isinstance(value, Tensor) else value
 
     def count(self, key: str, increment: Tensor, warning: str | None = None) -> None:
-        """Add ``increment`` (0-dim) to the counter ``key``; the first `read` that finds it above 0 warns."""
+        """Add ``increment`` (0-dim) to the counter ``key``; the first `read` with it above 0 gives ``warning``."""
         if warning is not None and key not in self._counters:
             self._warnings[key] = warning
         self._counters[key] = self._counters.get(key, 0) + increment.detach()
@@ -45,7 +45,7 @@ class Telemetry:
         for entries in by_device.values():
             vector = torch.stack([value.reshape(()).float() for _, value in entries])
             numbers.update(zip([key for key, _ in entries], vector.tolist(), strict=True))
-        found = {key: numbers[key] for key in self._warnings if numbers[key] > 0}
-        for key, value in found.items():
-            warnings.warn(f"{self._warnings.pop(key)} Found `{key}` = {value:g}.", ModbalanceWarning, stacklevel=3)
+        for warning in {self._warnings[key]: None for key in self._warnings if numbers[key] > 0}:
+            self._warnings = {key: other for key, other in self._warnings.items() if other != warning}
+            warnings.warn(warning, ModbalanceWarning, stacklevel=3)
         return {key: numbers[key] for key in logged}

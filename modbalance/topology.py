@@ -47,7 +47,7 @@ def resolve(part: Part, model: nn.Module | None, what: str) -> nn.Module:
         raise ConfigError(f"{what} should be a path or a module. Found {part!r} of type {type(part).__name__}.")
     if model is None:
         raise ConfigError(f"{what} names the submodule {part!r}, which needs `model=`. Found no model.")
-    named = dict(model.named_modules())
+    named = dict(model.named_modules(remove_duplicate=False))
     if part not in named or not part:
         raise ConfigError(f"{what} names no submodule of {type(model).__name__}: {part!r}. {suggest(part, named)}")
     return named[part]

@@ -24,7 +24,7 @@ class Trajectory:
 
     def start(self, model: nn.Module) -> None:
         """Give ``model`` the weights that the run began with."""
-        model.load_state_dict(self._part("init/"))
+        model.load_state_dict(self.part("init/"))
 
     def batches(
         self, dtype: torch.dtype, keys: tuple[str, ...] = ("audio", "visual")
@@ -32,16 +32,17 @@ class Trajectory:
         """Yield (inputs, target), one batch a step."""
         count = len({key.split("/")[1] for key in self._arrays if key.startswith("batch/")})
         for index in range(count):
-            batch = self._part(f"batch/{index}/")
+            batch = self.part(f"batch/{index}/")
             yield tuple(batch[key].to(dtype) for key in keys), batch["target"]
 
     def error(self, model: nn.Module) -> float:
         """Return the largest difference from the final weights, relative to a tensor's largest entry if that is > 1."""
         ours, errors = model.state_dict(), []
-        for name, expected in self._part("final/").items():
+        for name, expected in self.part("final/").items():
             scale = max(1.0, float(expected.double().abs().max()))
             errors.append(float((ours[name].double() - expected.double()).abs().max()) / scale)
         return max(errors)
 
-    def _part(self, prefix: str) -> dict[str, Tensor]:
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return the recorded arrays under ``prefix``, by the rest of their names."""
         return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in self._arrays.items() if k.startswith(prefix)}
