@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.training import audio_visual, batches
 from torch import nn
+
+from support.training import audio_visual, batches
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 import torch
-from support.training import balanced, batches, multimodal
 from torch import nn
 
 from modbalance import Method, hookimpl, hookspecs
+from support.training import balanced, batches, multimodal
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import SGD
+
 from support.models import ConcatFusion, SumFusion
 from support.training import audio_visual, balanced, train
 from support.trajectories import Trajectory
-from torch.optim import SGD
 
 OWN_HEADS = {"audio": "fusion_module.fc_x", "visual": "fusion_module.fc_y"}
 CASES: dict[str, dict[str, Any]] = {

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.optimizers import Memory, assert_same_state
-from support.training import assert_same, balanced, batches, multimodal, train
 from torch import nn
 
 from modbalance import BalancedOptimizer, CheckpointError
+from support.optimizers import Memory, assert_same_state
+from support.training import assert_same, balanced, batches, multimodal, train
 
 
 def test_saving_in_the_middle_of_an_accumulation_raises_and_loses_nothing() -> None:

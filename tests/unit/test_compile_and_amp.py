@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import AudioVisual, Multimodal
-from support.training import assert_close, audio_visual, balanced, batches, multimodal, sgd, train
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modbalance import BalancedOptimizer, ObservationError
+from support.models import AudioVisual, Multimodal
+from support.training import assert_close, audio_visual, balanced, batches, multimodal, sgd, train
 
 LOSS = nn.CrossEntropyLoss()
 

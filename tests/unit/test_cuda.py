@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support.models import AudioVisual
-from support.training import Batch, assert_same, audio_visual, balanced, batches, train
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+
+from support.models import AudioVisual
+from support.training import Batch, assert_same, audio_visual, balanced, batches, train
 
 pytestmark = pytest.mark.cuda
 LOSS = nn.CrossEntropyLoss()

@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from modbalance_ogm_ge import OGM, OGMGE
-from support.optimizers import Memory
-from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 from torch import nn
 from torch.optim import SGD
 
@@ -24,6 +21,9 @@ from modbalance import (
     PluginLoadError,
     UnknownMethodError,
 )
+from modbalance_ogm_ge import OGM, OGMGE
+from support.optimizers import Memory
+from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 
 
 def test_every_error_is_a_modbalance_error_and_of_a_familiar_kind() -> None:

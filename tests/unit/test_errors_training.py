@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import Multimodal
-from support.optimizers import model_free
-from support.training import assert_same, balanced, batches, multimodal, sgd, train
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, ObservationError
+from support.models import Multimodal
+from support.optimizers import model_free
+from support.training import assert_same, balanced, batches, multimodal, sgd, train
 
 
 class Concatenating(Multimodal):

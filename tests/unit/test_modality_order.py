@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import Multimodal
-from support.training import assert_same, balanced, batches, multimodal, train
 from torch import Tensor, nn
 
 from modbalance import ModbalanceError
+from support.models import Multimodal
+from support.training import assert_same, balanced, batches, multimodal, train
 
 
 class Backwards(Multimodal):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.optimizers import model_free
-from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from modbalance import ObservationError
+from support.optimizers import model_free
+from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.optimizers import INNER, assert_same_state, inner_of, wrap
-from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -17,6 +15,8 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from modbalance import BalancedOptimizer, ModbalanceWarning
+from support.optimizers import INNER, assert_same_state, inner_of, wrap
+from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 
 over_all = pytest.mark.parametrize("name", INNER)
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import AudioVisual
-from support.optimizers import INNER, Memory, assert_same_state, inner_of, model_free, wrap
-from support.training import assert_same, audio_visual, balanced, batches, multimodal, train, weights
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.swa_utils import AveragedModel
 
 from modbalance import BalancedOptimizer, ModbalanceWarning
+from support.models import AudioVisual
+from support.optimizers import INNER, Memory, assert_same_state, inner_of, model_free, wrap
+from support.training import assert_same, audio_visual, balanced, batches, multimodal, train, weights
 
 METHODS: dict[str, Any] = {"none": "none", "ogm_ge": "ogm_ge", "memory": Memory(decay=0.5)}
 over_all = pytest.mark.parametrize("name", INNER)

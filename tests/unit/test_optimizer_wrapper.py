@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.optimizers import ADAM_FAMILY, INNER, assert_same_state, inner_of, model_free, wrap
-from support.training import assert_same, balanced, batches, multimodal, train, weights
 from torch import nn
 from torch.optim import LBFGS, SGD, Optimizer
 
 from modbalance import BalancedOptimizer, ModbalanceWarning
+from support.optimizers import ADAM_FAMILY, INNER, assert_same_state, inner_of, model_free, wrap
+from support.training import assert_same, balanced, batches, multimodal, train, weights
 
 over_all = pytest.mark.parametrize("name", INNER)
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.distributions import METHOD, install
-from support.training import assert_same, balanced, batches, multimodal, sgd, train
 
 from modbalance import Method, PluginConflictError, PluginLoadError, UnknownMethodError, hookimpl, list_methods
 from modbalance.cli import main
 from modbalance.registry import Listing, load_method, plugin_manager
+from support.distributions import METHOD, install
+from support.training import assert_same, balanced, batches, multimodal, sgd, train
 
 Add = Callable[..., None]
 

@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from modbalance import BalancedOptimizer, CheckpointError, ModbalanceWarning
 from support.training import (
     Batch,
     assert_close,
@@ -18,10 +22,6 @@ from support.training import (
     train,
     weights,
 )
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-
-from modbalance import BalancedOptimizer, CheckpointError, ModbalanceWarning
 
 LOSS = nn.CrossEntropyLoss()
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.counting import CountOps
-from support.training import audio_visual, balanced, batches, multimodal, train
 from torch import nn
 from torch._subclasses import FakeTensorMode
+
+from support.counting import CountOps
+from support.training import audio_visual, balanced, batches, multimodal, train
 
 READS = {"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default", "aten.nonzero.default"}
 
