@@ -19,7 +19,7 @@ demo: env
 	$(BIN)/python recipes/cremad.py --methods none ogm_ge --output runs/demo --overwrite
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: lint types test
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-# Sums in single precision depend on how they are split over threads. The trajectories were recorded with two, and the
-# one with saturated logits amplifies the difference to 5e-6.
-torch.set_num_threads(2)
+# The models are small, and tests run side by side.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -27,3 +28,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Compute with two threads, as the trajectories were recorded.
+
+    Sums in single precision depend on how they are split, and the run with saturated logits amplifies that to 5e-6.
+    """
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

@@ -62,7 +62,7 @@ class MSES(WindowedMethod):
             self.note(name, raw, epoch)
             run.log(f"best_loss/{name}", self.best[name]["loss"])
         self.keep_copies(run, epoch)
-        stopping = [name for name in self.going if epoch - self.best[name]["epoch"] >= self.patience]
+        stopping = [name for name in self.going if epoch - self.best[name]["epoch"] > self.patience]
         self.ratio |= dict.fromkeys(stopping, 0.0)
         for name, ratio in self.ratio.items():
             run.log(f"ratio/{name}", ratio)

@@ -22,6 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory_of_the_authors_code(name: str) -> None:
     recorded = Trajectory(name)

@@ -189,6 +189,7 @@ def test_scores_of_zero_over_zero_leave_gradients_alone_and_are_counted() -> Non
     assert metrics["ogm/nonfinite/0"] == 1
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     ("name", "window"),
     [("ogm_concat", (0, 50)), ("ogm_sum", (0, 50)), ("ogm_saturated", (0, 50)), ("ogm_outside_window", (5, 9))],

@@ -130,7 +130,9 @@ def test_warnings_point_at_the_line_of_the_user() -> None:
     model = multimodal()
     inner = AdamW(model.parameters())
     with pytest.warns(ModbalanceWarning, match=r"almost no effect") as built:
-        optimizer = BalancedOptimizer(inner, "ogm", model=model, modalities=model.paths, fusion="fusion")
+        optimizer = BalancedOptimizer(
+            inner, "ogm", model=model, modalities=model.paths, fusion="fusion", param_filter="all"
+        )
     inputs, target = batches(model, 1)[0]
     nn.CrossEntropyLoss()(model(*inputs), target).backward()
     with pytest.warns(ModbalanceWarning, match=r"no criterion call") as stepped:

@@ -430,6 +430,22 @@ def test_rewinding_everything_takes_the_best_epochs_back_too() -> None:
     assert method.best["b"] == {"loss": 1.0, "epoch": 0}
 
 
+def test_a_rewind_to_what_was_the_best_before_a_rewind() -> None:
+    model = multimodal()
+    optimizer = balanced(model, "mses", patience=2)
+    criterion = optimizer.criterion(LOSS)
+    after: list[dict[str, Tensor]] = []
+    # Best epochs: a 1, b 3. After epoch 4 a stops, everything goes back to epoch 1, when that of b was 0.
+    for batch, a, b in zip(batches(model, 6), (1.0, 0.5, 2, 2, 2, 2), (1.0, 1.0, 0.1, 0.1, 2, 3), strict=True):
+        train(model, optimizer, [batch], criterion)
+        after.append(weights(model))
+        end(optimizer, a, b)
+        if len(after) == 5:
+            assert_same(weights(model), after[1])
+    assert_same(weights(model), after[0])
+    assert optimizer.should_stop
+
+
 def test_losses_that_are_not_finite_are_no_improvement_and_counted() -> None:
     model = multimodal()
     optimizer = balanced(model, "mses", patience=3)
