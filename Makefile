@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo test check lint format types docs bench cuda wheel clean
+.PHONY: env demo demo-all test check lint format types docs bench cuda wheel clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -17,6 +17,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: env
 	$(BIN)/python recipes/cremad.py --methods none ogm_ge --output runs/demo --overwrite
+
+demo-all: env
+	$(BIN)/python recipes/cremad.py --methods all --epochs 6 --output runs/demo-all --overwrite
 
 test: env
 	$(BIN)/python -m pytest -n auto --dist worksteal
