@@ -204,3 +204,10 @@ def test_the_version_is_said_once() -> None:
     import modbalance
 
     assert modbalance.__version__ == PROJECT["project"]["version"]
+
+
+def test_the_architecture_page_places_every_file_of_the_core() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    files = {path.name for path in (ROOT / "modbalance").glob("[a-z]*.py")}
+
+    assert not {name for name in files if f"`{name}`" not in page}
