@@ -1,8 +1,8 @@
 """Every hook that a method may implement, in the order in which they fire. This file is the plugin reference.
 
 All hooks are optional, and an implementation may take any subset of the arguments. Hooks of several methods run in
-the order in which the methods were given, each seeing the result of the one before. No hook that fires within a step may
-read a tensor on the host (`.item()`, `.cpu()`, `if tensor`): a branch on data is `torch.where`.
+the order in which the methods were given, each seeing the result of the one before. No hook that fires within a step
+may read a tensor on the host (`.item()`, `.cpu()`, `if tensor`): a branch on data is `torch.where`.
 """
 
 from __future__ import annotations
