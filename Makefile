@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test check lint format types docs bench cuda wheel clean
+.PHONY: env demo demo-all test check lint format types docs bench cuda clean
 .DEFAULT_GOAL := test
 
 env: $(READY)

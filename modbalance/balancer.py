@@ -31,10 +31,11 @@ class Balancer:
         self.pending: Pending | None = None
         self._started_epoch = -1
         self._evaluations = 0
+        self.learns_unseen = False
         self._epoch_was_set = False
         self.hooks = Hooks(methods, run)
         check_needs(self.hooks)
-        self._connect(methods)
+        self._connect()
         self._call_all("modbalance_setup", self.hooks.methods, run=run)
 
     @property
@@ -48,13 +49,13 @@ class Balancer:
         self.run.epoch = epoch
         active = self.active
         self.capture.enabled = bool(self.hooks.stepping(active))
-        for method in self.hooks.methods:
-            if method not in active:
-                self.run.telemetry.forget(method.name)
+        for method in [each for each in self.hooks.methods if each not in active]:
+            self.run.telemetry.forget(method.name)
 
-    def note_evaluation(self) -> None:
-        """Note that the model is being evaluated."""
+    def note_evaluation(self, learns: bool) -> None:
+        """Note that the model is being evaluated, or trained in eval mode, where no method sees it."""
         self.capture.saw_evaluation = True
+        self.learns_unseen = learns
 
     def note_training(self) -> None:
         """Warn if training goes on after a second evaluation and nobody ever said that an epoch is over."""
@@ -156,6 +157,7 @@ class Balancer:
     def commit(self) -> None:
         """Let methods take over what this step showed, after an inner step that really happened."""
         pending, self.pending = self.pending, None
+        self.learns_unseen = False
         self.capture.forward = None
         if pending is None or not pending.steps:
             return
@@ -234,7 +236,7 @@ class Balancer:
             method.load_state_dict(method.moved_state(saved["methods"][method.name], device))
         self.pending = None
         self.run.steps, self.run.should_stop = saved["steps"], saved["should_stop"]
-        if self.run.unimodal.kind == "auto" and saved["unimodal"] in ("slice", "zero"):
+        if self.run.unimodal.chooses and saved["unimodal"] in ("auto", "slice", "zero"):
             self.run.unimodal.kind = saved["unimodal"]
         self._started_epoch = saved["started_epoch"]
         self.move_to_epoch(saved["epoch"])
@@ -263,15 +265,15 @@ class Balancer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._connect(state["hooks"])
+        self.hooks = Hooks(state["hooks"], self.run)
+        self._connect()
 
-    def _connect(self, methods: Sequence[Method]) -> None:
-        self.hooks = Hooks(methods, self.run)
+    def _connect(self) -> None:
         if self.hooks.implementers("modbalance_inputs"):
             self.capture.edit_inputs = self._edit_inputs
         if self.hooks.implementers("modbalance_features"):
             self.capture.edit_features = self._edit_features
-        if methods:
+        if self.hooks.methods:
             self.capture.attach()
         self.move_to_epoch(self.run.epoch)
 

@@ -37,8 +37,7 @@ class Criterion(nn.Module):
         self.loss_fn = loss_fn
         self._balancer = balancer
         self._logits_of = logits_of
-        self._score = scores.resolve(score, loss_fn)
-        balancer.run.loss_fn, balancer.run.scorer = loss_fn, self._score
+        self.score = scores.resolve(score, loss_fn)
         self._scores_classes = score is None or score == "softmax"
 
     def forward(
@@ -91,27 +90,23 @@ class Criterion(nn.Module):
 
     def pick_logits(self, output: Any) -> Tensor:
         """Return the logits in the model's output."""
-        chosen, where = output, self._logits_of
-        if callable(self._logits_of):
-            chosen = self._logits_of(output)
-        elif isinstance(self._logits_of, str) and not isinstance(output, Mapping):
-            chosen = getattr(output, self._logits_of, None)
-        elif where is not None:
-            try:
-                chosen = output[where]
-            except (LookupError, TypeError):
-                chosen = None
-        if isinstance(chosen, Tensor):
-            return chosen
+        where = self._logits_of
+        found = output if where is None else _look_up(output, where)
+        if isinstance(found, Tensor):
+            return found
+        given = "" if where is None else f" by `logits_of={where!r}`"
+        keys = f" in a mapping with {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
+        example = 0 if isinstance(output, tuple | list) else "logits"
         raise ConfigError(
-            f"The criterion should receive the logits as a tensor. Found {type(chosen).__name__}: say which part of "
-            "the model's output they are, `opt.criterion(loss_fn, logits_of=0)`, `logits_of='logits'` or a callable."
+            f"The criterion should receive the logits as a tensor. Found {type(found).__name__}{given}{keys}: say "
+            f"where they are, `opt.criterion(loss_fn, logits_of={example!r})`; a name, an index or a callable."
         )
 
     def _is_training(self, differentiable: Tensor) -> bool:
         balancer, model = self._balancer, self._balancer.run.model
-        if not (torch.is_grad_enabled() and differentiable.requires_grad and (model is None or model.training)):
-            balancer.note_evaluation()
+        learns = torch.is_grad_enabled() and differentiable.requires_grad
+        if not learns or (model is not None and not model.training):
+            balancer.note_evaluation(learns)
             return False
         balancer.note_training()
         return bool(balancer.active)
@@ -135,7 +130,7 @@ class Criterion(nn.Module):
             features=forward.features if features is None else _complete(features, run.modalities, "features"),
             logits=logits,
             target=target,
-            scorer=self._score,
+            scorer=self.score,
             present=_checked_masks(present or {}, run.modalities, len(logits)),
             given_logits=unimodal_logits and _complete(unimodal_logits, run.modalities, "unimodal_logits"),
         )
@@ -147,6 +142,17 @@ class Criterion(nn.Module):
             forward = capture.forward = Forward()
         forward.logits, forward.logits_of = logits, self.pick_logits
         return forward
+
+
+def _look_up(output: Any, where: LogitsOf) -> Any:
+    if callable(where):
+        return where(output)
+    if isinstance(where, str) and not isinstance(output, Mapping):
+        return getattr(output, where, None)
+    try:
+        return output[where]
+    except (LookupError, TypeError):
+        return None
 
 
 def _complete(values: Mapping[str, Tensor], modalities: Sequence[str], name: str) -> dict[str, Tensor]:

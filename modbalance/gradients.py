@@ -59,10 +59,10 @@ def add_noise_(gradient: Tensor, sigma: Tensor, generator: torch.Generator) -> N
 @contextmanager
 def sandbox(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Let the body edit copies of the gradients; the gradients themselves are put back afterwards."""
-    kept = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    kept = [(parameter, gradient) for parameter in parameters if (gradient := parameter.grad) is not None]
     try:
         for parameter, gradient in kept:
-            parameter.grad = gradient.clone() if gradient is not None else None
+            parameter.grad = gradient.clone()
         yield
     finally:
         for parameter, gradient in kept:

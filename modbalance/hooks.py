@@ -74,7 +74,7 @@ class Hooks:
 
 
 def check_needs(hooks: Hooks) -> None:
-    """Raise a ConfigError unless model, modalities and the other methods give each method what it needs."""
+    """Raise a ConfigError unless the methods go together, and with the model and the modalities."""
     replacing = [method.name for method in hooks.implementers("modbalance_logits")]
     if len(replacing) > 1:
         raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")

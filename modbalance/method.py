@@ -99,8 +99,8 @@ class Method:
 
     Class attributes:
         name: Name of the method, equal to the name of its entry point.
-        needs: What the hooks use, checked when the optimizer is built: any of ``unimodal_logits``, ``features``,
-            ``target``, ``loss_fn``, ``model``.
+        needs: What the hooks use: any of ``unimodal_logits``, ``features``, ``target``, ``loss_fn``, ``model``. The
+            model is asked for when the optimizer is built, a fitting target in the criterion, the rest on first use.
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
@@ -136,7 +136,7 @@ class Method:
         return {field.name: field for field in attrs.fields(cast(Any, cls)) if "doc" in field.metadata}
 
     def is_active(self, epoch: int) -> bool:
-        """Whether any hook fires in this 0-based epoch; outside, the optimizer is bitwise the inner one."""
+        """Whether hooks but the setup fire in this 0-based epoch; outside, the optimizer is bitwise the inner one."""
         return True
 
     def modulates(self, name: str, parameter: Tensor) -> bool:
@@ -145,7 +145,7 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the declared state."""
-        return {name: _to_host_structure(getattr(self, name)) for name in self._state_names()}
+        return {name: _cloned(getattr(self, name)) for name in self._state_names()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore the declared state from what `check_state` admitted."""
@@ -192,13 +192,13 @@ class WindowedMethod(Method):
         return self.start_epoch <= epoch and (self.end_epoch is None or epoch <= self.end_epoch)
 
 
-def _to_host_structure(value: Any) -> Any:
+def _cloned(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _to_host_structure(item) for key, item in value.items()}
+        return {key: _cloned(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_to_host_structure(item) for item in value]
+        return [_cloned(item) for item in value]
     return value
 
 

@@ -21,7 +21,7 @@ from modbalance.errors import ConfigError
 from modbalance.gradients import optimized
 from modbalance.layout import Inputs, Place
 from modbalance.method import Preset
-from modbalance.records import EpochData
+from modbalance.records import EpochData, default_forward
 from modbalance.registry import MethodSpec, build_methods
 from modbalance.run import Run
 from modbalance.scores import Score
@@ -111,6 +111,7 @@ class BalancedOptimizer(Wrapper):
         run = Run(topology, capture, Unimodal(unimodal, topology, ranks), ranks, Telemetry(), inner, dry_run)
         methods = build_methods(method, preset, options)
         self._balancer = Balancer(methods, run, check_finite=check_finite)
+        self._own_clip = clip_grad_norm
         clips = [clip for each in methods if (clip := each.preset_clips.get(each.preset)) is not None]
         self._clip_grad_norm = min(clips, default=None) if clip_grad_norm is None and not dry_run else clip_grad_norm
         self._warn_of_invariance()
@@ -128,7 +129,9 @@ class BalancedOptimizer(Wrapper):
             score: What "how well does this modality do" means: ``None`` (softmax probability of the target class),
                 ``"binary"``, ``"multilabel"``, ``"regression"``, or a callable `(logits, target) -> (score, mask)`.
         """
-        return Criterion(self._balancer, loss_fn, logits_of, score)
+        criterion = Criterion(self._balancer, loss_fn, logits_of, score)
+        self._balancer.run.loss_fn, self._balancer.run.scorer = loss_fn, criterion.score
+        return criterion
 
     def observe(
         self,
@@ -179,7 +182,7 @@ class BalancedOptimizer(Wrapper):
             forward: ``(model, batch) -> (logits, target)``; default ``model(*batch[:-1]), batch[-1]``, moved to the
                 device of the model.
         """
-        self._balancer.end_epoch(EpochData(train, val, metrics, forward or _default_forward))
+        self._balancer.end_epoch(EpochData(train, val, metrics, forward or default_forward))
 
     @property
     def epoch(self) -> int:
@@ -206,13 +209,16 @@ class BalancedOptimizer(Wrapper):
         return describe(self._balancer, self._inner, self._clip_grad_norm)
 
     def remove(self) -> None:
-        """Take all hooks off the model. The wrapper goes on as a plain optimizer."""
+        """Take all hooks off the model. The wrapper goes on as a plain optimizer, with the clip that you asked for."""
         self._balancer.detach()
+        self._clip_grad_norm = self._own_clip
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer; its key ``"modality"``, if any, counts as at construction."""
+        topology = self._balancer.run.topology
+        topology.check_group(param_group)
         super().add_param_group(param_group)
-        self._balancer.run.topology.adopt(self._inner.param_groups[-1])
+        topology.adopt(self._inner.param_groups[-1])
 
     def _about_to_scale(self) -> None:
         """Hear that a GradScaler is about to take a step or to skip it: the pending step is complete."""
@@ -268,7 +274,7 @@ class BalancedOptimizer(Wrapper):
         if balancer.pending is not None or not (acting := balancer.hooks.stepping(balancer.active)):
             return
         # torch's checkpoint helpers take a step with learning rate 0 before any forward, to create the state.
-        took_forward = balancer.capture.forward is not None
+        took_forward = balancer.capture.forward is not None or balancer.learns_unseen
         learns = any(group.get("lr") != 0.0 for group in self.param_groups if not isinstance(group.get("lr"), Tensor))
         if took_forward or (balancer.run.model is None and learns):
             methods = " and ".join(f"`{method.name}`" for method in acting)
@@ -291,9 +297,3 @@ def _requires_closure(optimizer: Optimizer) -> bool:
 
 def _no_loss(*args: Any) -> Tensor:
     raise ConfigError("This method calls the loss function itself: use `opt.criterion(loss_fn)`, not `opt.observe`.")
-
-
-def _default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
-    parameter = next(model.parameters())
-    *inputs, target = (item.to(parameter.device) if isinstance(item, Tensor) else item for item in batch)
-    return model(*inputs), target

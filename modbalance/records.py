@@ -234,3 +234,10 @@ def _first(value: Tensor) -> Tensor:
 
 def _poison(value: Tensor) -> Tensor:
     return torch.full_like(value, torch.nan) if value.is_floating_point() else torch.zeros_like(value)
+
+
+def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+    """Return logits and target of a batch that ends with the target, on the device of the model."""
+    parameter = next(model.parameters())
+    *inputs, target = (item.to(parameter.device) if isinstance(item, Tensor) else item for item in batch)
+    return model(*inputs), target

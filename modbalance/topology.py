@@ -86,17 +86,22 @@ class Topology:
         self.fusion, self.fusion_callable = self._resolve_fusion(fusion)
         self.feature_sizes = self._resolve_sizes(feature_sizes)
 
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Raise a ConfigError for a parameter group, added later, of a modality that is not known."""
+        modality = group.get("modality")
+        if modality is not None and not self.encoders and modality not in self._owned:
+            raise ConfigError(
+                f"An added group should name one of the modalities {list(self.modalities)}. "
+                f"Found {modality!r}: give all modalities when BalancedOptimizer is built."
+            )
+
     def adopt(self, group: Mapping[str, Any]) -> None:
         """Take a parameter group that was added later for a part of the modality that it names."""
         if self.encoders or "modality" not in group:
             return
-        if group["modality"] not in self._owned:
-            raise ConfigError(
-                f"An added group should name one of the modalities {list(self.modalities)}. "
-                f"Found {group['modality']!r}: give all modalities when BalancedOptimizer is built."
-            )
         named = self._owned[group["modality"]]
         named.extend((f"{group['modality']}.{len(named) + index}", p) for index, p in enumerate(group["params"]))
+        self._shared = _shared(self._owned)
 
     def owned(self, modality: str) -> list[tuple[str, nn.Parameter]]:
         """Return (name, parameter) of a modality's encoder.

@@ -17,7 +17,11 @@ from modbalance import Batch, Method, Step, WindowedMethod, gradients, hookimpl,
 from modbalance.method import ge, gt, integer, one_of, optional
 
 ParamFilter = str | Callable[[str, Tensor], bool]
-MIN_NDIM = {"all": 0, "matrix": 2, "conv": 4}
+SELECTS: dict[str, Callable[[int], bool]] = {
+    "conv": lambda ndim: ndim == 4,
+    "matrix": lambda ndim: ndim >= 2,
+    "all": lambda ndim: True,
+}
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -35,7 +39,7 @@ class OGM(WindowedMethod):
     alpha: float = option(0.8, gt(0), "modulation strength, dimensionless, > 0")
     end_epoch: int | None = option(50, optional(integer(0)), "last epoch of the window, 0-based, inclusive")
     param_filter: ParamFilter = option(
-        "conv", one_of(*MIN_NDIM, or_callable=True), "encoder parameters that are modulated", paper="all"
+        "conv", one_of(*SELECTS, or_callable=True), "encoder parameters that are modulated", paper="all"
     )
     ratio: str = option("mean_others", one_of("mean_others", "min"), "what a score is compared with, for M >= 3")
     tie: str = option("first", one_of("first", "none"), "which modality is suppressed when all are equal", paper="none")
@@ -45,7 +49,7 @@ class OGM(WindowedMethod):
         """Whether `param_filter` selects this parameter."""
         if callable(self.param_filter):
             return bool(self.param_filter(name, parameter))
-        return parameter.dim() >= MIN_NDIM[self.param_filter] if self.param_filter != "conv" else parameter.dim() == 4
+        return SELECTS[self.param_filter](parameter.dim())
 
     @hookimpl
     def modbalance_observe(self, batch: Batch) -> dict[str, Tensor]:

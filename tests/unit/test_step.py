@@ -371,3 +371,33 @@ def test_remove_takes_all_hooks_off() -> None:
     assert not model.fusion._forward_pre_hooks
     train(model, optimizer, data)
     assert_same(model, train(bare, torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), data))
+
+
+def test_training_in_eval_mode_is_noticed() -> None:
+    model = multimodal().eval()
+    optimizer = balanced(model)
+    criterion = optimizer.criterion(LOSS)
+    backward(model, criterion, batches(model, 1)[0])
+    with pytest.warns(ModbalanceWarning, match="in training mode"):
+        optimizer.step()
+
+
+def test_remove_keeps_the_clip_of_the_user_alone() -> None:
+    model, bare = multimodal(), multimodal()
+    data = batches(model, 2)
+    optimizer = balanced(model, "dgl")
+    assert "clip to norm 40" in optimizer.describe()
+    optimizer.remove()
+    assert "no clip" in optimizer.describe()
+    train(model, optimizer, data)
+    assert_same(model, train(bare, torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), data))
+
+
+def test_observe_leaves_the_loss_of_the_criterion_to_the_end_of_the_epoch() -> None:
+    model = multimodal()
+    optimizer = balanced(model)
+    optimizer.criterion(LOSS)
+    inputs, target = batches(model, 1)[0]
+    logits = model(*inputs)
+    optimizer.observe(LOSS(logits, target), logits=logits, target=target)
+    assert optimizer._balancer.run.loss_fn is LOSS
