@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every machine, however slow it is today.
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
 
 # The models are small, and tests run side by side.
 torch.set_num_threads(1)

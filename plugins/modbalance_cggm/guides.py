@@ -122,7 +122,7 @@ class Guides:
             gradients |= {key: g * len(logits) for key, g in zip(gradients, found, strict=True) if g is not None}
             moved = {key: buffer.double() for key, buffer in buffers.items()}
             if in_eval:
-                logits = self._logits(name, feature, batch.logits, self._copied_buffers(name), training=False)
+                logits = self._logits(name, feature, batch.logits, buffers, training=False)
             ignore_index = getattr(batch.run.loss_fn, "ignore_index", -100)
             sums["metric"], sums["count"] = measure(metric, logits.detach(), batch.target, there, ignore_index)
             sums["calls"] = sums["calls"] + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from torch.optim import SGD
 
 from modbalance import BalancedOptimizer
 from modbalance_cggm.probes import Probe
+from support.encoders import ENCODERS, mixed
 from support.maps import Segmenter, map_batches
 from support.models import Multimodal
 from support.reference import cggm
@@ -81,8 +82,9 @@ def assert_agree(
     options: dict[str, Any],
     metric: tuple[str, Callable[[Tensor, Tensor], float]] = ("accuracy", cggm.accuracy),
     loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    kinds: Sequence[str] = (),
 ) -> None:
-    ours, theirs = (multimodal(names, head, dtype=torch.float64) for _ in range(2))
+    ours, theirs = (mixed(names, kinds, head) for _ in range(2))
     optimizer = balanced(
         ours,
         "cggm",
@@ -95,7 +97,8 @@ def assert_agree(
     )
     criterion = optimizer.criterion(loss_fn)
     twin, copies = None, {}
-    for inputs, y in data:
+    for number, (inputs, y) in enumerate(data):
+        torch.manual_seed(number)
         optimizer.zero_grad()
         loss = criterion(ours(*inputs), y)
         if twin is None:
@@ -103,6 +106,7 @@ def assert_agree(
             twin = twin_of(theirs, copies, metric=metric[1], task_loss=loss_fn, **options)
         loss.backward()
         optimizer.step()
+        torch.manual_seed(number)
         twin.step(inputs, y)
     assert_close(ours, theirs, 1e-12)
     for name, probe in guides_of(optimizer).items():
@@ -155,6 +159,22 @@ def test_cggm_equals_its_twin(
     chosen = factory(built, HEADS[head]) if built in ("series", "norm") else built
     options = options | {"direction": direction[0], "direction_delay": direction[1]}
     assert_agree(names, head, data_for(names, size, seed), chosen, options)
+
+
+@SETTINGS
+@given(
+    kinds=st.lists(st.sampled_from(sorted(ENCODERS)), min_size=2, max_size=4),
+    head=st.sampled_from(sorted(HEADS)),
+    size=st.integers(2, 6),
+    direction=DIRECTIONS,
+    options=st.fixed_dictionaries(OPTIONS),
+)
+def test_cggm_equals_its_twin_with_any_encoder(
+    kinds: list[str], head: str, size: int, direction: tuple[str, int], options: dict[str, Any]
+) -> None:
+    names = "abcd"[: len(kinds)]
+    turned = options | {"direction": direction[0], "direction_delay": direction[1]}
+    assert_agree(names, head, data_for(names, size), factory("norm", HEADS[head]), turned, kinds=kinds)
 
 
 @pytest.mark.parametrize("preset", ["official", "paper"])

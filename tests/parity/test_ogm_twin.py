@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from modbalance import BalancedOptimizer
+from support.encoders import ENCODERS, mixed
 from support.models import HEADS, AudioVisual, ConcatFusion, Multimodal, SumFusion
 from support.reference import ogm_ge
 from support.reference.ogm_ge import Twin
@@ -50,13 +52,23 @@ def twin_of(model: Multimodal, unimodal: str = "auto", **options: Any) -> Twin:
     return Twin(encoders=encoders, encode=encode, head=model.fusion, unimodal=logits, inner=sgd(model), **options)
 
 
-def assert_agree(names: str, head: str, data: list[Batch], method: str, twin: dict[str, Any], **arguments: Any) -> None:
-    ours, theirs = (multimodal(names, head, dtype=torch.float64) for _ in range(2))
+def assert_agree(
+    names: str,
+    head: str,
+    data: list[Batch],
+    method: str,
+    twin: dict[str, Any],
+    kinds: Sequence[str] = (),
+    **arguments: Any,
+) -> None:
+    ours, theirs = (mixed(names, kinds, head) for _ in range(2))
     epoch = arguments.pop("epoch", 0)
     optimizer = balanced(ours, method, **arguments)
     optimizer.epoch = epoch
+    torch.manual_seed(0)
     train(ours, optimizer, data)
     reference = twin_of(theirs, epoch=epoch, **twin, **{k: v for k, v in arguments.items() if k != "seed"})
+    torch.manual_seed(0)
     for inputs, y in data:
         reference.step(inputs, y)
     assert_close(ours, theirs, 1e-12)
@@ -102,10 +114,22 @@ def test_ogm_ge_equals_its_twin_given_the_same_draws(
 
 
 @SETTINGS
+@given(
+    kinds=st.lists(st.sampled_from(sorted(ENCODERS)), min_size=2, max_size=4),
+    head=st.sampled_from(sorted(HEADS)),
+    size=st.integers(2, 5),
+    options=st.fixed_dictionaries(OPTIONS),
+)
+def test_ogm_equals_its_twin_with_any_encoder(kinds: list[str], head: str, size: int, options: dict[str, Any]) -> None:
+    names = "abcd"[: len(kinds)]
+    assert_agree(names, head, data_for(names, size), "ogm", {}, kinds, **options)
+
+
+@SETTINGS
 @given(window=WINDOWS, epoch=st.integers(0, 52))
 def test_window_is_inclusive_at_both_ends(window: tuple[int, int | None], epoch: int) -> None:
     start, end = window
-    arguments = {"start_epoch": start, "end_epoch": end, "param_filter": "all", "epoch": epoch}
+    arguments: dict[str, Any] = {"start_epoch": start, "end_epoch": end, "param_filter": "all", "epoch": epoch}
     assert_agree("ab", "concat", data_for("ab", 4, count=1), "ogm", {}, **arguments)
 
 
