@@ -151,7 +151,7 @@ class Balancer:
             for step in pending.steps:
                 self._apply_coefficients(step)
             for step in pending.steps:
-                self._call_all("modbalance_gradients", [step.method], step=step)
+                self.hooks.call(step.method, "modbalance_gradients", step=step)
         pending.phase = Phase.MODULATED
 
     def commit(self) -> None:
@@ -163,7 +163,7 @@ class Balancer:
             return
         with torch.no_grad():
             for step in pending.steps:
-                self._call_all("modbalance_after_step", [step.method], step=step)
+                self.hooks.call(step.method, "modbalance_after_step", step=step)
         self.run.steps += 1
 
     def complete(self) -> None:
@@ -180,7 +180,7 @@ class Balancer:
         return [Step(self.run, method, stats[method.name]) for method in active]
 
     def _apply_coefficients(self, step: Step) -> None:
-        returned = self._call_all("modbalance_coefficients", [step.method], step=step) or {}
+        returned = self.hooks.call(step.method, "modbalance_coefficients", step=step) or {}
         for name in returned:
             if name not in self.run.modalities:
                 raise ConfigError(
@@ -295,6 +295,6 @@ class Balancer:
                 current, is_new = {**current, **new}, True
         return current if is_new and not self.run.dry_run else None
 
-    def _call_all(self, hook: str, methods: Sequence[Method], **arguments: Any) -> Any:
-        results = [result for _, result in self.hooks.call_each(hook, methods, **arguments)]
-        return results[-1] if results else None
+    def _call_all(self, hook: str, methods: Sequence[Method], **arguments: Any) -> None:
+        for method in self.hooks.implementers(hook, methods):
+            self.hooks.call(method, hook, **arguments)

@@ -6,11 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import Optimizer
 
-from modbalance import hookspecs
 from modbalance.balancer import Balancer
+from modbalance.hookspecs import HOOKS
 from modbalance.method import Method
-
-_HOOKS = [name for name in vars(hookspecs) if name.startswith("modbalance_")]
 
 
 def describe(balancer: Balancer, inner: Optimizer, clip_grad_norm: float | None) -> str:
@@ -43,7 +41,7 @@ def _modalities(balancer: Balancer) -> Table:
 def _methods(balancer: Balancer) -> Table:
     table = Table("method", "options", "hooks, in firing order", title="Methods, in order")
     for method in balancer.hooks.methods:
-        hooks = [name for name in _HOOKS if balancer.hooks.implementers(name, [method])]
+        hooks = [name for name in HOOKS if balancer.hooks.implementers(name, [method])]
         table.add_row(method.name, _options(method), "\n".join(hooks))
     if not balancer.hooks.methods:
         table.add_row("none", "-", "-")

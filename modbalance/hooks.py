@@ -8,21 +8,12 @@ from typing import Any
 import pluggy
 
 from modbalance.errors import ConfigError
+from modbalance.hookspecs import HOOKS
 from modbalance.method import Method
 from modbalance.registry import plugin_manager
 from modbalance.run import Run
 
-STEP_HOOKS = [
-    "modbalance_epoch_start",
-    "modbalance_inputs",
-    "modbalance_features",
-    "modbalance_observe",
-    "modbalance_logits",
-    "modbalance_losses",
-    "modbalance_coefficients",
-    "modbalance_gradients",
-    "modbalance_after_step",
-]
+STEP_HOOKS = [hook for hook in HOOKS if hook.split("_", 1)[1] not in ("methods", "setup", "epoch_end")]
 
 
 class Hooks:

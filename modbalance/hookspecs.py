@@ -95,3 +95,7 @@ def modbalance_after_step(step: Step) -> None:
 @hookspec
 def modbalance_epoch_end(run: Run, epoch: int, data: EpochData) -> None:
     """Look at data or metrics, edit weights. Called by `opt.end_epoch()`, before the epoch advances."""
+
+
+HOOKS = tuple(name for name in list(globals()) if name.startswith(NAME + "_"))
+"""Names of all hooks, in firing order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -103,12 +102,13 @@ def list_methods() -> list[Listing]:
 
 def check_hooks(plugin: object, owner: str) -> None:
     """Raise a PluginLoadError for a hook that is misspelt, or that misses its `@hookimpl`."""
-    known = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith(GROUP + "_")]
     for attribute in dir(plugin):
         if not attribute.startswith(GROUP + "_"):
             continue
-        if attribute not in known:
-            raise PluginLoadError(f"{owner} implements an unknown hook `{attribute}`. {suggest(attribute, known)}")
+        if attribute not in hookspecs.HOOKS:
+            raise PluginLoadError(
+                f"{owner} implements an unknown hook `{attribute}`. {suggest(attribute, hookspecs.HOOKS)}"
+            )
         if not hasattr(getattr(plugin, attribute), GROUP + "_impl"):
             raise PluginLoadError(f"{owner} defines `{attribute}` without a marker: put `@hookimpl` above it.")
 

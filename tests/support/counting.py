@@ -8,6 +8,9 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+READS = {"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default", "aten.nonzero.default"}
+"""Operations that read a tensor on the host."""
+
 
 class CountOps(TorchDispatchMode):
     """Counts aten operations by name, views left out."""

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, ObservationError
 from modbalance_agm import AGM
 from modbalance_ogm_ge import OGM
-from support.counting import CountOps
+from support.counting import READS, CountOps
 from support.encoders import ENCODERS, mixed
 from support.models import HEADS, AudioVisual, Multimodal, SumFusion
 from support.training import (
@@ -34,7 +34,6 @@ from support.training import (
 )
 
 LOSS = nn.CrossEntropyLoss()
-READS = {"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default", "aten.nonzero.default"}
 KINDS = sorted(ENCODERS)
 
 

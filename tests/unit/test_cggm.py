@@ -20,7 +20,7 @@ from modbalance import BalancedOptimizer, CheckpointError, ConfigError, Modbalan
 from modbalance_cggm import CGGM
 from modbalance_cggm.metrics import measure
 from modbalance_cggm.probes import Probe
-from support.counting import CountOps
+from support.counting import READS, CountOps
 from support.maps import Segmenter, map_batches
 from support.models import Multimodal
 from support.optimizers import assert_same_state
@@ -37,7 +37,6 @@ from support.training import (
     weights,
 )
 
-READS = {"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default", "aten.nonzero.default"}
 LOSS = nn.CrossEntropyLoss()
 KINDS = ["linear", "mlp", "transformer"]
 over_kinds = pytest.mark.parametrize("probes", KINDS)

@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 from modbalance import BalancedOptimizer, ConfigError
 from modbalance.registry import load_method
-from support.counting import CountOps
+from support.counting import READS, CountOps
 from support.models import HEADS, ConcatFusion, Multimodal, SumFusion
 from support.training import (
     assert_close,
@@ -31,7 +31,6 @@ from support.training import (
 )
 
 LOSS = nn.CrossEntropyLoss()
-READS = {"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default", "aten.nonzero.default"}
 
 
 def gradients(model: nn.Module, method: Any = "dgl", **arguments: Any) -> dict[str, Tensor | None]:

@@ -16,13 +16,12 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from modbalance import BalancedOptimizer, CheckpointError, ConfigError, ModbalanceWarning, ObservationError
-from support.counting import CountOps
+from support.counting import READS, CountOps
 from support.models import Multimodal
 from support.optimizers import INNER, assert_same_state, inner_of, wrap
 from support.training import assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 
 LOSS = nn.CrossEntropyLoss()
-READS = {"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default", "aten.nonzero.default"}
 QUANTITY = {"mslr": "accuracy", "mses": "loss"}
 over_both = pytest.mark.parametrize("method", QUANTITY)
 

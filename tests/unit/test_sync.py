@@ -10,10 +10,8 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from support.counting import CountOps
+from support.counting import READS, CountOps
 from support.training import audio_visual, balanced, batches, multimodal, train
-
-READS = {"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default", "aten.nonzero.default"}
 
 
 def ops_of_a_step(method: str, **arguments: Any) -> Counter[str]:
