@@ -14,7 +14,6 @@ counted and reported. Their lists share all speakers between training and test; 
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -25,14 +24,15 @@ from typing import Any
 from torch import nn
 
 from common.data.audio import Spectrogram
-from common.data.clips import ClipDataset
+from common.data.audiovisual import MadeUpClips, frames_source, wav_source
 from common.data.frames import Frames
-from common.data.generate import Generated, cached
+from common.data.generate import generated_folder
 from common.data.layout import Folders, Layout
 from common.data.lists import Row
-from common.data.parts import Reader
-from common.data.prepare import prepare_folder
+from common.data.media import Reader, SampleDataset
+from common.data.prepare import prepare_parser, verify
 from common.data.splits import Split, hold_out, listed_split, random_split, speaker_split
+from common.data.video import VideoJob, find_videos, prepare_videos
 from common.models import FUSIONS, AudioVisualNet
 from common.training import Data, Recipe, main
 from common.training.settings import positive_int
@@ -41,7 +41,6 @@ CLASS_ORDERS = {
     "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark
     "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),  # Diagnosing & Re-learning, MMPareto
 }
-CACHE = Path(__file__).parent / "data" / "cremad"
 
 
 def layout_of(fps: int) -> Layout:
@@ -79,9 +78,12 @@ def load(args: argparse.Namespace) -> Data:
     classes = CLASS_ORDERS[args.class_order]
     folders = layout_of(args.fps).find(root)
     split, origin = choose_split(args, folders, classes)
-    parts = Reader(classes, folders.audio, folders.frames, args.min_found, args.skip_bad).read(split)
-    audio = Spectrogram(args.audio_rate, args.audio_seconds, args.n_fft, args.hop)
-    dataset = partial(ClipDataset, audio=audio, frames=Frames(args.frames, args.image_size), seed=args.seed)
+    sources = (
+        wav_source(folders.audio, Spectrogram(args.audio_rate, args.audio_seconds, args.n_fft, args.hop)),
+        frames_source(folders.frames, Frames(args.frames, args.image_size)),
+    )
+    parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
+    dataset = partial(SampleDataset, sources=sources, seed=args.seed)
     return Data(
         train=dataset(parts.train, training=True),
         val=dataset(parts.val, training=False),
@@ -90,6 +92,7 @@ def load(args: argparse.Namespace) -> Data:
         modalities=("audio", "visual"),
         generated=args.data_root is None,
         summary=(f"data: {folders.audio}, {folders.frames}", f"split: {origin}", *parts.summary),
+        skipped=parts.skipped,
     )
 
 
@@ -97,12 +100,14 @@ def choose_split(args: argparse.Namespace, folders: Folders, classes: tuple[str,
     """Return the split and a line that says where it comes from; without lists, `official` is the same as `random`."""
     seed = args.split_seed
     if args.split == "official" and folders.lists:
-        return listed_split(folders.lists, classes, seed)
+        return listed_split(folders.lists, classes, seed, validation=args.validation)
     rows = layout_of(args.fps).rows(folders, classes)
     if args.split == "speaker":
-        return speaker_split(rows, lambda name: name[:4], seed), f"80/10/10 % of the actors, seed {seed}"
-    note = "; there is no train.csv" if args.split == "official" else ""
-    return random_split(rows, seed), f"80/10/10 % of every class, seed {seed}{note}"
+        split, origin = speaker_split(rows, lambda name: name[:4], seed), f"80/10/10 % of the actors, seed {seed}"
+    else:
+        note = "; there is no train.csv" if args.split == "official" else ""
+        split, origin = random_split(rows, seed), f"80/10/10 % of every class, seed {seed}{note}"
+    return (split, origin) if args.validation else (split.without_validation(), f"{origin}, validation added to train")
 
 
 def generated_root() -> Path:
@@ -119,20 +124,28 @@ def generated_root() -> Path:
     ]
     train, test = hold_out(rows, 18 / 78, seed=0)
     mine, val = hold_out(train, 10 / 60, seed=0)
-    parts = {"train": train, "my_train": mine, "val": val, "test": test}
-    lists = {f"{name}.csv": "".join(f"{row.name},{row.label}\n" for row in part) for name, part in parts.items()}
-    clips = Generated(tuple(row.name for row in rows), tuple(classes.index(row.label) for row in rows), len(classes))
-    return cached(CACHE, clips, lists, layout_of(fps=1))
+    clips = MadeUpClips(tuple(row.name for row in rows), tuple(classes.index(row.label) for row in rows), len(classes))
+
+    def write(root: Path) -> None:
+        for name, part in {"train": train, "my_train": mine, "val": val, "test": test}.items():
+            (root / f"{name}.csv").write_text("".join(f"{row.name},{row.label}\n" for row in part), newline="")
+        clips.write(root / "AudioWAV", root / "Image-01-FPS")
+
+    return generated_folder("cremad", clips, write)
 
 
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were videos that could not be read."""
-    parser = argparse.ArgumentParser(prog="cremad.py prepare", description="Frames and sound from the videos.")
-    parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count())
+    parser = prepare_parser("cremad.py prepare", "Frames and sound from the videos.")
     parser.add_argument("--fps", type=positive_int, default=1, help="frames per second of video")
     args = parser.parse_args(arguments)
-    return prepare_folder(args.data_root, layout_of(args.fps), "*.flv", fps=args.fps, workers=args.workers)
+    if args.verify:
+        return verify(args.data_root, workers=args.workers)
+    layout = layout_of(args.fps)
+    audio, frames = layout.audio_folder(args.data_root), args.data_root / layout.frames
+    videos = find_videos(args.data_root, [f"{layout.videos}/*.flv"])
+    jobs = [VideoJob(video, frames / video.stem, audio / f"{video.stem}.wav") for video in videos]
+    return prepare_videos(args.data_root, jobs, fps=args.fps, workers=args.workers)
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
@@ -208,6 +221,8 @@ RECIPE = Recipe(
         "relearning": {"period": 3, "count": 2},
         "mses": {"patience": 3},
     },
+    # The code of the OGM-GE paper: every clip of train.csv is trained on, and the best epoch on test is the result.
+    protocols={"official": {"select": "test", "validation": False}},
     load=load,
     build_model=build_model,
     balance=balance,

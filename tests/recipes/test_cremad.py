@@ -13,7 +13,8 @@ import torch
 import cremad
 from common.errors import RecipeError
 from common.training import Data
-from common.training.settings import BUILTIN
+from common.training.cli import build_parser
+from common.training.settings import BUILTIN, resolve
 
 from .cremad_tree import label_of, names, write_clips, write_frame, write_list
 
@@ -33,15 +34,13 @@ def root(tmp_path: Path, clips: list[str]) -> Path:
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
-    defaults = dict(cremad.RECIPE.defaults)
-    if data_root is None:
-        defaults |= cremad.RECIPE.generated_defaults
-    common = {"data_root": data_root, "seed": 0, "skip_bad": False}
-    return cremad.load(argparse.Namespace(**{**defaults, **common, **changes}))
+    given = build_parser(cremad.RECIPE).parse_args([])
+    flags = {"data_root": None if data_root is None else str(data_root), **changes}
+    return cremad.load(resolve(argparse.Namespace(**{**vars(given), **flags}), cremad.RECIPE))
 
 
 def names_of(part: Any) -> list[str]:
-    return [clip.name for clip in part.clips]
+    return [sample.name for sample in part.samples]
 
 
 @pytest.mark.parametrize("audio", ["AudioWAV", "Audio", "audio"])
@@ -67,7 +66,7 @@ def test_the_defaults_give_the_tensors_of_the_paper(root: Path) -> None:
 @pytest.mark.parametrize(("order", "indices"), [("official", [0, 1, 2, 3, 4, 5]), ("alphabetical", [4, 3, 5, 2, 1, 0])])
 def test_both_published_class_orders(root: Path, order: str, indices: list[int]) -> None:
     data = load(root, class_order=order)
-    assert [clip.label for clip in data.test.clips[:6]] == indices  # type: ignore[attr-defined]
+    assert [sample.label for sample in data.test.samples[:6]] == indices  # type: ignore[attr-defined]
     assert data.classes[indices[0]] == "NEU"
 
 
@@ -88,7 +87,7 @@ def test_without_lists_the_split_is_random_and_says_so(root: Path) -> None:
 def test_a_clip_without_frames_is_counted(root: Path, clips: list[str]) -> None:
     shutil.rmtree(root / "Image-01-FPS" / clips[36])
     data = load(root)
-    assert f"test: 11 of 12 listed clips; 1 without frames, such as {clips[36]}" in data.summary
+    assert f"test: 11 of 12 listed samples; 1 without frames, such as {clips[36]}" in data.summary
 
 
 def test_too_few_clips_are_refused(root: Path, clips: list[str]) -> None:
@@ -112,7 +111,7 @@ def test_unreadable_files_stop_or_are_skipped(root: Path, clips: list[str]) -> N
         load(root).test[0, 0]
     data = load(root, skip_bad=True)
     assert names_of(data.test) == clips[37:]
-    assert "test: 11 of 12 listed clips; 1 unreadable" in data.summary
+    assert "test: 11 of 12 listed samples; 1 unreadable" in data.summary
     assert any(line.strip().startswith(f"skipped {clips[36]}") for line in data.summary)
 
 
@@ -156,8 +155,13 @@ def test_files_that_are_no_clips_are_ignored(root: Path) -> None:
     assert sum(len(names_of(part)) for part in (data.train, data.val, data.test)) == 48
 
 
-def test_the_generated_set_is_read_as_real_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cremad, "CACHE", tmp_path)
+def test_the_official_protocol_trains_on_all_of_the_training_list(root: Path, clips: list[str]) -> None:
+    data = load(root, protocol="official")
+    assert names_of(data.train) == clips[:36]
+    assert len(data.val) == 0  # type: ignore[arg-type]
+
+
+def test_the_generated_set_is_read_as_real_data_is() -> None:
     data = load(None)
     parts = [names_of(part) for part in (data.train, data.val, data.test)]
     assert [len(part) for part in parts] == [300, 60, 108]

@@ -1,10 +1,9 @@
-"""The generated set: the same files every time, in real formats, made in one step."""
+"""The generated sets: the same files every time, in real formats, made in one step."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from pathlib import Path
 
 import attrs
@@ -13,16 +12,15 @@ import pytest
 import soundfile
 from PIL import Image
 
-from common.data import generate
-from common.data.generate import Generated, cached
-from common.data.layout import Layout
+from common.data.audiovisual import MadeUpClips
+from common.data.generate import generated_folder
+from common.data.synthetic import striped_picture, tone_waveform
 
-LAYOUT = Layout(("AudioWAV",), "Image-01-FPS", "VideoFlash", (".",), re.compile("(.)"), prepare="")
-SMALL = Generated(names=("a", "b", "c"), labels=(0, 1, 5), classes=6)
+SMALL = MadeUpClips(names=("a", "b", "c"), labels=(0, 1, 5), num_classes=6)
 
 
-def make(root: Path, generated: Generated = SMALL) -> Path:
-    return cached(root, generated, {"train.csv": "a,NEU\n"}, LAYOUT)
+def make(cache: Path, clips: MadeUpClips = SMALL) -> Path:
+    return generated_folder("small", clips, lambda root: clips.write(root / "AudioWAV", root / "frames"), cache)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -31,10 +29,12 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
-    assert contents(make(tmp_path / "one")) == contents(make(tmp_path / "two"))
+    one, two = contents(make(tmp_path / "one")), contents(make(tmp_path / "two"))
+    assert one == two
+    assert len(one) == 3 + 6
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"ambiguous": 1.0}, {"labels": (0, 1, 2)}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"seconds": 1.0}, {"labels": (0, 1, 2)}])
 def test_other_settings_give_another_folder(tmp_path: Path, change: dict[str, object]) -> None:
     first, second = make(tmp_path), make(tmp_path, attrs.evolve(SMALL, **change))  # type: ignore[arg-type]
     assert first != second
@@ -44,30 +44,44 @@ def test_other_settings_give_another_folder(tmp_path: Path, change: dict[str, ob
 def test_files_have_the_real_formats(tmp_path: Path) -> None:
     folder = make(tmp_path)
     wav = soundfile.info(folder / "AudioWAV" / "b.wav")
-    assert (wav.samplerate, wav.channels, wav.subtype) == (16_000, 1, "PCM_16")
-    assert 1.0 <= wav.duration <= 1.2
-    pictures = sorted((folder / "Image-01-FPS" / "b").iterdir())
-    assert [path.name for path in pictures] == ["00000.jpg", "00030.jpg", "00060.jpg"]
+    assert (wav.samplerate, wav.channels, wav.subtype) == (8_000, 1, "PCM_16")
+    assert SMALL.seconds <= wav.duration <= 1.2 * SMALL.seconds
+    pictures = sorted((folder / "frames" / "b").iterdir())
+    assert [path.name for path in pictures] == ["00000.jpg", "00030.jpg"]
     with Image.open(pictures[0]) as picture:
         assert (picture.format, picture.size, picture.mode) == ("JPEG", (64, 64), "RGB")
-    assert (folder / "train.csv").read_text() == "a,NEU\n"
 
 
-def test_a_finished_set_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse(root: Path) -> None:
+    raise AssertionError("made again")
+
+
+def test_a_finished_set_is_not_made_again(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    monkeypatch.setattr(generate, "write_clips", None)
-    assert make(tmp_path) == folder
+    assert generated_folder("small", SMALL, refuse, tmp_path) == folder
 
 
-def test_an_interrupted_set_is_not_taken_for_a_finished_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: object) -> None:
+def test_an_interrupted_set_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+    def killed(root: Path) -> None:
+        (root / "half").write_text("made")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(generate, "write_clips", killed)
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path)
-    assert len(contents(make(tmp_path))) == 1 + 3 + 9
+    with pytest.raises(KeyboardInterrupt):
+        generated_folder("small", SMALL, killed, tmp_path)
+    assert list((tmp_path / "small").iterdir()) == []
+    assert len(contents(make(tmp_path))) == 3 + 6
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    digest = folder.name
+    left, running = (folder.parent / f".partial-{digest}-{process}-x" for process in (2**22 + 1, os.getpid()))
+    for partial in (left, running):
+        partial.mkdir()
+    folder.rename(folder.with_name("away"))
+    make(tmp_path)
+    assert not left.exists()
+    assert running.exists()
 
 
 def test_two_processes_may_make_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,12 +94,29 @@ def test_two_processes_may_make_the_same_set(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "rename", be_slower)
     folder = make(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_pitch_tells_the_class_of_a_clip_that_is_not_ambiguous() -> None:
-    clear = attrs.evolve(SMALL, ambiguous=0.0)
+def test_a_set_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    def full(root: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        generated_folder("small", SMALL, full, tmp_path)
+
+
+@pytest.mark.parametrize("num_classes", [6, 31])
+def test_pitch_tells_the_class_of_a_clip_that_is_not_ambiguous(num_classes: int) -> None:
+    interval = 5 / max(5, num_classes - 1)
     for label in range(6):
-        sound = generate.waveform(clear, label, np.random.default_rng(label))
-        strongest = np.abs(np.fft.rfft(sound)).argmax() * clear.rate / len(sound)
-        assert strongest == pytest.approx(180 * 1.25**label, rel=0.05)
+        sound = tone_waveform(label, num_classes, np.random.default_rng(label), seconds=1.0, ambiguous=0.0)
+        strongest = np.abs(np.fft.rfft(sound)).argmax() * 8_000 / len(sound)
+        assert strongest == pytest.approx(180 * 1.25 ** (label * interval), rel=0.05 * interval)
+
+
+def test_pictures_of_two_tints_differ_in_colour() -> None:
+    warm, cold = (
+        striped_picture(label, 6, np.random.default_rng(0), tint=0.2, noise=0.0).mean((0, 1)) for label in (0, 3)
+    )
+    assert warm[0] - warm[2] == pytest.approx(cold[2] - cold[0], abs=2)
+    assert warm[0] - warm[2] > 80

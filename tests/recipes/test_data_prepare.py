@@ -1,153 +1,314 @@
-"""Videos to frames and sound: on tiny flv files, with broken ones among them, and killed in the middle."""
+"""The engine of `prepare`: what it leaves behind when all goes well, when sources are bad, and when it is killed."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from fractions import Fraction
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
-import soundfile
-from PIL import Image
 
-import cremad
-from common.data.prepare import Job, extract, prepare
+import common
+from common.data.prepare import (
+    Failure,
+    Item,
+    _append,
+    _process,
+    atomic_file,
+    atomic_folder,
+    checksum,
+    prepare_parser,
+    read_manifest,
+    run_prepare,
+    verify,
+)
 from common.errors import RecipeError
 
-from .cremad_tree import names, write_wav
-
-RECIPES = Path(cremad.__file__).parent
-SOUND_RATE = 44_100
+RECIPES = Path(common.__file__).parents[1]
 
 
-def write_video(path: Path, seconds: float = 2.5, fps: int = 10, *, sound: bool = True, size: int = 16) -> None:
-    """Frame number n has the brightness 5 * n, at most 255; the sound is a tone of 440 Hz."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as video:
-        picture = video.add_stream("flv", rate=fps, options={"g": "5", "qscale": "2"})
-        picture.width = picture.height = size
-        tone = video.add_stream("pcm_s16le", rate=SOUND_RATE, layout="mono") if sound else None
-        for number in range(int(seconds * fps)):
-            frame = av.VideoFrame.from_ndarray(np.full((size, size, 3), min(5 * number, 255), np.uint8), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, fps)
-            video.mux(picture.encode(frame))
-        video.mux(picture.encode())
-        if tone:
-            samples = 0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * SOUND_RATE)) / SOUND_RATE)
-            block = av.AudioFrame.from_ndarray((samples * 2**15).astype(np.int16)[None], format="s16", layout="mono")
-            block.sample_rate, block.pts = SOUND_RATE, 0
-            video.mux(tone.encode(block))
-            video.mux(tone.encode())
+def make(item: Item, pause: float = 0.0) -> None:
+    """Upper-case a text into a file, and its letters into a folder with a file for each."""
+    text = item.source.read_text()
+    if "bad" in text:
+        raise ValueError("it says bad")
+    if "full" in text:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    whole, letters = item.outputs
+    if not whole.exists():
+        with atomic_file(whole) as path:
+            path.write_text(text.upper())
+    if not letters.exists():
+        with atomic_folder(letters) as folder:
+            for number, letter in enumerate(text):
+                (folder / f"{number:03d}.txt").write_text(letter)
+                time.sleep(pause)
 
 
-def job_of(root: Path, name: str = "clip") -> Job:
-    return Job(root / f"{name}.flv", root / "Image-01-FPS" / name, root / "AudioWAV" / f"{name}.wav")
+def item_of(root: Path, name: str) -> Item:
+    return Item(root / "raw" / f"{name}.txt", (root / "whole" / f"{name}.txt", root / "letters" / name))
+
+
+def write_sources(root: Path, **texts: str) -> list[Item]:
+    (root / "raw").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (root / "raw" / f"{name}.txt").write_text(text)
+    return [item_of(root, name) for name in texts]
+
+
+def run(root: Path, items: list[Item]) -> int:
+    return run_prepare(root, items, make, workers=2, what="texts")
 
 
 def outputs(root: Path) -> dict[str, int]:
     """Every file that readers look at, with the time at which it was written."""
-    files = [path for folder in ("Image-01-FPS", "AudioWAV") for path in (root / folder).rglob("*") if path.is_file()]
+    files = [path for folder in ("whole", "letters") for path in (root / folder).rglob("*") if path.is_file()]
     visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in visible}
 
 
-@pytest.mark.parametrize(("fps", "numbers"), [(1, [0, 10, 20]), (2, [0, 5, 10, 15, 20])])
-def test_frames_are_named_by_their_number_in_the_video(tmp_path: Path, fps: int, numbers: list[int]) -> None:
-    job = job_of(tmp_path)
-    write_video(job.video)
-    assert extract(job, fps) is None
-    assert job.done
-    frames = sorted(job.frames.iterdir())
-    assert [path.name for path in frames] == [f"{number:05d}.jpg" for number in numbers]
-    for path, number in zip(frames, numbers, strict=True):
-        with Image.open(path) as picture:
-            assert picture.size == (16, 16)
-            assert np.asarray(picture).mean() == pytest.approx(5 * number, abs=6)
+def lines_of(root: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
 
 
-def test_missing_sound_is_taken_from_the_video(tmp_path: Path) -> None:
-    job = job_of(tmp_path)
-    write_video(job.video)
-    extract(job, 1)
-    samples, rate = soundfile.read(job.wav)
-    assert (rate, samples.ndim) == (16_000, 1)
-    assert len(samples) == pytest.approx(2.5 * rate, abs=50)
-    assert np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples) == pytest.approx(440, abs=1)
+def test_the_manifest_has_a_line_per_item_with_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, write_sources(tmp_path, one="ab", two="cde")) == 0
+    assert "2 of 2 texts are ready" in capsys.readouterr().out
+    lines = {line["source"]: line for line in lines_of(tmp_path)}
+    assert lines.keys() == {"raw/one.txt", "raw/two.txt"}
+    folder = hashlib.sha256(b"000.txt\x001\x00a" + b"001.txt\x001\x00b").hexdigest()
+    assert lines["raw/one.txt"] == {
+        "source": "raw/one.txt",
+        "bytes": 2,
+        "outputs": {
+            "whole/one.txt": {"files": 1, "bytes": 2, "sha256": hashlib.sha256(b"AB").hexdigest()},
+            "letters/one": {"files": 2, "bytes": 2, "sha256": folder},
+        },
+    }
 
 
-def test_sound_that_is_there_is_kept(tmp_path: Path) -> None:
-    job = job_of(tmp_path)
-    write_video(job.video, sound=False)
-    write_wav(job.wav)
-    before = job.wav.read_bytes()
-    assert extract(job, 1) is None
-    assert job.wav.read_bytes() == before
+def test_a_checksum_of_a_folder_knows_names_and_contents_but_no_hidden_files(tmp_path: Path) -> None:
+    def content(**files: str) -> str:
+        for path in tmp_path.iterdir():
+            path.unlink()
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        return str(checksum(tmp_path)["sha256"])
+
+    assert content(a="12", b="3") == content(b="3", a="12")
+    assert len({content(a="12", b="3"), content(a="1", b="23"), content(a="12", c="3"), content(a="123")}) == 4
+    before = content(a="1")
+    (tmp_path / ".DS_Store").write_text("2")
+    assert checksum(tmp_path)["sha256"] == before
 
 
-def test_a_video_without_sound_is_a_failure_if_there_is_no_wav(tmp_path: Path) -> None:
-    job = job_of(tmp_path)
-    write_video(job.video, sound=False)
-    failure = extract(job, 1)
-    assert failure is not None
-    assert (failure.video, failure.reason) == (job.video, "it holds no sound")
-    assert not job.done
+def test_a_second_run_touches_nothing(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab", two="cd")
+    run(tmp_path, items)
+    before, lines = outputs(tmp_path), lines_of(tmp_path)
+    assert run(tmp_path, items) == 0
+    assert (outputs(tmp_path), lines_of(tmp_path)) == (before, lines)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video", b"version https://git-lfs.github.com/spec/v1\n"])
-def test_a_corrupt_video_is_a_failure_and_leaves_nothing(tmp_path: Path, content: bytes) -> None:
-    job = job_of(tmp_path)
-    job.video.write_bytes(content)
-    assert extract(job, 1) is not None
-    assert outputs(tmp_path) == {}
-
-
-def test_half_made_frames_of_a_killed_run_are_made_anew(tmp_path: Path) -> None:
-    job = job_of(tmp_path)
-    write_video(job.video)
-    partial = job.frames.with_name(".clip.partial")
-    partial.mkdir(parents=True)
-    (partial / "99999.jpg").touch()
-    assert extract(job, 1) is None
-    assert len(list(job.frames.iterdir())) == 3
-    assert not partial.exists()
-
-
-def test_the_command_lists_corrupt_videos_and_does_the_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good, bad = names(1)[:2], "1002_IEO_NEU_XX"
-    for name in good:
-        write_video(tmp_path / "VideoFlash" / f"{name}.flv")
-    (tmp_path / "VideoFlash" / f"{bad}.flv").write_bytes(b"broken")
-    arguments = ["--data-root", str(tmp_path), "--workers", "2"]
-    assert cremad.prepare_main(arguments) == 1
-    captured = capsys.readouterr()
-    assert "2 of 3 videos are ready" in captured.out
-    assert f"{bad}.flv" in captured.err
-    assert f"{bad}.flv" in (tmp_path / "unreadable_videos.txt").read_text()
-    assert len(outputs(tmp_path)) == 2 * (3 + 1)
-
-    (tmp_path / "VideoFlash" / f"{bad}.flv").unlink()
-    before = outputs(tmp_path)
-    assert cremad.prepare_main(arguments) == 0
+def test_outputs_without_a_line_get_one_and_stay(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab", two="cd")
+    run(tmp_path, items)
+    before, lines = outputs(tmp_path), lines_of(tmp_path)
+    (tmp_path / "manifest.jsonl").unlink()
+    run(tmp_path, items)
     assert outputs(tmp_path) == before
-    assert not (tmp_path / "unreadable_videos.txt").exists()
+    assert sorted(lines_of(tmp_path), key=str) == sorted(lines, key=str)
+
+
+def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab")
+    run(tmp_path, items)
+    before = outputs(tmp_path)
+    (tmp_path / "whole" / "one.txt").unlink()
+    run(tmp_path, items)
+    after = outputs(tmp_path)
+    assert after.keys() == before.keys()
+    assert {name for name in before if after[name] != before[name]} == {"whole/one.txt"}
+
+
+def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab", two="cd")
+    run(tmp_path, items)
+    manifest = tmp_path / "manifest.jsonl"
+    complete = read_manifest(tmp_path)
+    for cut in (1, 20, len(manifest.read_bytes().splitlines()[-1])):
+        manifest.write_bytes(manifest.read_bytes()[:-cut])
+        assert len(read_manifest(tmp_path)) == 2
+        assert run(tmp_path, items) == 0
+        assert read_manifest(tmp_path) == complete
+        assert len(lines_of(tmp_path)) == 2
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab")
+    run(tmp_path, items)
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_bytes(b"{nonsense\n" + manifest.read_bytes())
+    with pytest.raises(RecipeError, match=r"manifest\.jsonl:1\. Found '\{nonsense'"):
+        run(tmp_path, items)
+
+
+def test_bad_sources_are_listed_and_the_others_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = write_sources(tmp_path, one="ab", two="bad", three="cd")
+    assert run(tmp_path, items) == 1
+    captured = capsys.readouterr()
+    assert "2 of 3 texts are ready" in captured.out
+    assert f"{items[1].source}: it says bad" in captured.err
+    assert (tmp_path / "unreadable_texts.txt").read_text() == f"{items[1].source}: it says bad\n"
+    assert len(lines_of(tmp_path)) == 2
+
+    items[1].source.write_text("ef")
+    assert run(tmp_path, items) == 0
+    assert not (tmp_path / "unreadable_texts.txt").exists()
+    assert len(lines_of(tmp_path)) == 3
+
+
+def test_a_source_that_is_gone_is_a_bad_source(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab")
+    items[0].source.unlink()
+    assert run(tmp_path, items) == 1
+    assert "No such file" in (tmp_path / "unreadable_texts.txt").read_text()
+
+
+def test_failures_give_their_reason_without_the_name_of_the_error(tmp_path: Path) -> None:
+    def fail(error: Exception, item: Item) -> None:
+        raise error
+
+    item = item_of(tmp_path, "one")
+    assert _process(item, partial(fail, RecipeError("Expected x.")), tmp_path) == Failure(item.source, "Expected x.")
+    assert _process(item, partial(fail, ValueError()), tmp_path) == Failure(item.source, "ValueError")
+    with pytest.raises(ZeroDivisionError):
+        _process(item, partial(fail, ZeroDivisionError()), tmp_path)
+
+
+def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab", two="full", three="full", four="full")
+    with pytest.raises(RecipeError, match=r"Expected room on the disk.*No space left"):
+        run(tmp_path, items)
+    assert not (tmp_path / "unreadable_texts.txt").exists()
+    assert list(tmp_path.rglob(".*.partial")) == []
+    for item in items:
+        item.source.write_text("ef")
+    assert run(tmp_path, items) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+def test_a_manifest_on_a_full_disk_stops_the_run() -> None:
+    with Path("/dev/full").open("ab", buffering=0) as manifest, pytest.raises(RecipeError, match="Expected room"):
+        _append(manifest, {"source": "x"})
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab")
+    gone = item_of(tmp_path, "gone")
+    for item in (*items, gone):
+        whole, letters = (output.with_name(f".{output.name}.partial") for output in item.outputs)
+        letters.mkdir(parents=True)
+        (letters / "999.txt").write_text("z")
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        whole.write_text("half")
+    assert run(tmp_path, items) == 0
+    assert list(tmp_path.rglob(".*.partial")) == []
+    assert outputs(tmp_path).keys() == {"whole/one.txt", "letters/one/000.txt", "letters/one/001.txt"}
+
+
+@pytest.mark.parametrize("context", [atomic_file, atomic_folder])
+def test_a_failure_leaves_nothing(tmp_path: Path, context: Callable[[Path], AbstractContextManager[Path]]) -> None:
+    target = tmp_path / "folder" / "name"
+
+    @contextmanager
+    def failing() -> Iterator[None]:
+        with context(target) as path:
+            (path / "file" if path.is_dir() else path).write_text("half")
+            yield
+
+    with pytest.raises(ValueError, match="stop"), failing():
+        raise ValueError("stop")
+    assert list(target.parent.iterdir()) == []
+
+
+def test_two_sources_of_one_output_are_refused(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab", two="cd")
+    clash = Item(items[1].source, items[0].outputs)
+    with pytest.raises(RecipeError, match=r"one source for .*whole/one\.txt\. Found .*one\.txt, .*two\.txt"):
+        run(tmp_path, [items[0], clash])
+
+
+def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    items = write_sources(tmp_path, one="ab")
+    with (tmp_path / "manifest.jsonl").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RecipeError, match="Found another at work"):
+            run(tmp_path, items)
+    assert run(tmp_path, items) == 0
 
 
 def test_nothing_to_do_is_no_failure(tmp_path: Path) -> None:
-    assert prepare([], fps=1, workers=1) == []
+    assert run(tmp_path, []) == 0
 
 
-def test_a_root_without_videos_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"VideoFlash/\*\.flv.*Found an empty folder"):
-        cremad.prepare_main(["--data-root", str(tmp_path)])
+@pytest.mark.parametrize("what", ["missing", "a file in its place"])
+def test_a_root_that_cannot_be_used_is_explained(tmp_path: Path, what: str) -> None:
+    root = tmp_path / "root"
+    if what == "missing":
+        with pytest.raises(RecipeError, match="Found none at"):
+            run_prepare(root, [], make, workers=1)
+    else:
+        (root / "manifest.jsonl").mkdir(parents=True)
+        with pytest.raises(RecipeError, match=r"Expected to write .*manifest\.jsonl"):
+            run_prepare(root, [], make, workers=1)
+
+
+def test_verify_finds_no_fault_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = write_sources(tmp_path, one="ab", two="cd")
+    run(tmp_path, items)
+    items[0].source.unlink()
+    assert verify(tmp_path, workers=2) == 0
+    assert "4 of 4 outputs" in capsys.readouterr().out
+
+
+def test_verify_lists_what_differs_or_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = write_sources(tmp_path, one="ab", two="cd", three="ef")
+    run(tmp_path, items)
+    items[0].outputs[0].write_text("AX")
+    (items[1].outputs[1] / "001.txt").unlink()
+    items[2].outputs[0].unlink()
+    items[2].source.write_text("efg")
+    assert verify(tmp_path, workers=1) == 1
+    captured = capsys.readouterr()
+    assert "2 of 6 outputs" in captured.out
+    assert f"{items[0].outputs[0]}: differs" in captured.err
+    assert f"{items[1].outputs[1]}: differs (1 files of 1 bytes; recorded: 2 files of 2 bytes)" in captured.err
+    assert f"{items[2].outputs[0]}: missing" in captured.err
+    assert f"{items[2].outputs[1]}: its source {items[2].source} has changed" in captured.err
+
+
+def test_verify_without_a_manifest_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Fix: run prepare without --verify"):
+        verify(tmp_path)
+
+
+def test_the_parser_has_the_flags_of_every_prepare(tmp_path: Path) -> None:
+    parser = prepare_parser("x.py prepare", "Makes things.")
+    args = parser.parse_args(["--data-root", str(tmp_path)])
+    assert (args.data_root, args.workers, args.verify) == (tmp_path, os.cpu_count(), False)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data-root", str(tmp_path), "--workers", "0"])
 
 
 def children_of(parent: int) -> list[int]:
@@ -169,22 +330,43 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+SCRIPT = """
+import sys
+from functools import partial
+from pathlib import Path
+from common.data.prepare import run_prepare
+from recipes.test_data_prepare import item_of, make
+root = Path(sys.argv[1])
+items = [item_of(root, path.stem) for path in sorted((root / "raw").iterdir())]
+sys.exit(run_prepare(root, items, partial(make, pause=0.002), workers=2))
+"""
+
+
+def start(root: Path) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join([str(RECIPES), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-c", SCRIPT, str(root)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 def test_a_killed_run_continues_and_leaves_no_process(tmp_path: Path) -> None:
-    for name in names(1):
-        write_video(tmp_path / "VideoFlash" / f"{name}.flv", seconds=4, size=160, fps=30)
-    command = [sys.executable, str(RECIPES / "cremad.py"), "prepare", "--data-root", str(tmp_path), "--workers", "2"]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(list((tmp_path / "Image-01-FPS").glob("1*"))) >= 2)
+    items = write_sources(tmp_path, **{f"text{number:02d}": "x" * 20 for number in range(40)})
+    first = start(tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    wait_until(lambda: manifest.is_file() and manifest.read_bytes().count(b"\n") >= 3)
     workers = children_of(first.pid)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert len(workers) >= 2
     wait_until(lambda: not any(is_alive(worker) for worker in workers))
 
-    done = outputs(tmp_path)
-    assert 0 < len(done) < 12 * 5
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    done, lines = outputs(tmp_path), lines_of(tmp_path)
+    assert 3 * 21 <= len(done) < 40 * 21
+    assert start(tmp_path).wait() == 0
     everything = outputs(tmp_path)
-    assert len(everything) == 12 * (4 + 1)
+    assert len(everything) == 40 * 21
     assert {path: everything[path] for path in done} == done
+    assert lines_of(tmp_path)[: len(lines)] == lines
+    assert len(read_manifest(tmp_path)) == 2 * len(items)
+    assert list(tmp_path.rglob(".*.partial")) == []
+    assert verify(tmp_path) == 0

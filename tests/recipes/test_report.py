@@ -15,19 +15,21 @@ from common.report.folder import RunFolder
 from common.report.live import LiveView, make_view
 from common.report.results import Caption, Result, write_comparison
 from common.report.view import Columns, PlainView, duration
+from common.training.tasks import classification
 
-CAPTION = Caption("Tiny", generated=True, select="val", num_classes=3)
-COLUMNS = Columns(("audio", "visual"), "val")
+TASK = classification(3)
+CAPTION = Caption("Tiny", generated=True, select="val", protocol="fair", task=TASK)
+COLUMNS = Columns(("audio", "visual"), "val", TASK)
 
 
 def _row(epoch: int, **coefficients: float) -> dict[str, float]:
-    scores = {"val_accuracy": 0.5 + epoch / 10, "val_accuracy_audio": 0.4, "val_accuracy_visual": 0.3}
+    scores = {"val_accuracy": 0.5 + epoch / 10, "val_accuracy_audio": 0.4, "val_accuracy_visual": 0.3, "val_loss": 1.0}
     return {"epoch": epoch, "train_loss": 1 / epoch, "seconds": 8.4, **scores, **coefficients}
 
 
 def _result(method: str) -> Result:
-    names = ["accuracy", "macro_f1", "map", "accuracy_audio", "accuracy_visual"]
-    test = {f"test_{name}": value for name, value in zip(names, [0.5, 0.25, 0.75, 1.0, 0.0], strict=True)}
+    names = ["accuracy", "macro_f1", "weighted_f1", "map", "accuracy_audio", "accuracy_visual"]
+    test = {f"test_{name}": value for name, value in zip(names, [0.5, 0.25, 0.3, 0.75, 1.0, 0.0], strict=True)}
     return Result(method, _row(2), test, [_row(1), _row(2)])
 
 
@@ -65,7 +67,7 @@ def test_comparison_in_markdown(tmp_path: Path) -> None:
     write_comparison(tmp_path, [_result("none"), _result("ogm_ge")], ("audio", "visual"), CAPTION)
     lines = (tmp_path / "comparison.md").read_text().splitlines()
     assert "GENERATED DATA" in lines[2]
-    assert lines[-2] == "| none | 50.0% | 25.0% | 75.0% | 100.0% | 0.0% | 2 | 8.4 s |"
+    assert lines[-2] == "| none | 50.0% | 25.0% | 30.0% | 75.0% | 100.0% | 0.0% | 2 | 8.4 s |"
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

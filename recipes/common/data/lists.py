@@ -13,10 +13,11 @@ HEADER = ["name", "label"]
 
 @attrs.frozen
 class Row:
-    """A clip and its class, both by name."""
+    """A sample and its class, both by name, and what else its list says of it, such as the times of an event."""
 
     name: str
     label: str
+    extra: tuple[str, ...] = ()
 
 
 def read_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
@@ -47,7 +48,7 @@ def read_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
 def _checked(cells: list[str], classes: Sequence[str], seen: Collection[str], where: str) -> Row:
     if len(cells) != len(HEADER) or not all(cells):
         raise RecipeError(f"Expected `name,label` at {where}. Found {','.join(cells)!r}. Fix: correct the line.")
-    row = Row(*cells)
+    row = Row(cells[0], cells[1])
     if row.label not in classes:
         raise RecipeError(
             f"Expected one of the labels {', '.join(classes)} at {where}. Found {row.label!r}. Fix: correct the line."

@@ -1,133 +1,308 @@
-"""From videos to the frames and wav files that the recipes read."""
+"""From raw files to what recipes read: in parallel, killed and continued at will, with a checksum of everything made.
 
+Every output appears in one step, by renaming a finished `.NAME.partial`, so that what is there is complete. Each
+finished item adds one line to `manifest.jsonl`; `--verify` compares the files with it.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from fractions import Fraction
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.data.layout import Layout, listing
-from common.errors import RecipeError, require
+from common.errors import RecipeError, message
 
-WAV_RATE = 16_000
-FAILED = "unreadable_videos.txt"
+MANIFEST = "manifest.jsonl"
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+SPEED_PERIOD = 600.0
+"""Seconds over which the speed is averaged: one item may take minutes, and rich forgets all speed after 30 s."""
 
 
 @attrs.frozen
-class Job:
-    """One video, and where its frames (a folder) and its sound (a wav file) go."""
+class Item:
+    """One raw file, and the files or folders that are made of it."""
 
-    video: Path
-    frames: Path
-    wav: Path
+    source: Path
+    outputs: tuple[Path, ...]
 
     @property
     def done(self) -> bool:
-        """Whether both outputs are there; as they appear in one step each, they are then complete."""
-        return self.frames.is_dir() and self.wav.is_file()
+        """Whether all outputs are there; as each appears in one step, they are then complete."""
+        return all(output.exists() for output in self.outputs)
 
 
 @attrs.frozen
 class Failure:
-    """A video that could not be read, and why."""
+    """A source of which the outputs could not be made, and why."""
 
-    video: Path
+    source: Path
     reason: str
 
 
-def prepare_folder(root: Path, layout: Layout, pattern: str, *, fps: int, workers: int) -> int:
-    """Prepare all videos of a dataset and say how it went.
+def prepare_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags of every `prepare`: --data-root, --workers and --verify."""
+    from common.training.settings import positive_int  # brings torch, which the worker processes do without
+
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes; default: one per core")
+    parser.add_argument("--verify", action="store_true", help=f"compare the files with {MANIFEST}; nothing is made")
+    return parser
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to `path` on success and removed on failure."""
+    partial = _partial(path)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, renamed to `path` on success and removed on failure.
+
+    Raises:
+        OSError: If there is a folder `path` with something in it, on leaving.
+    """
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.rename(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def run_prepare(
+    root: Path, items: Sequence[Item], make: Callable[[Item], object], *, workers: int, what: str = "videos"
+) -> int:
+    """Make what is not there yet, in `workers` processes, and say how it went.
+
+    It can be killed at any moment and called again: what is there stays, what was half-made is made anew.
 
     Args:
-        root: The dataset.
-        layout: Where its videos are, and where frames and sound go; wav files that are there are kept.
-        pattern: Of the video files, such as `*.flv`.
-        fps: Frames to keep per second of video.
+        root: The dataset; holds `manifest.jsonl`.
+        items: All items, also those that are done.
+        make: Makes those outputs of an item that are missing, with `atomic_file` and `atomic_folder`. It must be
+            picklable, and raises ValueError, OSError, RecipeError or av.FFmpegError for a bad source.
         workers: Number of processes.
+        what: What the items are, in the plural.
 
     Returns:
-        The exit status: 0, or 1 if videos could not be read; their list is printed and kept in `FAILED`.
+        The exit status: 0, or 1 if there were bad sources, which are printed and kept in `unreadable_<what>.txt`.
+
+    Raises:
+        RecipeError: If `root` cannot be written, another run is at work there, the disk is full or a process died.
     """
-    videos = [video for video in sorted((root / layout.videos).glob(pattern)) if not video.name.startswith(".")]
-    if not videos:
-        raise RecipeError(
-            f"Expected videos {root / layout.videos / pattern}. Found {listing(root)}. "
-            "Fix: point --data-root to the folder that holds them."
-        )
-    audio, frames = layout.audio_folder(root), root / layout.frames
-    failures = prepare([Job(it, frames / it.stem, audio / f"{it.stem}.wav") for it in videos], fps=fps, workers=workers)
-    report = root / FAILED
-    report.unlink(missing_ok=True)
-    print(f"{len(videos) - len(failures):,} of {len(videos):,} videos are ready in {frames} and {audio}")
-    if not failures:
-        return 0
-    lines = [f"{failure.video}: {failure.reason}" for failure in failures]
-    report.write_text("\n".join(lines) + "\n")
-    print(*lines, f"These cannot be read; the list is kept in {report}", sep="\n", file=sys.stderr)
-    return 1
-
-
-def prepare(jobs: Sequence[Job], *, fps: float, workers: int) -> list[Failure]:
-    """Extract frames and sound of all videos that are not done yet, in `workers` processes, with a progress bar.
-
-    It can be killed at any moment and called again: finished videos are not touched, half-made ones are done anew.
-
-    Returns:
-        The videos that could not be read; the others are done.
-    """
-    waiting = [job for job in jobs if not job.done]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    _check(root, items)
     failures = []
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        task = progress.add_task("Videos", total=len(jobs), completed=len(jobs) - len(waiting))
-        for failure in _run(waiting, fps, workers):
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        _manifest(root) as manifest,
+        Progress(*columns, TimeRemainingColumn(), speed_estimate_period=SPEED_PERIOD) as progress,
+    ):
+        _remove_leftovers(items)
+        recorded = read_manifest(root)
+        waiting = [item for item in items if not (item.done and _names(root, item) <= recorded.keys())]
+        task = progress.add_task(what.capitalize(), total=len(items), completed=len(items) - len(waiting))
+        for outcome in _run(waiting, make, root, workers):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                _append(manifest, outcome)
             progress.advance(task)
-            if failure:
-                failures.append(failure)
-    return sorted(failures, key=lambda failure: failure.video)
+    return _report(root, len(items), sorted(failures, key=lambda failure: failure.source), what)
 
 
-def extract(job: Job, fps: float) -> Failure | None:
-    """Extract what is missing of one video; return why it could not."""
-    av = require("av")
+def verify(root: Path, *, workers: int = 1) -> int:
+    """Compare what `manifest.jsonl` lists with what is on disk, and print what differs or is missing.
+
+    A source that is gone is no fault, since many delete the raw data; one of another size than recorded is.
+
+    Returns:
+        The exit status: 0, or 1 if something differs or is missing.
+    """
+    recorded = read_manifest(root)
+    if not recorded:
+        raise RecipeError(f"Expected checksums in {root / MANIFEST}. Found none. Fix: run prepare without --verify.")
+    with ThreadPoolExecutor(workers) as pool:
+        faults = list(filter(None, pool.map(lambda name: _fault(root, name, recorded[name]), recorded)))
+    print(*faults, sep="\n" if faults else "", end="\n" if faults else "", file=sys.stderr)
+    print(f"{len(recorded) - len(faults):,} of {len(recorded):,} outputs in {root} are as {MANIFEST} says")
+    if faults:
+        print("Remove those that differ and run prepare again: it makes what is missing", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
+    """Read what is recorded of each output, by its path relative to `root`; the last line about an output counts.
+
+    Returns:
+        For each output `files`, `bytes`, `sha256`, and of what it was made: `source`, `source_bytes`.
+
+    Raises:
+        RecipeError: If a line is damaged. A last line without line end, cut by a kill, is not read.
+    """
+    path = root / MANIFEST
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    recorded: dict[str, dict[str, Any]] = {}
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            origin = {"source": line["source"], "source_bytes": line["bytes"]}
+            recorded |= {name: {**output, **origin} for name, output in line["outputs"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecipeError(
+                f"Expected a JSON record at {path}:{number}. Found {text[:80].decode(errors='replace')!r}. "
+                "Fix: remove the line and run prepare again, which records what the line was about."
+            ) from error
+    return recorded
+
+
+def checksum(path: Path) -> dict[str, Any]:
+    """Return `files`, `bytes` and `sha256` of a file or folder.
+
+    The checksum of a file is that of its content. Of a folder it is that of its files sorted by relative path, each as
+    path, NUL, length in decimal, NUL, content; hidden files, which file managers leave, do not count.
+    """
+    digest = hashlib.sha256()
+    if not path.is_dir():
+        _feed(digest, path)
+        return {"files": 1, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("[!.]*") if file.is_file())
+    sizes = [file.stat().st_size for _, file in files]
+    for (name, file), size in zip(files, sizes, strict=True):
+        digest.update(b"%s\0%d\0" % (name.encode(), size))
+        _feed(digest, file)
+    return {"files": len(files), "bytes": sum(sizes), "sha256": digest.hexdigest()}
+
+
+def _feed(digest: Any, file: Path) -> None:
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _relative(root: Path, path: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def _names(root: Path, item: Item) -> set[str]:
+    return {_relative(root, output) for output in item.outputs}
+
+
+def _check(root: Path, items: Sequence[Item]) -> None:
+    if not root.is_dir():
+        raise RecipeError(f"Expected a folder. Found none at {root}. Fix: point --data-root to the data.")
+    makers = Counter(output for item in items for output in item.outputs)
+    output, count = max(makers.items(), key=lambda pair: pair[1], default=(root, 0))
+    if count > 1:
+        sources = [str(item.source) for item in items if output in item.outputs]
+        raise RecipeError(
+            f"Expected one source for {output}. Found {', '.join(sources)}. Fix: move all but one of them away."
+        )
+
+
+def _remove_leftovers(items: Sequence[Item]) -> None:
+    """Remove what killed runs left, also of sources that are gone by now."""
+    for folder in {output.parent for item in items for output in item.outputs}:
+        for path in folder.glob(".*.partial"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@contextmanager
+def _manifest(root: Path) -> Iterator[FileIO]:
+    """Open the manifest for appending, without a half-written last line, and keep other runs out."""
+    path = root / MANIFEST
     try:
-        if not job.wav.is_file():
-            _write_wav(job)
-        if not job.frames.is_dir():
-            _write_frames(job, fps)
-    except (av.FFmpegError, ValueError) as error:
-        return Failure(job.video, str(error) or type(error).__name__)
-    return None
+        handle = path.open("a+b", buffering=0)
+    except OSError as error:
+        raise RecipeError(f"Expected to write {path}. Found: {error}. Fix: make the folder writable.") from error
+    with handle:
+        _lock(handle, root)
+        handle.seek(0)
+        handle.truncate(handle.read().rfind(b"\n") + 1)
+        yield handle
 
 
-def _run(jobs: Sequence[Job], fps: float, workers: int) -> Iterator[Failure | None]:
+def _lock(handle: Any, root: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        # The system releases it when the process ends, however it ends.
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RecipeError(
+            f"Expected one prepare at a time. Found another at work in {root}. Fix: wait for it, or end it."
+        ) from error
+    except OSError:
+        return  # some network file systems know no locks
+
+
+def _append(manifest: FileIO, line: Mapping[str, Any]) -> None:
+    data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+    start = manifest.seek(0, os.SEEK_END)
+    try:
+        while data:
+            data = data[manifest.write(data) :]
+    except OSError as error:
+        with suppress(OSError):
+            manifest.truncate(start)
+        raise (_disk_full(error) if error.errno in DISK_FULL else error) from error
+
+
+def _run(
+    items: Sequence[Item], make: Callable[[Item], object], root: Path, workers: int
+) -> Iterator[dict[str, Any] | Failure]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
-        futures: list[Future[Failure | None]] = [pool.submit(extract, job, fps) for job in jobs]
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        futures = [pool.submit(_process, item, make, root) for item in items]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise RecipeError(
-                "Expected the extracting processes to finish. Found one killed (no memory, or a crash in a decoder). "
+                "Expected the worker processes to finish. Found one killed (no memory, or a crash in a decoder). "
                 "Fix: run prepare again, it continues; use fewer --workers if memory is short."
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _follow_parent() -> None:
-    """End this worker when its parent is killed; it would wait for work for ever."""
+def _start_worker() -> None:
+    """End this worker when its parent is killed (it would wait for work for ever), and quietly on Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -138,46 +313,58 @@ def _follow_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _write_frames(job: Job, fps: float) -> None:
-    folder = job.frames.with_name(f".{job.frames.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    av = require("av")
-    with av.open(str(job.video)) as video:
-        for number, frame in _sampled(video, Fraction(fps)):
-            frame.to_image().save(folder / f"{number:05d}.jpg", quality=95)
-    if not any(folder.iterdir()):
-        raise ValueError("it holds no video frames")
-    folder.rename(job.frames)
+def _process(item: Item, make: Callable[[Item], object], root: Path) -> dict[str, Any] | Failure:
+    """Make what is missing of one item; return its line of the manifest, or why there is none."""
+    try:
+        if not item.done:
+            make(item)
+        outputs = {_relative(root, output): checksum(output) for output in item.outputs}
+        return {"source": _relative(root, item.source), "bytes": _size(item.source), "outputs": outputs}
+    except _source_errors() as error:
+        if getattr(error, "errno", None) in DISK_FULL:
+            raise _disk_full(error) from error
+        reason = message(error) if isinstance(error, RecipeError) else str(error)
+        return Failure(item.source, reason or type(error).__name__)
 
 
-def _sampled(video: Any, fps: Fraction) -> Iterator[tuple[int, Any]]:
-    """Yield (source frame number, frame): the first frame of every interval of 1 / fps seconds.
-
-    Time stamps decide, not the frame rate in the header, which flv files often have wrong or not at all.
-    """
-    start = None
-    interval = -1
-    for number, frame in enumerate(video.decode(video=0) if video.streams.video else ()):
-        if frame.pts is None:
-            raise ValueError(f"frame {number} has no time stamp")
-        time = frame.pts * frame.time_base
-        start = time if start is None else start
-        if (time - start) * fps >= interval + 1:
-            interval = int((time - start) * fps)
-            yield number, frame
+def _source_errors() -> tuple[type[Exception], ...]:
+    """What `make` may raise; not every FFmpegError is a ValueError or OSError, and not every dataset needs PyAV."""
+    av = sys.modules.get("av")
+    return (ValueError, OSError, RecipeError, *((av.FFmpegError,) if av else ()))
 
 
-def _write_wav(job: Job) -> None:
-    av, soundfile = require("av"), require("soundfile")
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=WAV_RATE)
-    with av.open(str(job.video)) as video:
-        frames = video.decode(audio=0) if video.streams.audio else ()
-        blocks = [block.to_ndarray() for frame in frames for block in resampler.resample(frame)]
-    if not blocks:
-        raise ValueError("it holds no sound")
-    blocks += [block.to_ndarray() for block in resampler.resample(None)]
-    partial = job.wav.with_name(f".{job.wav.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(partial, np.concatenate(blocks, axis=1)[0], WAV_RATE, subtype="PCM_16", format="WAV")
-    os.replace(partial, job.wav)
+def _disk_full(error: Exception) -> RecipeError:
+    return RecipeError(
+        f"Expected room on the disk. Found none: {error}. Fix: make room and run prepare again, it continues."
+    )
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files of a folder."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _fault(root: Path, name: str, recorded: Mapping[str, Any]) -> str | None:
+    path, source = root / name, root / recorded["source"]
+    if not path.exists():
+        return f"{path}: missing"
+    found = checksum(path)
+    if any(found[key] != recorded[key] for key in found):
+        sizes = [f"{each['files']:,} files of {each['bytes']:,} bytes" for each in (found, recorded)]
+        return f"{path}: differs ({sizes[0]}; recorded: {sizes[1]})"
+    if source.exists() and _size(source) != recorded["source_bytes"]:
+        return f"{path}: its source {source} has changed since"
+    return None
+
+
+def _report(root: Path, total: int, failures: Sequence[Failure], what: str) -> int:
+    report = root / f"unreadable_{what.replace(' ', '_')}.txt"
+    report.unlink(missing_ok=True)
+    print(f"{total - len(failures):,} of {total:,} {what} are ready in {root}; checksums in {root / MANIFEST}")
+    if not failures:
+        return 0
+    lines = [f"{failure.source}: {failure.reason}" for failure in failures]
+    report.write_text("\n".join(lines) + "\n")
+    print(*lines, f"These cannot be read; the list is kept in {report}", sep="\n", file=sys.stderr)
+    return 1

@@ -22,17 +22,24 @@ class Split:
     val: tuple[Row, ...]
     test: tuple[Row, ...]
 
+    def without_validation(self) -> "Split":
+        """Return the split with the validation rows among those for training."""
+        return Split((*self.train, *self.val), (), self.test)
 
-def listed_split(folder: Path, classes: Sequence[str], seed: int) -> tuple[Split, str]:
+
+def listed_split(folder: Path, classes: Sequence[str], seed: int, *, validation: bool = True) -> tuple[Split, str]:
     """Read `train.csv` and `test.csv`, and `val.csv` and `my_train.csv` (what is left of train.csv) where they exist.
 
     Without `val.csv`, one ninth of every class of train.csv is held out: for CREMA-D 744 clips, as many as in test.csv.
+    Without `validation`, all of train.csv is for training.
 
     Returns:
         The split, and a line that says where it comes from.
     """
     train, test = (read_list(folder / name, classes) for name in ("train.csv", "test.csv"))
-    if (folder / "val.csv").is_file():
+    if not validation:
+        split, origin = Split(train, (), test), f"lists in {folder}; nothing held out for validation"
+    elif (folder / "val.csv").is_file():
         val = read_list(folder / "val.csv", classes)
         mine = folder / "my_train.csv"
         held = {row.name for row in val}

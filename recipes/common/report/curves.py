@@ -1,4 +1,4 @@
-"""Pictures of runs: accuracies and coefficients over epochs, one colour per method."""
+"""Pictures of runs: scores and coefficients over epochs, one colour per method."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 
 @attrs.frozen
 class Picture:
-    """One figure: accuracies above (fused, then each modality alone), training loss and coefficients below.
+    """One figure: scores above (fused, then each modality alone), training loss and coefficients below.
 
     Attributes:
         histories: Rows per epoch, for each method.
@@ -40,8 +40,8 @@ class Picture:
         figure = Figure(figsize=(3.6 * columns, 6.0), layout="constrained", dpi=130)
         grid = figure.add_gridspec(2, columns, height_ratios=(3, 2))
         first = figure.add_subplot(grid[0, 0])
-        accuracies = [first, *(figure.add_subplot(grid[0, i], sharey=first) for i in range(1, columns))]
-        self._draw_accuracies(accuracies)
+        panels = [first, *(figure.add_subplot(grid[0, i], sharey=first) for i in range(1, columns))]
+        self._draw_scores(panels)
         self._draw_loss(figure.add_subplot(grid[1, 0]))
         self._draw_coefficients(figure.add_subplot(grid[1, 1:]))
         for axes in figure.axes:
@@ -51,18 +51,23 @@ class Picture:
         figure.suptitle(self._title(), fontsize=11)
         figure.savefig(path)
 
-    def _draw_accuracies(self, panels: Sequence[Any]) -> None:
-        split = self.caption.select
+    def _draw_scores(self, panels: Sequence[Any]) -> None:
+        split, task = self.caption.select, self.caption.task
+        metric = task.headline
+        scale = 100 if metric.percent else 1
         suffixes = ["", *(f"_{name}" for name in self.modalities)]
         titles = ["all modalities", *(f"{name} alone" for name in self.modalities)]
         for axes, suffix, title in zip(panels, suffixes, titles, strict=True):
             for method, rows in self.histories.items():
-                values = [100 * row[f"{split}_accuracy{suffix}"] for row in rows]
+                values = [scale * row[f"{split}_{metric.key}{suffix}"] for row in rows]
                 axes.plot(_epochs(rows), values, color=self._colour(method), label=method, linewidth=2)
-            axes.axhline(100 / self.caption.num_classes, color="black", linewidth=0.8, linestyle=":", label="chance")
+            if task.chance is not None:
+                axes.axhline(scale * task.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
             axes.set_title(title, fontsize=10)
-            axes.set_ylim(0, 102)
-        panels[0].set_ylabel(f"{'test' if split == 'test' else 'validation'} accuracy (%)")
+            if metric.percent:
+                axes.set_ylim(0, 102)
+        unit = " (%)" if metric.percent else ""
+        panels[0].set_ylabel(f"{'test' if split == 'test' else 'validation'} {metric.title}{unit}")
 
     def _draw_loss(self, axes: Any) -> None:
         for method, rows in self.histories.items():

@@ -75,7 +75,8 @@ class LiveView:
         table = Table(title=self._method, title_style="bold", title_justify="left")
         for title in self._columns.header():
             table.add_column(title, justify="right")
-        best = max(self._rows, key=lambda row: row[f"{self._columns.split}_accuracy"], default=None)
+        rank, split = self._columns.task.rank, self._columns.split
+        best = max(self._rows, key=lambda row: rank(row, split), default=None)
         for row in self._rows[-_EPOCHS_SHOWN:]:
             table.add_row(*self._columns.cells(row), style="bold green" if row is best else "")
         return Group(table, self._progress)

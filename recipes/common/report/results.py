@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from rich import box
@@ -14,7 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from common.report.folder import write_text
-from common.report.view import Row, duration, percent
+from common.report.view import Row, duration
+
+if TYPE_CHECKING:
+    from common.training.tasks import Task
 
 ALONE_NOTE = "A modality alone: the features of the others are zero where they enter the fusion."
 
@@ -53,13 +56,15 @@ class Caption:
         title: Title of the recipe.
         generated: Whether the data were generated.
         select: Split that selected the best epoch.
-        num_classes: Number of classes, for the chance level.
+        protocol: Name of the protocol.
+        task: What was trained and measured.
     """
 
     title: str
     generated: bool
     select: str
-    num_classes: int
+    protocol: str
+    task: Task
 
     def lines(self) -> list[str]:
         """Return the caption as sentences."""
@@ -70,37 +75,39 @@ class Caption:
             lines.append("Best epoch selected on the TEST split, as the papers do: the test scores are optimistic.")
         else:
             lines.append("Best epoch selected on the validation split; test split evaluated once.")
+        if self.protocol != "fair":
+            lines.append(f"Protocol `{self.protocol}`: what the paper's own code does, not a fair comparison.")
         return [*lines, ALONE_NOTE]
 
 
-def score_header(modalities: Sequence[str]) -> list[str]:
+def score_header(task: Task, modalities: Sequence[str]) -> list[str]:
     """Return the titles of `score_cells`."""
-    return ["top-1", "macro F1", "mAP", *(f"{name} alone" for name in modalities)]
+    return [*(metric.title for metric in task.metrics), *(f"{name} alone" for name in modalities)]
 
 
-def score_cells(row: Row, split: str, modalities: Sequence[str]) -> list[str]:
+def score_cells(row: Row, split: str, task: Task, modalities: Sequence[str]) -> list[str]:
     """Return the scores of one evaluation as text."""
-    keys = [f"{split}_accuracy", f"{split}_macro_f1", f"{split}_map"]
-    keys += [f"{split}_accuracy_{name}" for name in modalities]
-    return [percent(row[key]) for key in keys]
+    together = [metric.text(row[f"{split}_{metric.key}"]) for metric in task.metrics]
+    alone = [task.headline.text(row[f"{split}_{task.headline.key}_{name}"]) for name in modalities]
+    return together + alone
 
 
 def print_results(console: Console, results: Sequence[Result], modalities: Sequence[str], caption: Caption) -> None:
     """Print the test scores of all methods side by side."""
-    table = _table("method", [*score_header(modalities), "best epoch", "time/epoch"])
+    table = _table("method", [*score_header(caption.task, modalities), "best epoch", "time/epoch"])
     for result in results:
-        table.add_row(*_cells(result, modalities))
+        table.add_row(*_cells(result, caption.task, modalities))
     console.print("\nTest split, scored with the weights of the best epoch", style="bold")
     console.print(table)
     for line in caption.lines():
         console.print(line, style="dim", soft_wrap=True)
 
 
-def print_scores(console: Console, rows: Mapping[str, Row], modalities: Sequence[str], title: str) -> None:
+def print_scores(console: Console, rows: Mapping[str, Row], modalities: Sequence[str], task: Task, title: str) -> None:
     """Print the scores of one checkpoint, one line per split."""
-    table = _table("split", ["loss", *score_header(modalities)])
+    table = _table("split", ["loss", *score_header(task, modalities)])
     for split, row in rows.items():
-        table.add_row(split, f"{row[f'{split}_loss']:.4f}", *score_cells(row, split, modalities))
+        table.add_row(split, f"{row[f'{split}_loss']:.4f}", *score_cells(row, split, task, modalities))
     console.print(f"\n{title}", style="bold", markup=False)
     console.print(table)
     console.print(ALONE_NOTE, style="dim", soft_wrap=True)
@@ -118,8 +125,9 @@ def write_comparison(
     output: Path, results: Sequence[Result], modalities: Sequence[str], caption: Caption
 ) -> list[Path]:
     """Write ``comparison.md`` for people and ``comparison.csv``, with shares of 1, for programs."""
-    header = ["method", *score_header(modalities), "best epoch", "time/epoch"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(_cells(result, modalities) for result in results)]
+    task = caption.task
+    header = ["method", *score_header(task, modalities), "best epoch", "time/epoch"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(_cells(result, task, modalities) for result in results)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     markdown, numbers = output / "comparison.md", output / "comparison.csv"
     write_text(markdown, "\n\n".join([*caption.lines(), table]) + "\n")
@@ -135,6 +143,6 @@ def write_comparison(
     return [markdown, numbers]
 
 
-def _cells(result: Result, modalities: Sequence[str]) -> list[str]:
-    scores = score_cells(result.test, "test", modalities)
+def _cells(result: Result, task: Task, modalities: Sequence[str]) -> list[str]:
+    scores = score_cells(result.test, "test", task, modalities)
     return [result.method, *scores, f"{result.best['epoch']}", duration(result.seconds_per_epoch)]

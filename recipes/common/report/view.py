@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from common.training.tasks import Task
 
 Row = Mapping[str, float]
 
@@ -38,33 +41,31 @@ class Columns:
     Attributes:
         modalities: Names of the modalities.
         split: Split that is evaluated after each epoch.
+        task: What is measured.
     """
 
     modalities: tuple[str, ...]
     split: str
+    task: Task
 
     def header(self) -> list[str]:
         """Return the titles."""
-        accuracies = [f"{self.split} {name}" for name in ("fused", *self.modalities)]
-        return ["epoch", "loss", *accuracies, *(f"k {name}" for name in self.modalities), "time"]
+        scores = [f"{self.split} {name}" for name in ("fused", *self.modalities)]
+        return ["epoch", "loss", *scores, *(f"k {name}" for name in self.modalities), "time"]
 
     def cells(self, row: Row) -> list[str]:
         """Return the numbers of one epoch as text; a dash where there is no coefficient."""
-        key = f"{self.split}_accuracy"
-        accuracies = [row[key], *(row[f"{key}_{name}"] for name in self.modalities)]
+        metric = self.task.headline
+        key = f"{self.split}_{metric.key}"
+        scores = [row[key], *(row[f"{key}_{name}"] for name in self.modalities)]
         coefficients = [row.get(f"coefficient_{name}") for name in self.modalities]
         return [
             f"{row['epoch']}",
             f"{row['train_loss']:.4f}",
-            *(percent(value) for value in accuracies),
+            *(metric.text(value) for value in scores),
             *("-" if value is None else f"{value:.3f}" for value in coefficients),
             duration(row["seconds"]),
         ]
-
-
-def percent(value: float) -> str:
-    """Format a share."""
-    return f"{100 * value:.1f}%"
 
 
 def duration(seconds: float) -> str:

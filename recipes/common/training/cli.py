@@ -50,7 +50,7 @@ def build_parser(recipe: Recipe) -> argparse.ArgumentParser:
     """Return the parser for training and evaluation."""
     commands = f"Other commands: {', '.join(recipe.commands)} (each with --help)." if recipe.commands else None
     parser = argparse.ArgumentParser(description=recipe.title, epilog=commands, allow_abbrev=False)
-    add_common_arguments(parser)
+    add_common_arguments(parser, recipe)
     recipe.add_arguments(parser)
     return parser
 

@@ -1,50 +1,44 @@
-"""How well a model does, with all modalities and with each one alone. N samples, C classes."""
+"""How well a model does, with all modalities and with each one alone."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from common.training.loaders import Loader
+from common.training.loaders import Loader, to_device
 from common.training.precision import Precision
+from common.training.tasks import Task
 
 FUSED = "fused"
 
 
 @attrs.frozen
 class Scores:
-    """Result of an evaluation; all but the loss in [0, 1].
+    """Result of an evaluation.
 
     Attributes:
-        loss: Mean cross-entropy of the fused logits.
-        accuracy: Top-1 accuracy.
-        macro_f1: F1, averaged over classes.
-        mean_ap: Average precision, averaged over classes (mAP).
-        alone: For each modality, the accuracy when the features of all others are zero where they enter the fusion.
+        loss: Mean loss of the fused logits.
+        metrics: Metrics of the fused logits by key.
+        headline: Key of the metric that counts.
+        alone: For each modality, that metric when the features of all others are zero where they enter the fusion.
     """
 
     loss: float
-    accuracy: float
-    macro_f1: float
-    mean_ap: float
+    metrics: dict[str, float]
+    headline: str
     alone: dict[str, float]
 
     def as_row(self, split: str) -> dict[str, float]:
         """Return the scores under column names that begin with the name of the split."""
-        row = {
-            f"{split}_loss": self.loss,
-            f"{split}_accuracy": self.accuracy,
-            f"{split}_macro_f1": self.macro_f1,
-            f"{split}_map": self.mean_ap,
-        }
-        return row | {f"{split}_accuracy_{modality}": value for modality, value in self.alone.items()}
+        row = {f"{split}_loss": self.loss}
+        row |= {f"{split}_{key}": value for key, value in self.metrics.items()}
+        return row | {f"{split}_{self.headline}_{modality}": value for modality, value in self.alone.items()}
 
 
 @attrs.frozen
@@ -55,12 +49,14 @@ class Evaluator:
         model: The bare model (neither compiled nor wrapped).
         fusion: Its submodule that turns one feature per modality into logits.
         modalities: Names in the order in which features enter ``fusion``.
+        task: What is measured.
         precision: Where and in which format to run.
     """
 
     model: nn.Module
     fusion: nn.Module
     modalities: tuple[str, ...]
+    task: Task
     precision: Precision
 
     @torch.no_grad()
@@ -69,17 +65,23 @@ class Evaluator:
     ) -> Scores:
         """Return the scores on ``loader``, or on its first ``limit`` batches. Leaves the model in evaluation mode."""
         self.model.eval()
-        logits: dict[str, list[Tensor]] = {name: [] for name in (FUSED, *self.modalities)}
-        targets = []
-        for *inputs, target in islice(loader, limit):
-            for name, values in self._logits([x.to(self.precision.device, non_blocking=True) for x in inputs]).items():
-                logits[name].append(values.float())
-            targets.append(target)
+        loss_fn = self.task.loss().to(self.precision.device)
+        meters = {name: self.task.meter() for name in (FUSED, *self.modalities)}
+        total_loss = torch.zeros((), dtype=torch.float64, device=self.precision.device)
+        samples = 0
+        for batch in islice(loader, limit):
+            *inputs, target = to_device(batch, self.precision.device)
+            logits = {name: values.float() for name, values in self._logits(inputs).items()}
+            total_loss += loss_fn(logits[FUSED], target) * len(target)
+            samples += len(target)
+            for name, values in logits.items():
+                meters[name].update(values, target)
             after_batch()
-        joined = {name: torch.cat(parts) for name, parts in logits.items()}
-        return score(joined, torch.cat(targets).to(self.precision.device))
+        headline = self.task.headline.key
+        alone = {name: meters[name].compute()[headline] for name in self.modalities}
+        return Scores(total_loss.item() / samples, meters[FUSED].compute(), headline, alone)
 
-    def _logits(self, inputs: list[Tensor]) -> dict[str, Tensor]:
+    def _logits(self, inputs: list[Any]) -> dict[str, Tensor]:
         with self.precision.autocast(), _inputs_of(self.fusion) as captured:
             logits = {FUSED: self.model(*inputs)}
             features = captured[0]
@@ -97,35 +99,3 @@ def _inputs_of(module: nn.Module) -> Iterator[list[tuple[Tensor, ...]]]:
         yield captured
     finally:
         handle.remove()
-
-
-def score(logits: Mapping[str, Tensor], target: Tensor) -> Scores:
-    """Compare logits with the truth.
-
-    Args:
-        logits: Fused logits under ``FUSED`` and those of each modality alone under its name, each (N, C).
-        target: Class indices (N,).
-    """
-    from torchmetrics.functional.classification import (
-        multiclass_accuracy,
-        multiclass_average_precision,
-        multiclass_f1_score,
-    )
-
-    fused = logits[FUSED]
-    num_classes = fused.shape[1]
-    with warnings.catch_warnings():
-        # A small set may lack a class; average precision then leaves this class out and warns every time.
-        warnings.filterwarnings("ignore", message=".*(No positive samples|Average precision score)")
-        mean_ap = multiclass_average_precision(fused.softmax(dim=1), target, num_classes)
-    accuracy = {
-        name: multiclass_accuracy(values, target, num_classes, average="micro").item()
-        for name, values in logits.items()
-    }
-    return Scores(
-        loss=cross_entropy(fused, target).item(),
-        accuracy=accuracy.pop(FUSED),
-        macro_f1=multiclass_f1_score(fused, target, num_classes, average="macro").item(),
-        mean_ap=mean_ap.item(),
-        alone=accuracy,
-    )

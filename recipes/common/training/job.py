@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.optim.lr_scheduler import StepLR
 
 from common.errors import RecipeError
 from common.training.evaluate import Evaluator
-from common.training.loaders import Loaders, build_loaders
+from common.training.loaders import Loaders, batches_per_epoch, build_loaders
+from common.training.optimizers import Schedule, build_inner
 from common.training.precision import Precision
 from common.training.recipe import Data, Recipe
+from common.training.tasks import Task
 from modbalance import BalancedOptimizer
 
 
@@ -29,9 +31,10 @@ class Job:
         args: Resolved flags.
         model: The bare model.
         forward: What training calls: the model, compiled if the flags say so.
-        optimizer: SGD, wrapped.
-        criterion: Cross-entropy, wrapped.
-        scheduler: Changes the learning rate once per epoch.
+        optimizer: The inner optimizer, wrapped.
+        criterion: The loss of the task, wrapped.
+        penalty: Added to the loss: a function of the model after its forward.
+        schedule: Changes the learning rate.
         scaler: Gradient scaler, inactive unless fp16.
         loaders: Training, validation and test batches.
         evaluator: Computes the scores.
@@ -45,12 +48,18 @@ class Job:
     forward: Callable[..., Tensor]
     optimizer: BalancedOptimizer
     criterion: Callable[[Tensor, Tensor], Tensor]
-    scheduler: StepLR
+    penalty: Callable[[nn.Module], Tensor] | None
+    schedule: Schedule
     scaler: GradScaler
     loaders: Loaders
     evaluator: Evaluator
     precision: Precision
     classes: tuple[str, ...]
+
+    @property
+    def task(self) -> Task:
+        """What is trained and measured."""
+        return self.evaluator.task
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -71,16 +80,19 @@ def build_job(
     optimizer = build_optimizer(recipe, args, model, method, options)
     # Methods may draw different amounts while they are set up; training starts from one state.
     torch.manual_seed(args.seed)
+    loaders = build_loaders(args, data, precision)
+    steps = ceil(batches_per_epoch(loaders.train, args.limit_batches) / args.accumulate)
     return Job(
         method=method,
         args=args,
         model=model,
         forward=torch.compile(model) if args.compile else model,
         optimizer=optimizer,
-        criterion=optimizer.criterion(nn.CrossEntropyLoss()),
-        scheduler=StepLR(optimizer, args.step_size, args.gamma),
+        criterion=optimizer.criterion(data.task.loss().to(precision.device), score=data.task.score),
+        penalty=data.penalty,
+        schedule=Schedule(args, optimizer, data.task.headline, steps),
         scaler=precision.scaler(),
-        loaders=build_loaders(args, data, precision),
+        loaders=loaders,
         evaluator=build_evaluator(recipe, args, data, model, precision),
         precision=precision,
         classes=data.classes,
@@ -99,12 +111,12 @@ def build_model(recipe: Recipe, args: argparse.Namespace, data: Data, precision:
 def build_optimizer(
     recipe: Recipe, args: argparse.Namespace, model: nn.Module, method: str, options: Mapping[str, Any]
 ) -> BalancedOptimizer:
-    """Return SGD wrapped for ``method``."""
-    sgd = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    """Return the inner optimizer wrapped for ``method``."""
+    inner = build_inner(args, model.parameters())
     described = {**recipe.balance(args), **options}
     if args.clip_grad_norm is not None:
         described["clip_grad_norm"] = args.clip_grad_norm
-    return BalancedOptimizer(sgd, method=method, model=model, **described)
+    return BalancedOptimizer(inner, method=method, model=model, **described)
 
 
 def build_evaluator(
@@ -112,7 +124,7 @@ def build_evaluator(
 ) -> Evaluator:
     """Return the evaluator of ``model``."""
     fusion = model.get_submodule(recipe.balance(args)["fusion"])
-    return Evaluator(model, fusion, data.modalities, precision)
+    return Evaluator(model, fusion, data.modalities, data.task, precision)
 
 
 def check_methods(

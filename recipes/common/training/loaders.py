@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
 import attrs
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.data.sampler import ResumableBatchSampler
@@ -28,7 +29,7 @@ class Loaders:
         sampler: Position of the training loader.
         train: Shuffled training batches from that position to the end of the epoch.
         train_in_order: Training batches of epoch 0, for methods that look at the data between epochs.
-        val: Validation batches.
+        val: Validation batches; those of the test split if there is no validation split.
         test: Test batches.
     """
 
@@ -37,6 +38,15 @@ class Loaders:
     train_in_order: Loader
     val: Loader
     test: Loader
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with every tensor in its lists and mappings moved to ``device``."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    return [to_device(value, device) for value in batch]
 
 
 def build_loaders(args: argparse.Namespace, data: Data, precision: Precision) -> Loaders:
@@ -50,18 +60,27 @@ def build_loaders(args: argparse.Namespace, data: Data, precision: Precision) ->
             num_workers=args.workers,
             persistent_workers=args.workers > 0,
             pin_memory=pin_memory,
+            collate_fn=data.collate,
             worker_init_fn=leave_signals_to_parent,
             # Without an own generator every iterator draws from the global one, and a resumed run would diverge.
             generator=torch.Generator(),
         )
 
     def in_order(dataset: Any) -> Loader:
-        return loader(dataset, ResumableBatchSampler(len(dataset), args.batch_size, seed=args.seed, shuffle=False))
+        drop_last = args.drop_last == "both"
+        return loader(dataset, _sampler(dataset, args, shuffle=False, drop_last=drop_last))
 
-    size = len(data.train)  # type: ignore[arg-type]  # torch's Dataset does not declare the length that ours have
-    sampler = ResumableBatchSampler(size, args.batch_size, seed=args.seed, shuffle=True)
+    sampler = _sampler(data.train, args, shuffle=True, drop_last=args.drop_last != "none")
     train = loader(data.train, sampler)
-    return Loaders(sampler, train, in_order(data.train), in_order(data.val), in_order(data.test))
+    val = data.val if args.validation else data.test
+    return Loaders(sampler, train, in_order(data.train), in_order(val), in_order(data.test))
+
+
+def _sampler(dataset: Any, args: argparse.Namespace, *, shuffle: bool, drop_last: bool) -> ResumableBatchSampler:
+    size = len(dataset)
+    # A set smaller than a batch would vanish.
+    drop_last = drop_last and size >= args.batch_size
+    return ResumableBatchSampler(size, args.batch_size, seed=args.seed, shuffle=shuffle, drop_last=drop_last)
 
 
 def batches_per_epoch(loader: Loader, limit: int | None) -> int:

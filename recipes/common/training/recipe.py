@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from common.training.tasks import Task, classification
 
 
 @attrs.frozen
@@ -16,13 +18,19 @@ class Data:
     """A dataset, read and split.
 
     Attributes:
-        train: Training samples. ``train[(epoch, index)]`` is a tuple: one tensor per modality, then the class index.
+        train: Training samples. ``train[(epoch, index)]`` is a tuple: one tensor (or a tuple of them) per
+            modality, then the target.
         val: Samples to select the best epoch with.
         test: Samples that are touched once, at the end.
-        classes: Class names in the order of their indices.
+        classes: Class names in the order of their indices; none for regression.
         modalities: Modality names in the order of the tensors of a sample.
         generated: Whether the data were made up by the recipe. The view says so.
         summary: Lines for the start of a run: what was found, what was skipped, which split is in use.
+        task: What is trained and measured; default: to tell ``classes`` apart.
+        excluded: Methods that do not apply to these data, and why.
+        skipped: A line for each listed sample that is absent or unreadable.
+        collate: Makes a batch of samples; default: torch's.
+        penalty: Added to the loss in training: a function of the model, called after its forward.
     """
 
     train: Dataset[Any]
@@ -32,6 +40,11 @@ class Data:
     modalities: tuple[str, ...]
     generated: bool
     summary: tuple[str, ...]
+    task: Task = attrs.field(default=attrs.Factory(lambda self: classification(len(self.classes)), takes_self=True))
+    excluded: Mapping[str, str] = attrs.field(factory=dict)
+    skipped: tuple[str, ...] = attrs.field(default=())
+    collate: Callable[[Any], Any] | None = attrs.field(default=None)
+    penalty: Callable[[nn.Module], Tensor] | None = attrs.field(default=None)
 
 
 @attrs.frozen
@@ -51,6 +64,7 @@ class Recipe:
         build_model: Returns the network, with fresh weights drawn from torch's global generator.
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
         generated_options: For each method, what of its options differs on the generated set.
+        protocols: For each protocol besides ``fair``, the values of unset flags that reproduce what a paper did.
         commands: Sub-commands, such as ``prepare``. Each takes the arguments behind its name, returns an exit code.
     """
 
@@ -65,4 +79,5 @@ class Recipe:
     balance: Callable[[argparse.Namespace], Mapping[str, Any]]
     method_defaults: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     generated_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    protocols: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     commands: Mapping[str, Callable[[list[str]], int]] = attrs.field(factory=dict)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from common.errors import RecipeError
 from common.report.curves import Picture
-from common.report.folder import RunFolder
+from common.report.folder import RunFolder, write_text
 from common.report.live import make_view
 from common.report.results import Caption, Result, print_results, print_scores, write_comparison
 from common.report.view import Columns, View
@@ -22,9 +22,10 @@ from common.training.job import Job, build_evaluator, build_job, build_model, ch
 from common.training.loaders import build_loaders
 from common.training.precision import Precision, describe_device, set_up
 from common.training.recipe import Data, Recipe
-from common.training.settings import identity, options_of
+from common.training.settings import choose_methods, identity, options_of
 from common.training.trainer import Trainer
 
+_SHOWN = 10
 _RUN_SETTINGS = ("epochs", "workers", "device", "save_every")
 
 
@@ -49,7 +50,7 @@ class Session:
     @property
     def caption(self) -> Caption:
         """What a reader of the numbers must know."""
-        return Caption(self.recipe.title, self.data.generated, self.args.select, len(self.data.classes))
+        return Caption(self.recipe.title, self.data.generated, self.args.select, self.args.protocol, self.data.task)
 
     def folder(self, method: str, options: Mapping[str, Any]) -> RunFolder:
         """Return the folder of one run."""
@@ -59,20 +60,43 @@ class Session:
 def open_session(recipe: Recipe, args: argparse.Namespace, console: Console) -> Session:
     """Read the data and say what is about to happen."""
     precision = set_up(args)
-    session = Session(recipe, args, recipe.load(args), precision, console)
+    data = recipe.load(args)
+    _check_splits(data, args)
     lines = [recipe.title]
-    if session.data.generated:
+    if data.generated:
         lines.append("GENERATED DATA: no --data-root given; a small made-up set shows that everything works.")
-    _check_splits(session.data)
-    lines += [*session.data.summary, f"device: {describe_device(precision)}"]
-    _print_lines(console, lines)
-    return session
+    lines += [*data.summary, *_report_skipped(data, args), f"device: {describe_device(precision)}"]
+    args.methods, left_out = choose_methods(args.methods, _excluded(data, args))
+    _print_lines(console, lines + left_out)
+    return Session(recipe, args, data, precision, console)
 
 
-def _check_splits(data: Data) -> None:
-    for name in ("train", "val", "test"):
+def _check_splits(data: Data, args: argparse.Namespace) -> None:
+    for name in ("train", "val", "test") if args.validation else ("train", "test"):
         if len(getattr(data, name)) == 0:
             raise RecipeError(f"Expected samples in every split. Found none in {name}: {'; '.join(data.summary)}.")
+
+
+def _report_skipped(data: Data, args: argparse.Namespace) -> list[str]:
+    """Write the list of what is absent or unreadable, and say where it is."""
+    if not data.skipped:
+        return []
+    if args.strict:
+        shown = "\n  ".join(data.skipped[:_SHOWN])
+        raise RecipeError(
+            f"Expected every listed sample, as --strict says. Found {len(data.skipped):,} absent or unreadable:\n  "
+            f"{shown}\nFix: complete the data, or leave --strict out."
+        )
+    path = Path(args.output) / "skipped.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(data.skipped) + "\n")
+    return [f"{len(data.skipped):,} listed samples are absent or unreadable and left out; their list: {path}"]
+
+
+def _excluded(data: Data, args: argparse.Namespace) -> dict[str, str]:
+    if args.validation:
+        return dict(data.excluded)
+    return {"relearning": "it compares training with validation data, and --no-validation leaves none", **data.excluded}
 
 
 def compare(session: Session) -> None:
@@ -87,7 +111,7 @@ def compare(session: Session) -> None:
     folders = {method: session.folder(method, options[method]) for method in args.methods}
     for folder in folders.values():
         folder.check(resume=args.resume, overwrite=args.overwrite)
-    view = make_view(session.console, Columns(session.data.modalities, args.select))
+    view = make_view(session.console, Columns(session.data.modalities, args.select, session.data.task))
     results = [train(session, method, options[method], folders[method], view) for method in args.methods]
     print_results(session.console, results, session.data.modalities, session.caption)
     files = write_comparison(Path(args.output), results, session.data.modalities, session.caption)
@@ -164,9 +188,9 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
         raise RecipeError(f"{path} does not fit the model of these flags: {error}") from error
     evaluator = build_evaluator(session.recipe, args, data, model, session.precision)
     loaders = build_loaders(args, data, session.precision)
-    splits = {"val": loaders.val, "test": loaders.test}
+    splits = {"val": loaders.val, "test": loaders.test} if args.validation else {"test": loaders.test}
     rows = {name: evaluator(loader, args.limit_batches).as_row(name) for name, loader in splits.items()}
-    print_scores(session.console, rows, data.modalities, str(path))
+    print_scores(session.console, rows, data.modalities, data.task, str(path))
 
 
 def _print_lines(console: Console, lines: list[str]) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from itertools import islice
 from math import ceil
 from typing import Any
-
-from torch import Tensor
 
 from common.report.events import EventLog
 from common.report.folder import RunFolder
@@ -16,7 +13,7 @@ from common.report.view import View
 from common.training.checkpoint import rng_state, save, set_rng_state
 from common.training.interrupt import Interrupted, StopRequest
 from common.training.job import Job
-from common.training.loaders import batches_per_epoch, grouped
+from common.training.loaders import batches_per_epoch, grouped, to_device
 from common.training.sums import EpochSums
 
 
@@ -39,6 +36,7 @@ class Trainer:
         self.best: dict[str, float] | None = None
         self.sums = EpochSums(job.precision.device)
         self.num_batches = batches_per_epoch(job.loaders.train, job.args.limit_batches)
+        self.split = "test" if job.args.select == "test" else "val"
         self.num_steps: int = ceil(self.num_batches / job.args.accumulate)
 
     @property
@@ -81,17 +79,20 @@ class Trainer:
                 job.loaders.sampler.advance()
             self._after_step()
 
-    def _step(self, batches: list[list[Tensor]]) -> None:
+    def _step(self, batches: list[Any]) -> None:
         job = self.job
         job.optimizer.zero_grad()
         for batch in batches:
-            *inputs, target = [tensor.to(job.precision.device, non_blocking=True) for tensor in batch]
+            *inputs, target = to_device(batch, job.precision.device)
             with job.precision.autocast():
                 loss = job.criterion(job.forward(*inputs), target)
+                if job.penalty is not None:
+                    loss = loss + job.penalty(job.model)
             job.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]  # torch's
             self.sums.add_loss(loss, len(target))
         job.scaler.step(job.optimizer)
         job.scaler.update()
+        job.schedule.after_step()
 
     def _after_step(self) -> None:
         args = self.job.args
@@ -120,18 +121,15 @@ class Trainer:
             "train_loss": self.sums.mean_loss(),
             "seconds": self.sums.seconds,
         }
-        loader = job.loaders.test if job.args.select == "test" else job.loaders.val
+        loader = job.loaders.test if self.split == "test" else job.loaders.val
         scores = job.evaluator(loader, job.args.limit_batches, self._stop_if_asked)
-        return row | scores.as_row(job.args.select) | self.sums.mean_coefficients()
+        return row | scores.as_row(self.split) | self.sums.mean_coefficients()
 
     def _end_epoch(self, row: dict[str, float]) -> None:
         job = self.job
         self.history.append(row)
         self._keep_if_best(row)
-        with warnings.catch_warnings():
-            # A run that was interrupted in its evaluation took the steps of this epoch in another process.
-            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
-            job.scheduler.step()
+        job.schedule.after_epoch(row[f"{self.split}_{job.task.headline.key}"])
         job.optimizer.end_epoch(train=job.loaders.train_in_order, val=job.loaders.val)
         self.folder.write_metrics(self.history)
         self.events.epoch(self.step, row)
@@ -142,14 +140,10 @@ class Trainer:
         self.view.epoch_done(row)
 
     def _keep_if_best(self, row: dict[str, float]) -> None:
-        if self.best is None or self._rank(row) > self._rank(self.best):
+        rank = self.job.task.rank
+        if self.best is None or rank(row, self.split) > rank(self.best, self.split):
             self.best = row
             save(self._weights(row), self.folder.best)
-
-    def _rank(self, row: Mapping[str, float]) -> tuple[float, float]:
-        # Accuracies of few clips tie often, and the loss tells such epochs apart.
-        split = self.job.args.select
-        return row[f"{split}_accuracy"], -row[f"{split}_loss"]
 
     def _weights(self, row: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -165,7 +159,7 @@ class Trainer:
         job = self.job
         state = {
             "optimizer": job.optimizer.state_dict(),
-            "scheduler": job.scheduler.state_dict(),
+            "schedule": job.schedule.state_dict(),
             "scaler": job.scaler.state_dict(),
             "sampler": job.loaders.sampler.state_dict(),
             "sums": self.sums.state_dict(),
@@ -180,7 +174,7 @@ class Trainer:
         job = self.job
         job.model.load_state_dict(state["model"])
         job.optimizer.load_state_dict(state["optimizer"])
-        job.scheduler.load_state_dict(state["scheduler"])
+        job.schedule.load_state_dict(state["schedule"])
         job.scaler.load_state_dict(state["scaler"])
         job.loaders.sampler.load_state_dict(state["sampler"])
         self.sums.load_state_dict(state["sums"])

@@ -12,10 +12,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.data.audio import Spectrogram
-from common.data.clips import ClipDataset, drop_unreadable, find_clips
+from common.data.audiovisual import frames_source, wav_source
 from common.data.frames import Frames
 from common.data.lists import Row
+from common.data.media import Parts, Reader, SampleDataset, Source, drop_unreadable
 from common.data.sampler import ResumableBatchSampler
+from common.data.splits import Split
 from common.errors import RecipeError, message
 
 from .cremad_tree import LABELS, label_of, names, write_frame, write_wav
@@ -35,13 +37,20 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def open_clips(root: Path, *, training: bool, seed: int = 0) -> ClipDataset:
-    rows = [Row(name, label_of(name)) for name in names(1)]
-    found = find_clips(rows, LABELS, root / "AudioWAV", root / "Image-01-FPS")
-    return ClipDataset(found.clips, SOUND, Frames(1, 16), training=training, seed=seed)
+def open_clips(root: Path, *, training: bool, seed: int = 0) -> SampleDataset:
+    return SampleDataset(read(root).train, sources_of(root), training=training, seed=seed)
 
 
-def batches(dataset: ClipDataset, workers: int, sampler: ResumableBatchSampler | None = None) -> list[Any]:
+def sources_of(root: Path) -> tuple[Source, ...]:
+    return wav_source(root / "AudioWAV", SOUND), frames_source(root / "Image-01-FPS", Frames(1, 16))
+
+
+def read(root: Path, *, min_found: float = 0.0, skip_bad: bool = False, labels: tuple[str, ...] = LABELS) -> Parts:
+    rows = tuple(Row(name, label_of(name)) for name in names(1))
+    return Reader(labels, sources_of(root), min_found, skip_bad).read(Split(rows, (), ()))
+
+
+def batches(dataset: SampleDataset, workers: int, sampler: ResumableBatchSampler | None = None) -> list[Any]:
     sampler = sampler or ResumableBatchSampler(len(dataset), 5, seed=0, shuffle=True)
     generator = torch.Generator()  # a loader without its own draws from the global generator
     return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers, generator=generator))
@@ -58,7 +67,7 @@ def test_a_sample_has_the_documented_shapes(root: Path) -> None:
     audio, visual, label = dataset[0, 3]
     assert audio.shape == (1, 17, 11)
     assert visual.shape == (3, 1, 16, 16)
-    assert LABELS[label] == label_of(dataset.clips[3].name)
+    assert LABELS[label] == label_of(dataset.samples[3].name)
     assert len(dataset) == 12
 
 
@@ -102,24 +111,39 @@ def test_clips_that_lack_a_modality_are_named(root: Path) -> None:
     (root / "AudioWAV" / f"{rows[0].name}.wav").unlink()
     for path in (root / "Image-01-FPS" / rows[1].name).iterdir():
         path.unlink()
-    found = find_clips(rows, LABELS, root / "AudioWAV", root / "Image-01-FPS")
-    assert (found.without_audio, found.without_frames) == ((rows[0].name,), (rows[1].name,))
-    assert [clip.name for clip in found.clips] == [row.name for row in rows[2:]]
+    parts = read(root)
+    assert parts.skipped == (f"train: {rows[0].name}: no wav file", f"train: {rows[1].name}: no frames")
+    assert [sample.name for sample in parts.train] == [row.name for row in rows[2:]]
+    assert parts.summary[0] == (
+        f"train: 10 of 12 listed samples; 1 without wav file, such as {rows[0].name}; "
+        f"1 without frames, such as {rows[1].name}"
+    )
+    with pytest.raises(RecipeError, match=r"at least 90% of the listed samples.*Found train: 10 of 12.*--min-found"):
+        read(root, min_found=0.9)
+
+
+def test_classes_without_training_samples_are_named(root: Path) -> None:
+    assert read(root, labels=(*LABELS, "CALM")).summary[-1] == "1 of 7 classes have no training sample: CALM"
 
 
 def test_unreadable_clips_are_dropped_and_listed(root: Path) -> None:
-    clips = open_clips(root, training=False).clips
-    clips[0].audio.write_bytes(b"")
-    clips[1].frames[1].write_bytes(clips[1].frames[1].read_bytes()[:300])
-    good, faults = drop_unreadable(clips)
+    clips = open_clips(root, training=False).samples
+    wav, frame = clips[0].media[0], clips[1].media[1][1]
+    wav.write_bytes(b"")
+    frame.write_bytes(frame.read_bytes()[:300])
+    good, faults = drop_unreadable(clips, sources_of(root))
     assert good == clips[2:]
     assert [fault.split(":")[0] for fault in faults] == [clips[0].name, clips[1].name]
-    assert str(clips[1].frames[1]) in faults[1]
+    assert str(frame) in faults[1]
+    parts = read(root, skip_bad=True)
+    assert parts.train == good
+    assert len(parts.skipped) == 2
+    assert "; 2 unreadable" in parts.summary[0]
 
 
 def test_a_worker_tells_of_an_unreadable_file_as_the_main_process_does(root: Path) -> None:
     dataset = open_clips(root, training=False)
-    dataset.clips[0].audio.write_bytes(b"")
+    dataset.samples[0].media[0].write_bytes(b"")
     told = []
     for workers in (0, 1):
         with pytest.raises(RecipeError) as caught:

@@ -1,0 +1,134 @@
+"""What a model is trained for and judged by: the loss, the metrics and how they are gathered. N samples, C classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+
+@attrs.frozen
+class Metric:
+    """A number that tells how well a model does.
+
+    Attributes:
+        key: Name in files, such as ``"accuracy"``.
+        title: Name for people, such as ``"top-1"``.
+        percent: Whether it is a share of 1, shown in percent.
+        higher_is_better: Otherwise lower is.
+    """
+
+    key: str
+    title: str
+    percent: bool = True
+    higher_is_better: bool = True
+
+    def text(self, value: float) -> str:
+        """Format a value."""
+        return f"{100 * value:.1f}%" if self.percent else f"{value:.3f}"
+
+
+class Meter(Protocol):
+    """Gathers the predictions of one evaluation."""
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Take one batch of float32 logits; batches come in the order of the dataset."""
+
+    def compute(self) -> dict[str, float]:
+        """Return every metric by its key."""
+
+
+class CollectingMeter:
+    """Keeps all logits and targets, and computes the metrics from them at the end.
+
+    Args:
+        function: From logits (N, ...) and targets (N, ...) to metrics by key.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], dict[str, float]]) -> None:
+        self._function = function
+        self._logits: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Take one batch."""
+        self._logits.append(logits)
+        self._targets.append(target)
+
+    def compute(self) -> dict[str, float]:
+        """Return every metric by its key."""
+        return self._function(torch.cat(self._logits), torch.cat(self._targets))
+
+
+@attrs.frozen
+class Task:
+    """What a model is trained for.
+
+    Attributes:
+        metrics: The first one is the headline: it selects the best epoch and is also given for each modality alone.
+        loss: Makes the training criterion, from logits and target to a scalar.
+        meter: Makes a fresh meter for one evaluation.
+        score: How well a modality does on a sample, for the methods: ``score=`` of ``BalancedOptimizer.criterion``.
+        chance: Value of the headline that guessing reaches; None where nobody says.
+    """
+
+    metrics: tuple[Metric, ...]
+    loss: Callable[[], nn.Module]
+    meter: Callable[[], Meter]
+    score: str | Callable[..., Any] | None = None
+    chance: float | None = None
+
+    @property
+    def headline(self) -> Metric:
+        """The metric that counts."""
+        return self.metrics[0]
+
+    def rank(self, row: Mapping[str, float], split: str) -> tuple[float, float]:
+        """Return a number pair that is larger for a better row; the loss decides between equals.
+
+        Accuracies of few samples tie often, and the loss tells such epochs apart.
+        """
+        value = row[f"{split}_{self.headline.key}"]
+        return (value if self.headline.higher_is_better else -value), -row[f"{split}_loss"]
+
+
+ACCURACY = Metric("accuracy", "top-1")
+CLASSIFICATION = (
+    ACCURACY,
+    Metric("macro_f1", "macro F1"),
+    Metric("weighted_f1", "weighted F1"),
+    Metric("map", "mAP"),
+)
+
+
+def classification(num_classes: int, loss: Callable[[], nn.Module] = nn.CrossEntropyLoss) -> Task:
+    """Return the task of telling C classes apart: logits (B, C), class indices (B,).
+
+    Metrics: top-1 accuracy, F1 averaged over classes and weighted by them, average precision averaged over classes.
+    """
+    return Task(CLASSIFICATION, loss, lambda: CollectingMeter(classification_metrics), chance=1 / num_classes)
+
+
+def classification_metrics(logits: Tensor, target: Tensor) -> dict[str, float]:
+    """Return the metrics of ``CLASSIFICATION`` for logits (N, C) and class indices (N,)."""
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_average_precision,
+        multiclass_f1_score,
+    )
+
+    num_classes = logits.shape[1]
+    with warnings.catch_warnings():
+        # A small set may lack a class; average precision then leaves this class out and warns every time.
+        warnings.filterwarnings("ignore", message=".*(No positive samples|Average precision score)")
+        mean_ap = multiclass_average_precision(logits.softmax(dim=1), target, num_classes)
+    return {
+        "accuracy": multiclass_accuracy(logits, target, num_classes, average="micro").item(),
+        "macro_f1": multiclass_f1_score(logits, target, num_classes, average="macro").item(),
+        "weighted_f1": multiclass_f1_score(logits, target, num_classes, average="weighted").item(),
+        "map": mean_ap.item(),
+    }
