@@ -17,7 +17,6 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from torch import nn
 
 from common.data.audio import Spectrogram
 from common.data.audiovisual import MadeUpClips, frames_source, wav_source
+from common.data.feed import add_feed_arguments, feed
 from common.data.frames import Frames
 from common.data.generate import generated_folder
 from common.data.layout import Folders, Layout
 from common.data.lists import Row
-from common.data.media import Reader, SampleDataset
+from common.data.media import Reader
 from common.data.prepare import prepare_parser, verify
 from common.data.splits import Split, hold_out, listed_split, random_split, speaker_split
 from common.data.video import VideoJob, find_videos, prepare_videos
@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram")
     add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram")
     add("--fusion", choices=FUSIONS)
+    add_feed_arguments(parser)
 
 
 def load(args: argparse.Namespace) -> Data:
@@ -83,7 +84,7 @@ def load(args: argparse.Namespace) -> Data:
         frames_source(folders.frames, Frames(args.frames, args.image_size)),
     )
     parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
-    dataset = partial(SampleDataset, sources=sources, seed=args.seed)
+    dataset = feed(args, root, parts, sources)
     return Data(
         train=dataset(parts.train, training=True),
         val=dataset(parts.val, training=False),

@@ -47,12 +47,13 @@ def of_epoch(method: Method, run: Run, data: EpochData, quantity: str, measure: 
 
 def accuracy(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return how often the largest of the logits (B, C, ...) is that of the target, and of how many elements."""
-    target = batch.target.argmax(1) if batch.target.is_floating_point() else batch.target
+    has_probabilities = batch.target.is_floating_point() and logits.shape[1] > 1
+    target = batch.target.argmax(1) if has_probabilities else batch.target
     predicted = logits.argmax(1)
-    if predicted.shape != target.shape:
+    if predicted.shape != target.shape or target.is_floating_point():
         raise ConfigError(
             f"Accuracy should be that of classes: target {tuple(predicted.shape)} for logits {tuple(logits.shape)}. "
-            f"Found target {tuple(target.shape)}: for other tasks pass numbers, larger for better, "
+            f"Found target {tuple(target.shape)} of {target.dtype}: for other tasks pass numbers, larger for better, "
             "`opt.end_epoch(metrics={'accuracy': {...}})`."
         )
     counts = target != getattr(batch.run.loss_fn, "ignore_index", -100)

@@ -6,6 +6,7 @@ Deviations of the authors' code from the paper, and which side each option takes
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -13,8 +14,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from modbalance import Batch, Method, Step, WindowedMethod, gradients, hookimpl, option
+from modbalance import Batch, Method, ModbalanceWarning, Run, Step, WindowedMethod, gradients, hookimpl, option
 from modbalance.method import ge, gt, integer, one_of, optional
+from modbalance.notices import depth_of_caller
 
 ParamFilter = str | Callable[[str, Tensor], bool]
 SELECTS: dict[str, Callable[[int], bool]] = {
@@ -50,6 +52,19 @@ class OGM(WindowedMethod):
         if callable(self.param_filter):
             return bool(self.param_filter(name, parameter))
         return SELECTS[self.param_filter](parameter.dim())
+
+    @hookimpl
+    def modbalance_setup(self, run: Run) -> None:
+        """Warn of encoders of which nothing is modulated, such as a transformer's without convolutions."""
+        for modality in run.modalities:
+            named = run.topology.listed(modality)
+            if named and not any(self.modulates(*each) for each in named):
+                warnings.warn(
+                    f"`param_filter={self.param_filter!r}` of method `{self.name}` selects no parameter of the encoder "
+                    f"of {modality!r}, whose gradients therefore stay as they are. Pass param_filter='all'.",
+                    ModbalanceWarning,
+                    stacklevel=depth_of_caller(),
+                )
 
     @hookimpl
     def modbalance_observe(self, batch: Batch) -> dict[str, Tensor]:

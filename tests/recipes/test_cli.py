@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.comparison import compare
 from common.report.curves import Picture
 from common.training import main
 from common.training.trainer import Trainer
@@ -30,15 +31,27 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_pictures(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out, but for `both`, what takes most of the time and has its own tests."""
-    monkeypatch.setattr(Picture, "save", lambda picture, path: None)
+    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
 
 
 def test_a_comparison_leaves_all_its_files(both: Path) -> None:
     for method in ("none", "ogm_ge"):
         names = {path.name for path in (both / method).iterdir()}
-        assert names == {"best.pt", "last.pt", "config.json", "metrics.csv", "result.json", "curves.png", "events"}
+        assert names == {
+            "best.pt",
+            "last.pt",
+            "config.json",
+            "metrics.csv",
+            "result.json",
+            "curves.png",
+            "curves.pdf",
+            "events",
+        }
         assert list((both / method / "events").glob("events.out.tfevents.*"))
-    assert {path.name for path in both.glob("comparison.*")} == {"comparison.md", "comparison.csv", "comparison.png"}
+    written = {path.name for path in both.iterdir() if path.is_file()}
+    tables = {"comparison.md", "comparison.tex", "comparison.csv"}
+    assert written == tables | {"comparison.png", "comparison.pdf", "scores.png", "scores.pdf", "report.html", ".lock"}
 
 
 def test_config_tells_every_setting_and_the_versions(both: Path) -> None:

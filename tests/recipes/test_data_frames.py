@@ -40,7 +40,10 @@ def test_evaluation_takes_the_resized_centre_frames(tmp_path: Path, count: int, 
     visual = Frames(count, size=24)(files)
     expected = torch.stack([reference(files[index], 24) for index in picked], dim=1)
     assert visual.shape == (3, count, 24, 24)
-    torch.testing.assert_close(visual, expected, atol=1e-6, rtol=0)
+    levels = (visual - expected) * torch.tensor([0.229, 0.224, 0.225])[:, None, None, None] * 255
+    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+    assert levels.abs().max() < 1.5  # one level: torch and Pillow round their weights differently
+    assert levels.abs().mean() < 0.3
 
 
 def test_one_frame_serves_three_segments(tmp_path: Path) -> None:

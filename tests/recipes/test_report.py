@@ -12,8 +12,10 @@ from rich.console import Console
 from common.errors import RecipeError
 from common.report.curves import Picture
 from common.report.folder import RunFolder
-from common.report.live import LiveView, make_view
-from common.report.results import Caption, Result, write_comparison
+from common.report.live import LiveView
+from common.report.results import Caption, Result
+from common.report.summary import summarize
+from common.report.tables import write_tables
 from common.report.view import Columns, PlainView, duration
 from common.training.tasks import classification
 
@@ -24,13 +26,14 @@ COLUMNS = Columns(("audio", "visual"), "val", TASK)
 
 def _row(epoch: int, **coefficients: float) -> dict[str, float]:
     scores = {"val_accuracy": 0.5 + epoch / 10, "val_accuracy_audio": 0.4, "val_accuracy_visual": 0.3, "val_loss": 1.0}
-    return {"epoch": epoch, "train_loss": 1 / epoch, "seconds": 8.4, **scores, **coefficients}
+    work = {"seconds": 8.4, "steps": 4, "waiting": 2.1, "encoder_passes": 2.0}
+    return {"epoch": epoch, "train_loss": 1 / epoch, **work, **scores, **coefficients}
 
 
 def _result(method: str) -> Result:
     names = ["accuracy", "macro_f1", "weighted_f1", "map", "accuracy_audio", "accuracy_visual"]
     test = {f"test_{name}": value for name, value in zip(names, [0.5, 0.25, 0.3, 0.75, 1.0, 0.0], strict=True)}
-    return Result(method, _row(2), test, [_row(1), _row(2)])
+    return Result(method, 0, _row(2), test, [_row(1), _row(2)])
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.44, "8.4 s"), (125, "2:05"), (3725.2, "1:02:05")])
@@ -53,7 +56,7 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_settings_compare_as_json_does(tmp_path: Path) -> None:
-    RunFolder(tmp_path, "tiny", {"pair": (1, 2)}).claim({}, overwrite=False)
+    RunFolder(tmp_path, "tiny", {"pair": (1, 2)}).claim({})
     RunFolder(tmp_path, "tiny", {"pair": [1, 2]}).check(resume=True, overwrite=False)
 
 
@@ -64,20 +67,23 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
 
 
 def test_comparison_in_markdown(tmp_path: Path) -> None:
-    write_comparison(tmp_path, [_result("none"), _result("ogm_ge")], ("audio", "visual"), CAPTION)
+    outcomes = [_result("none"), _result("ogm_ge")]
+    write_tables(tmp_path, summarize(outcomes, ("audio", "visual"), CAPTION), outcomes)
     lines = (tmp_path / "comparison.md").read_text().splitlines()
     assert "GENERATED DATA" in lines[2]
-    assert lines[-2] == "| none | 50.0% | 25.0% | 30.0% | 75.0% | 100.0% | 0.0% | 2 | 8.4 s |"
+    assert lines[-2] == "| none | 50.0% | 25.0% | 30.0% | 75.0% | 100.0% | 0.0% | 2 | 2.1 s | 2.00 | - |"
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_pictures_are_drawn_with_and_without_coefficients(epochs: int, tmp_path: Path) -> None:
     numbers = range(1, epochs + 1)
     histories = {
-        "none": [_row(epoch) for epoch in numbers],
-        "ogm_ge": [_row(epoch, coefficient_audio=0.5, coefficient_visual=1.0) for epoch in numbers],
+        "none": [[_row(epoch) for epoch in numbers]],
+        "ogm_ge": 2 * [[_row(epoch, coefficient_audio=0.5, coefficient_visual=1.0) for epoch in numbers]],
     }
-    Picture(histories, ("audio", "visual"), CAPTION).save(tmp_path / "curves.png")
+    files = Picture(histories, ("audio", "visual"), CAPTION).save(tmp_path / "curves.png")
+    assert files == [tmp_path / "curves.png", tmp_path / "curves.pdf"]
+    assert files[1].read_bytes().startswith(b"%PDF")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > picture.height > 500
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
@@ -87,11 +93,6 @@ def test_columns_show_a_dash_without_coefficient() -> None:
     assert COLUMNS.header() == ["epoch", "loss", "val fused", "val audio", "val visual", "k audio", "k visual", "time"]
     cells = COLUMNS.cells(_row(1, coefficient_audio=0.25))
     assert cells == ["1", "1.0000", "60.0%", "40.0%", "30.0%", "0.250", "-", "8.4 s"]
-
-
-def test_the_view_fits_the_console() -> None:
-    assert isinstance(make_view(Console(file=io.StringIO()), COLUMNS), PlainView)
-    assert isinstance(make_view(Console(file=io.StringIO(), force_terminal=True), COLUMNS), LiveView)
 
 
 def test_live_view_shows_progress_and_epochs() -> None:

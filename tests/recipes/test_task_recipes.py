@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.comparison import compare
 from common.report.curves import Picture
 from common.training import Data, Recipe, main
 from common.training.tasks import CollectingMeter, Metric, Task
@@ -25,7 +26,8 @@ ERROR = Metric("mae", "MAE", percent=False, higher_is_better=False)
 @pytest.fixture(autouse=True)
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "pictures" not in request.keywords:
-        monkeypatch.setattr(Picture, "save", lambda picture, path: None)
+        monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+        monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
 
 
 def with_data(**changes: Any) -> Recipe:
@@ -135,7 +137,7 @@ def test_the_last_batch_may_be_left_out(
 ) -> None:
     seen: list[int] = []
     task = attrs.evolve(
-        tiny_recipe.load(argparse.Namespace(bad=False, delay=0.0, data_root=None)).task,
+        tiny_recipe.load(argparse.Namespace(bad=False, delay=0.0, data_root=None, seed=0, bad_seed=-1)).task,
         meter=lambda: CollectingMeter(lambda logits, target: count(logits, seen)),
     )
     recipe = with_data(task=task, test=TinyDataset(11), val=TinyDataset(11))
@@ -150,7 +152,7 @@ def count(logits: Tensor, seen: list[int]) -> dict[str, float]:
 
 
 def test_a_penalty_changes_what_is_trained(tmp_path: Path) -> None:
-    def penalty(model: nn.Module) -> Tensor:
+    def penalty(model: nn.Module, target: Tensor) -> Tensor:
         total: Tensor = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
         return 0.1 * total
 

@@ -29,7 +29,7 @@ def _trainer(folder: Path, *flags: str, method: str = "none", **options: object)
     args = resolve(build_parser(RECIPE).parse_args(["--device", "cpu", *flags]), RECIPE)
     job = build_job(RECIPE, args, RECIPE.load(args), set_up(args), method, options)
     run_folder = RunFolder(folder, "tiny", {})
-    run_folder.claim({}, overwrite=False)
+    run_folder.claim({})
     return Trainer(job, run_folder, PlainView(Console(quiet=True), Columns(job.modalities, "val", job.task)))
 
 

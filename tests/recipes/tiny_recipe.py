@@ -41,6 +41,11 @@ class TinyDataset(Dataset[tuple[Tensor, Tensor, int]]):
         return audio, visual, label
 
 
+class BadDataset(TinyDataset):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
+        raise ValueError("the seed is bad")
+
+
 class TinyEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -75,6 +80,7 @@ class TinyNet(nn.Module):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", type=float, help="seconds to load a sample")
+    parser.add_argument("--bad-seed", type=int, help="seed with which loading a sample fails")
     parser.add_argument("--bad", action=argparse.BooleanOptionalAction, help="let the data be unreadable")
 
 
@@ -82,7 +88,7 @@ def load(args: argparse.Namespace) -> Data:
     if args.bad:
         raise RecipeError("Expected wav files in nowhere. Found none. Fix: --data-root DIR")
     return Data(
-        train=TinyDataset(22, args.delay),
+        train=BadDataset(22) if args.seed == args.bad_seed else TinyDataset(22, args.delay),
         val=TinyDataset(12),
         test=TinyDataset(12),
         classes=CLASSES,
@@ -105,7 +111,7 @@ RECIPE = Recipe(
     name="tiny",
     title="Tiny: three constants",
     add_arguments=add_arguments,
-    defaults={"epochs": 9, "batch_size": 4, "lr": 0.05, "delay": 0.0, "bad": False},
+    defaults={"epochs": 9, "batch_size": 4, "lr": 0.05, "delay": 0.0, "bad": False, "bad_seed": -1},
     generated_defaults={"epochs": 3, "log_every": 2},
     method_options={"ogm_ge": {"alpha": 0.8}},
     load=load,

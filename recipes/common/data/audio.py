@@ -1,16 +1,82 @@
-"""From a wav file to a log-magnitude spectrogram."""
+"""From a wav file, or from a spectrogram that is stored, to the audio tensor of a sample.
 
-import math
+Every front end is called with a path, and with a seed in training, and gives float32 of shape (1, ., .).
+"""
+
+import argparse
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import attrs
+import numpy as np
 import torch
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, in_
 from torch import Tensor
 
+from common.data.pickles import load_pickle
+from common.data.seeding import derived_seed
 from common.errors import RecipeError, require
+
+FRONT_ENDS = ("stft22k", "stft16k", "fbank", "stored")
+CROPS = ("centre", "random")
+AUDIO_DEFAULTS: dict[str, Any] = dict.fromkeys(
+    ("audio_rate", "audio_seconds", "n_fft", "hop", "mel_bins", "fbank_frames")
+) | {"crop": "centre"}
+"""Values of the flags of `add_audio_arguments`, besides --audio-frontend; None is what the front end has."""
+
+
+# What NumPy and torch raise when they read torn bytes as an array.
+DAMAGED = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
+    *(pickle.UnpicklingError, struct.error),
+)
+
+
+class FrontEnd(Protocol):
+    """Reads one kind of file as one kind of tensor."""
+
+    endings: ClassVar[tuple[str, ...]]
+    what: ClassVar[str]
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return float32 of shape (1, ., .); a seed decides what is random in training, None evaluates."""
+
+    def check(self, path: Path) -> object:
+        """Decode the file; raise a RecipeError if that fails."""
+
+
+def add_audio_arguments(add: Callable[..., Any]) -> None:
+    """Add the flags that choose and set up a front end.
+
+    Args:
+        add: `add_argument` of a parser or group.
+    """
+    add("--audio-frontend", choices=FRONT_ENDS, help="stored: spectrograms in npy, pkl or pt files instead of wav")
+    add("--audio-rate", type=int, metavar="HZ", help="default: 22,050 (stft22k) or 16,000")
+    add("--audio-seconds", type=float, metavar="S", help="stft22k: length, default 3; stft16k: window of twice that, 5")
+    add("--n-fft", type=int, metavar="SAMPLES", help="window of the spectrogram; default: 512 (stft22k) or 256")
+    add("--hop", type=int, metavar="SAMPLES", help="step of the spectrogram; default: 353 (stft22k) or 128")
+    add("--mel-bins", type=int, metavar="N", help="fbank: frequency bands, default 128")
+    add("--fbank-frames", type=int, metavar="N", help="fbank: length in steps of 10 ms, default 1024")
+    add("--crop", choices=CROPS, help="stft16k: which window is evaluated; training always takes a random one")
+
+
+def front_end(args: argparse.Namespace) -> FrontEnd:
+    """Return the front end that the flags of `add_audio_arguments` describe."""
+    if args.audio_frontend == "stored":
+        return StoredSpectrogram()
+    if args.audio_frontend == "fbank":
+        return Fbank(**_given(rate=args.audio_rate, bins=args.mel_bins, frames=args.fbank_frames))
+    stft = _given(rate=args.audio_rate, seconds=args.audio_seconds, n_fft=args.n_fft, hop=args.hop)
+    if args.audio_frontend == "stft22k":
+        return Spectrogram(**stft)
+    return WindowSpectrogram(**stft, crop=args.crop, seed=args.seed)
 
 
 def read_waveform(path: Path, rate: int | None = None) -> Tensor:
@@ -37,6 +103,27 @@ def read_waveform(path: Path, rate: int | None = None) -> Tensor:
     return waveform if rate in (None, source_rate) else _resampler(source_rate, rate)(waveform)
 
 
+def read_samples(path: Path, rate: int) -> Tensor:
+    """Read a sound file as `read_waveform` does, in as few bytes as lose nothing.
+
+    Returns:
+        The waveform of shape (samples,): int16, to be divided by 32,768, if the file holds mono 16-bit samples at
+        `rate`; float32 otherwise.
+    """
+    soundfile = require("soundfile")
+    with suppress(soundfile.SoundFileError, OSError):  # `read_waveform` says what is wrong
+        kind = soundfile.info(path)
+        if (kind.subtype, kind.channels, kind.samplerate) == ("PCM_16", 1, rate) and kind.frames > 0:
+            return torch.from_numpy(soundfile.read(path, dtype="int16")[0])
+    return read_waveform(path, rate)
+
+
+def repeated(waveform: Tensor, size: int) -> Tensor:
+    """Return a waveform (n,) of any length > 0 repeated, and cut, to (size,)."""
+    times, rest = divmod(size, len(waveform))
+    return waveform[:size] if times == 0 else torch.cat([waveform] * times + [waveform[:rest]])
+
+
 @attrs.frozen
 class Spectrogram:
     """Reads a wav file as a log-magnitude spectrogram.
@@ -52,6 +139,8 @@ class Spectrogram:
         hop: Step between windows in samples; gives round(rate * seconds) // hop + 1 columns.
     """
 
+    endings: ClassVar[tuple[str, ...]] = (".wav",)
+    what: ClassVar[str] = "wav file"
     rate: int = attrs.field(default=22_050, validator=gt(0))
     seconds: float = attrs.field(default=3.0, validator=gt(0))
     n_fft: int = attrs.field(default=512, validator=ge(2))
@@ -69,17 +158,213 @@ class Spectrogram:
         """Length of the waveform that is transformed, in samples."""
         return round(self.rate * self.seconds)
 
-    def __call__(self, path: Path) -> Tensor:
-        """Return the spectrogram of a file, float32 of shape (1, n_fft // 2 + 1, columns)."""
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram of a file, float32 of shape (1, n_fft // 2 + 1, columns); nothing is random."""
         return self.transform(read_waveform(path, self.rate))
+
+    def check(self, path: Path) -> Tensor:
+        """Decode a file."""
+        return read_waveform(path)
 
     def transform(self, waveform: Tensor) -> Tensor:
         """Return the spectrogram of a waveform of shape (samples,) of any length > 0."""
-        repeats = math.ceil(self.samples / len(waveform))
-        signal = waveform.repeat(repeats)[: self.samples].clamp(-1, 1)
-        window = torch.hann_window(self.n_fft)
-        spectrum = torch.stft(signal, self.n_fft, self.hop, window=window, pad_mode="reflect", return_complex=True)
-        return torch.log(spectrum.abs() + 1e-7).unsqueeze(0)
+        return self.of_batch(repeated(waveform, self.samples)[None])[0].contiguous()
+
+    def cut(self, waveform: Tensor, path: Path, seed: int | None) -> Tensor:
+        """Return what is transformed of a waveform (n,) of any number format: (samples,)."""
+        return repeated(waveform, self.samples)
+
+    def of_batch(self, waveforms: Tensor) -> Tensor:
+        """Return the spectrograms of float32 waveforms (B, samples), on their device: (B, 1, n_fft // 2 + 1, columns).
+
+        That of a waveform does not depend on the others. In memory, columns come before rows.
+        """
+        window = _hann(self.n_fft, waveforms.device)
+        signals = waveforms.clamp(-1, 1)
+        spectra = torch.stft(signals, self.n_fft, self.hop, window=window, pad_mode="reflect", return_complex=True)
+        # `abs` takes five times longer, to care for numbers that overflow when squared; here are none.
+        magnitude = (spectra * spectra.conj()).real.sqrt()
+        return magnitude.add_(1e-7).log_().unsqueeze(1)
+
+
+@attrs.frozen
+class WindowSpectrogram:
+    """Reads a window of a wav file as a log-magnitude spectrogram.
+
+    The defaults give the (1, 129, 626) tensor of the OGM-GE code for VGGSound and of the DGL code for Kinetics-Sounds:
+    16,000 Hz mono, repeated to at least 10 s, 5 s out of the first 10 s, then as in `Spectrogram`. Training takes a
+    random window. Their code does so in testing too, drawn anew every time; here `crop="random"` draws one per file
+    name, so that an evaluation can be repeated.
+
+    Args:
+        rate: Sampling rate in Hz to which every file is resampled.
+        seconds: Length of the window; the waveform is repeated and cut to twice that.
+        n_fft: Window length of the Fourier transform in samples; gives n_fft // 2 + 1 rows.
+        hop: Step in samples; gives round(rate * seconds) // hop + 1 columns.
+        crop: Window in evaluation: "centre" or "random".
+        seed: Of the random windows in evaluation.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".wav",)
+    what: ClassVar[str] = "wav file"
+    rate: int = attrs.field(default=16_000, validator=gt(0))
+    seconds: float = attrs.field(default=5.0, validator=gt(0))
+    n_fft: int = attrs.field(default=256, validator=ge(2))
+    hop: int = attrs.field(default=128, validator=gt(0))
+    crop: str = attrs.field(default="centre", validator=in_(CROPS))
+    seed: int = 0
+    _spectrogram: Spectrogram = attrs.field(init=False)
+
+    @_spectrogram.default
+    def _spectrogram_of_the_window(self) -> Spectrogram:
+        return Spectrogram(self.rate, self.seconds, self.n_fft, self.hop)
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram of a window, float32 of shape (1, n_fft // 2 + 1, columns)."""
+        return self.of_batch(self.cut(read_waveform(path, self.rate), path, seed)[None])[0].contiguous()
+
+    def transform(self, waveform: Tensor, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram of a window, drawn by `seed` or in the centre, of a waveform (samples,)."""
+        return self.of_batch(self._window(waveform, seed)[None])[0].contiguous()
+
+    def of_batch(self, waveforms: Tensor) -> Tensor:
+        """Return the spectrograms of windows (B, samples), as `Spectrogram.of_batch`."""
+        return self._spectrogram.of_batch(waveforms)
+
+    def cut(self, waveform: Tensor, path: Path, seed: int | None) -> Tensor:
+        """Return what is transformed of a waveform (n,) of any number format: (samples,)."""
+        if seed is None and self.crop == "random":
+            seed = derived_seed(self.seed, zlib.crc32(path.name.encode()))
+        return self._window(waveform, seed)
+
+    def _window(self, waveform: Tensor, seed: int | None) -> Tensor:
+        size = self._spectrogram.samples
+        tiled = repeated(waveform, 2 * size)
+        start = size // 2
+        if seed is not None:
+            generator = torch.Generator().manual_seed(derived_seed(seed, 1))  # other numbers than the frames draw
+            start = int(torch.randint(size + 1, (), generator=generator))
+        return tiled[start : start + size]
+
+    def check(self, path: Path) -> Tensor:
+        """Decode a file."""
+        return read_waveform(path)
+
+
+@attrs.frozen
+class Fbank:
+    """Reads a wav file as log-mel energies, as Kaldi computes them.
+
+    The defaults give the (1, 1024, 128) tensor of the OGM-GE and BalanceBenchmark code for Kinetics-Sounds: 16,000 Hz,
+    minus its mean, windows of 25 ms (Hanning) every 10 ms, 128 bands, no dither; zeros are appended or the end is cut,
+    then mean and standard deviation of AudioSet are applied as in the AST paper (Gong et al., 2021), (x - mean) /
+    (2 std). Their code takes the first channel of a stereo file and the file's own rate.
+
+    Args:
+        rate: Sampling rate in Hz to which every file is resampled.
+        bins: Frequency bands; columns of the result.
+        frames: Rows of the result.
+        mean: Of the log energies.
+        std: Of the log energies.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".wav",)
+    what: ClassVar[str] = "wav file"
+    rate: int = attrs.field(default=16_000, validator=gt(0))
+    bins: int = attrs.field(default=128, validator=gt(3))
+    frames: int = attrs.field(default=1024, validator=gt(0))
+    mean: float = -4.503877
+    std: float = attrs.field(default=5.141276, validator=gt(0))
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return the energies of a file, float32 of shape (1, frames, bins); nothing is random.
+
+        Raises:
+            RecipeError: If the file is unreadable or shorter than one window.
+        """
+        waveform = read_waveform(path, self.rate)
+        if len(waveform) < self._window:
+            raise _unreadable(path, f"it holds {len(waveform)} samples, less than 25 ms")
+        return self.transform(waveform)
+
+    def transform(self, waveform: Tensor) -> Tensor:
+        """Return the energies of a waveform of shape (samples,), of at least 25 ms."""
+        energies = require("torchaudio.compliance.kaldi").fbank(
+            (waveform - waveform.mean()).unsqueeze(0),
+            htk_compat=True,
+            sample_frequency=self.rate,
+            use_energy=False,
+            window_type="hanning",
+            num_mel_bins=self.bins,
+            dither=0.0,
+            frame_length=25.0,
+            frame_shift=10.0,
+        )
+        padded = torch.zeros(self.frames, self.bins)
+        kept = energies[: self.frames]
+        padded[: len(kept)] = kept
+        return ((padded - self.mean) / (2 * self.std)).unsqueeze(0)
+
+    def check(self, path: Path) -> Tensor:
+        """Decode a file."""
+        return self(path)
+
+    @property
+    def _window(self) -> int:
+        return int(self.rate * 0.025)
+
+
+@attrs.frozen
+class StoredSpectrogram:
+    """Reads a spectrogram that other code has computed: a matrix in a npy, pkl or pt file, taken as it is.
+
+    Such files are made by the OGM-GE code for Kinetics-Sounds and read by the BalanceBenchmark, PMR and Re-learning
+    code. A pickle may hold arrays and plain containers only, and a pt file tensors: neither can run code.
+
+    Args:
+        shape: Shape of all of them; None accepts any.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".npy", ".pkl", ".pt")
+    what: ClassVar[str] = "stored spectrogram"
+    shape: tuple[int, int] | None = None
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return the matrix, float32 of shape (1, rows, columns); nothing is random.
+
+        Raises:
+            RecipeError: If the file is unreadable or does not hold one finite matrix of the right shape.
+        """
+        try:
+            matrix = torch.as_tensor(_load(path), dtype=torch.float32)
+        except DAMAGED as error:
+            raise _unreadable(path, str(error).partition("\n")[0], self.what) from error
+        if matrix.ndim == 3 and len(matrix) == 1:
+            matrix = matrix[0]
+        if matrix.ndim != 2 or 0 in matrix.shape:
+            raise _unreadable(path, f"it holds an array of shape {tuple(matrix.shape)}, not a matrix", self.what)
+        if not torch.isfinite(matrix).all():
+            raise _unreadable(path, "it holds numbers that are not finite", self.what)
+        if self.shape is not None and tuple(matrix.shape) != self.shape:
+            raise RecipeError(
+                f"Expected spectrograms of one shape, {self.shape} like the first. Found {tuple(matrix.shape)} "
+                f"in {path}. Fix: make all of them anew with one length, or leave this one out with --skip-bad."
+            )
+        return matrix.unsqueeze(0)
+
+    def check(self, path: Path) -> Tensor:
+        """Decode a file."""
+        return self(path)
+
+    def as_in(self, path: Path) -> "StoredSpectrogram":
+        """Return a front end that accepts the shape of this file only, so that samples can be stacked."""
+        _, rows, columns = self(path).shape
+        return StoredSpectrogram((rows, columns))
+
+
+@cache
+def _hann(size: int, device: torch.device) -> Tensor:
+    return torch.hann_window(size, device=device)
 
 
 @cache
@@ -96,7 +381,19 @@ def _resampler(source: int, target: int) -> Any:
     )
 
 
-def _unreadable(path: Path, reason: str) -> RecipeError:
+def _load(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".pkl":
+        return np.asarray(load_pickle(path), dtype=np.float32)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _unreadable(path: Path, reason: str, what: str = "wav file") -> RecipeError:
     return RecipeError(
-        f"Expected a readable wav file. Found {path}: {reason}. Fix: restore the file, or leave it out with --skip-bad."
+        f"Expected a readable {what}. Found {path}: {reason}. Fix: restore the file, or leave it out with --skip-bad."
     )

@@ -7,6 +7,7 @@ several folders once and find clips by a key of their names, for datasets that p
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,8 @@ import attrs
 import numpy as np
 from torch import Tensor
 
-from common.data.audio import FrontEnd, StoredSpectrogram, read_waveform
+from common.data.audio import FrontEnd, Spectrogram, StoredSpectrogram, read_waveform
+from common.data.compact import CompactFrames, compact_sound
 from common.data.frames import FRAME_NAME, Frames, frame_files, read_image, segments
 from common.data.lists import Row
 from common.data.media import Source
@@ -30,12 +32,15 @@ HDF5_FRAMES = "video"
 
 def wav_source(folder: Path, read: Callable[[Path], Tensor]) -> Source:
     """Return the source of `folder/<name>.wav`; `read` turns the file into a tensor."""
-    return Source("audio", "wav file", str(folder), partial(_find_wav, folder), partial(_read, read), read_waveform)
+    compact = partial(compact_sound, read) if isinstance(read, Spectrogram) else None
+    find, read_it = partial(_find_wav, folder), partial(_read, read)
+    return Source("audio", "wav file", str(folder), find, read_it, read_waveform, compact)
 
 
 def frames_source(folder: Path, frames: Frames, modality: str = "visual") -> Source:
     """Return the source of the numbered jpg files in `folder/<name>/`."""
-    return Source(modality, "frames", str(folder), partial(_find_frames, folder), frames, _check_images)
+    find, compact = partial(_find_frames, folder), partial(compact_frames, frames, "segments")
+    return Source(modality, "frames", str(folder), find, frames, _check_images, compact)
 
 
 def existing(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
@@ -49,13 +54,22 @@ def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str]
 
     Args:
         folders: Where they are; of two files with the same key the first one counts.
-        read: Front end; its endings tell which files count. Stored spectrograms must have one shape, that of the first.
+        read: Front end; its endings tell which files count. Stored spectrograms must have the shape of the first one.
         key: What the names of a clip in the list and on disk have in common.
     """
     files = index_files(folders, read.endings, key)
-    if isinstance(read, StoredSpectrogram) and read.shape is None and files:
-        read = read.as_in(files[min(files)])
-    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check)
+    if isinstance(read, StoredSpectrogram) and read.shape is None:
+        read = _of_one_shape(read, files)
+    compact = partial(compact_sound, read)
+    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, compact)
+
+
+def _of_one_shape(read: StoredSpectrogram, files: Mapping[str, Path]) -> StoredSpectrogram:
+    for name in sorted(files):
+        # A damaged file is reported when it is read or checked, as --skip-bad decides.
+        with suppress(RecipeError):
+            return read.as_in(files[name])
+    return read
 
 
 def clip_frames_source(
@@ -73,7 +87,8 @@ def clip_frames_source(
     entries = index_files(folders, ("", HDF5_ENDING), key)
     find = partial(_find_clip_frames, Indexed(entries, key))
     read = partial(_read_clip_frames, frames, choice)
-    return Source("visual", "frames", listed(folders), find, read, _check_clip_frames)
+    compact = partial(_compact_clip_frames, frames, choice)
+    return Source("visual", "frames", listed(folders), find, read, _check_clip_frames, compact)
 
 
 def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[str], str] = str) -> dict[str, Path]:
@@ -166,6 +181,34 @@ def choose(files: Sequence[Path], count: int, choice: str) -> Sequence[Path]:
 
 def _check_clip_frames(path: Path) -> None:
     _check_images(_clip_frames(path))
+
+
+def _compact_clip_frames(frames: Frames, choice: str, short_side: int) -> CompactFrames:
+    pictures = partial(_chosen_clip_frames, frames.count, choice)
+    return CompactFrames(frames, short_side, _clip_files, pictures, kept_frames(frames.count, choice))
+
+
+def _chosen_clip_frames(count: int, choice: str, path: Path) -> Sequence[Path]:
+    return choose(_clip_frames(path), count, choice)
+
+
+def _clip_files(path: Path) -> tuple[Path, ...]:
+    return (path,) if path.suffix == HDF5_ENDING else frame_files(path)
+
+
+def compact_frames(frames: Frames, choice: str, short_side: int) -> CompactFrames:
+    """Return how to keep the frames of media that are a tuple of files; `choice` as in `choose`."""
+    pictures = partial(_chosen, frames.count, choice)
+    return CompactFrames(frames, short_side, tuple, pictures, kept_frames(frames.count, choice))
+
+
+def kept_frames(count: int, choice: str) -> str:
+    """Say which frames of a clip are kept: those that `choose` gives."""
+    return "all of a clip" if choice == "segments" else f"{count} of a clip, {choice}"
+
+
+def _chosen(count: int, choice: str, files: Sequence[Path]) -> Sequence[Path]:
+    return choose(files, count, choice)
 
 
 def listed(folders: Sequence[Path], shown: int = 2) -> str:

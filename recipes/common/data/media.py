@@ -31,6 +31,9 @@ class Source:
         read: `read(media, seed=...)` gives the tensor. Seed None: as in evaluation, always the same; else as in
             training, a function of the seed.
         check: Decodes all of it; raises a RecipeError if that fails.
+        compact: From the length of the shorter side, in pixels, to which pictures may be scaled down, to the
+            `common.data.compact.Compact` that a cache keeps; None if it cannot be kept. It makes of the same media and
+            seed the tensors of `read`, but for that scaling.
     """
 
     modality: str
@@ -39,6 +42,7 @@ class Source:
     find: Callable[[Row], Any]
     read: Callable[..., Any]
     check: Callable[[Any], object]
+    compact: Callable[[int], Any] | None = None
 
 
 @attrs.frozen

@@ -286,7 +286,7 @@ def _run(
     items: Sequence[Item], make: Callable[[Item], object], root: Path, workers: int
 ) -> Iterator[dict[str, Any] | Failure]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
         futures = [pool.submit(_process, item, make, root) for item in items]
         try:
             for future in as_completed(futures):
@@ -300,7 +300,7 @@ def _run(
             pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """End this worker when its parent is killed (it would wait for work for ever), and quietly on Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

@@ -1,39 +1,58 @@
-"""Pictures of runs: scores and coefficients over epochs, one colour per method."""
+"""Pictures of runs: scores and coefficients over epochs, one colour per method; and the scores at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 
-from common.report.results import Caption
+from common.report.results import ONLY, Caption
+from common.report.summary import BASELINE, Summary
 from common.report.view import Row
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the baseline is grey.
-_BASELINE = "none"
 _GREY = "#6e6e6e"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8F6B00")
 _LINE_STYLES = ("-", "--", ":", "-.")
+_SUFFIXES = (".png", ".pdf")
+
+History = Sequence[Row]
+
+
+def colour(method: str, methods: Sequence[str]) -> str:
+    """Return the colour of a method among others."""
+    if method == BASELINE:
+        return _GREY
+    others = [name for name in methods if name != BASELINE]
+    return _COLOURS[others.index(method) % len(_COLOURS)]
 
 
 @attrs.frozen
 class Picture:
     """One figure: scores above (fused, then each modality alone), training loss and coefficients below.
 
+    Several runs of a method, one per seed, are drawn as their mean and the range between the extremes.
+
     Attributes:
-        histories: Rows per epoch, for each method.
+        histories: For each method, the rows per epoch of each of its runs.
         modalities: Names of the modalities.
         caption: What a reader must know.
     """
 
-    histories: Mapping[str, Sequence[Row]]
+    histories: Mapping[str, Sequence[History]]
     modalities: tuple[str, ...]
     caption: Caption
 
-    def save(self, path: Path) -> None:
-        """Draw into a PNG file."""
+    def save(self, path: Path) -> list[Path]:
+        """Draw into files beside ``path``, as PNG and as PDF; return them."""
+        return write_figure(self.figure(), path)
+
+    def figure(self) -> Any:
+        """Return the figure."""
         from matplotlib.figure import Figure
 
         columns = 1 + len(self.modalities)
@@ -41,70 +60,143 @@ class Picture:
         grid = figure.add_gridspec(2, columns, height_ratios=(3, 2))
         first = figure.add_subplot(grid[0, 0])
         panels = [first, *(figure.add_subplot(grid[0, i], sharey=first) for i in range(1, columns))]
-        self._draw_scores(panels)
-        self._draw_loss(figure.add_subplot(grid[1, 0]))
-        self._draw_coefficients(figure.add_subplot(grid[1, 1:]))
-        for axes in figure.axes:
+        panels += [figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1:])]
+        for draw, axes in zip(self._drawers(), panels, strict=True):
+            draw(axes)
             _tidy(axes, self._last_epoch())
         handles, labels = first.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        figure.suptitle(self._title(), fontsize=11)
-        figure.savefig(path)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+        figure.suptitle(title(self.caption), fontsize=11)
+        return figure
 
-    def _draw_scores(self, panels: Sequence[Any]) -> None:
+    def panels(self) -> list[Any]:
+        """Return every panel as a figure of its own, with its own legend."""
+        from matplotlib.figure import Figure
+
+        figures = []
+        for draw in self._drawers():
+            figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+            axes = figure.add_subplot()
+            draw(axes)
+            _tidy(axes, self._last_epoch())
+            if axes.get_legend_handles_labels()[1]:
+                axes.legend(frameon=False, fontsize=8, ncols=2)
+            figures.append(figure)
+        return figures
+
+    def _drawers(self) -> list[Callable[[Any], None]]:
+        scores = [partial(self._draw_scores, modality) for modality in (None, *self.modalities)]
+        return [*scores, self._draw_loss, self._draw_coefficients]
+
+    def _draw_scores(self, modality: str | None, axes: Any) -> None:
         split, task = self.caption.select, self.caption.task
         metric = task.headline
         scale = 100 if metric.percent else 1
-        suffixes = ["", *(f"_{name}" for name in self.modalities)]
-        titles = ["all modalities", *(f"{name} alone" for name in self.modalities)]
-        for axes, suffix, title in zip(panels, suffixes, titles, strict=True):
-            for method, rows in self.histories.items():
-                values = [scale * row[f"{split}_{metric.key}{suffix}"] for row in rows]
-                axes.plot(_epochs(rows), values, color=self._colour(method), label=method, linewidth=2)
-            if task.chance is not None:
-                axes.axhline(scale * task.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
-            axes.set_title(title, fontsize=10)
-            if metric.percent:
-                axes.set_ylim(0, 102)
+        key = f"{split}_{metric.key}" + ("" if modality is None else f"_{modality}")
+        for method in self.histories:
+            if modality is None or not method.startswith(ONLY):
+                self._draw(axes, method, _scaled(key, scale), label=method)
+        if task.chance is not None:
+            axes.axhline(scale * task.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
+        axes.set_title("all modalities" if modality is None else f"{modality} alone", fontsize=10)
+        if metric.percent:
+            axes.set_ylim(0, 102)
         unit = " (%)" if metric.percent else ""
-        panels[0].set_ylabel(f"{'test' if split == 'test' else 'validation'} {metric.title}{unit}")
+        axes.set_ylabel(f"{'test' if split == 'test' else 'validation'} {metric.title}{unit}")
 
     def _draw_loss(self, axes: Any) -> None:
-        for method, rows in self.histories.items():
-            axes.plot(_epochs(rows), [row["train_loss"] for row in rows], color=self._colour(method), linewidth=2)
+        for method in self.histories:
+            self._draw(axes, method, lambda row: row["train_loss"])
         axes.set_title("training loss", fontsize=10)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
 
     def _draw_coefficients(self, axes: Any) -> None:
-        for method, rows in self.histories.items():
+        for method, runs in self.histories.items():
             for style, modality in zip(_LINE_STYLES, self.modalities, strict=False):
                 key = f"coefficient_{modality}"
-                seen = [row for row in rows if key in row]
-                if seen:
-                    label = f"{method}: {modality}"
-                    values = [row[key] for row in seen]
-                    axes.plot(_epochs(seen), values, style, color=self._colour(method), label=label, linewidth=2)
+                if any(key in row for run in runs for row in run):
+                    read = _reader(key)
+                    self._draw(axes, method, read, label=f"{method}: {modality}", style=style)
         axes.set_title("gradient coefficient per modality (mean over the epoch; 1 = untouched)", fontsize=10)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axes.set_ylim(0, max(1.1, axes.get_ylim()[1]))
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=8, ncols=2)
 
-    def _colour(self, method: str) -> str:
-        if method == _BASELINE:
-            return _GREY
-        others = [name for name in self.histories if name != _BASELINE]
-        return _COLOURS[others.index(method) % len(_COLOURS)]
+    def _draw(
+        self, axes: Any, method: str, read: Callable[[Row], float], label: str | None = None, style: str = "-"
+    ) -> None:
+        runs = self.histories[method]
+        length = min(len(run) for run in runs)
+        values = np.array([[read(row) for row in run[:length]] for run in runs], dtype=np.float64)
+        epochs = [row["epoch"] for row in runs[0][:length]]
+        own = colour(method, list(self.histories))
+        axes.plot(epochs, values.mean(0), style, color=own, label=label, linewidth=2)
+        if len(runs) > 1:
+            axes.fill_between(epochs, values.min(0), values.max(0), color=own, alpha=0.15, linewidth=0)
 
     def _last_epoch(self) -> float:
-        return max(rows[-1]["epoch"] for rows in self.histories.values())
-
-    def _title(self) -> str:
-        return self.caption.title + (" (generated data)" if self.caption.generated else "")
+        return max(run[-1]["epoch"] for runs in self.histories.values() for run in runs)
 
 
-def _epochs(rows: Sequence[Row]) -> list[float]:
-    return [row["epoch"] for row in rows]
+def score_figure(summary: Summary) -> Any:
+    """Return the test scores as bars: all modalities, then each alone; lines are the ceilings of single modalities."""
+    from matplotlib.figure import Figure
+
+    task = summary.caption.task
+    headline = summary.columns[0]
+    panels = summary.narrow_columns
+    lines = [line for line in summary.lines if line.results and not line.method.startswith(ONLY)]
+    ceilings = {line.method.removeprefix(ONLY): line for line in summary.lines if line.method.startswith(ONLY)}
+    figure = Figure(figsize=(3.6 * len(panels), 0.9 + 0.34 * max(len(lines), 3)), layout="constrained", dpi=130)
+    scale = 100 if task.headline.percent else 1
+    for number, column in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        _draw_bars(axes, summary, lines, column, scale)
+        modality = None if number == 0 else summary.modalities[number - 1]
+        ceiling = summary.spread(ceilings[modality], headline) if modality in ceilings else None
+        if ceiling is not None:
+            axes.axvline(scale * ceiling.mean, color="black", linewidth=1, linestyle="--")
+            axes.set_title(f"{modality} alone (dashed: trained alone)", fontsize=10)
+        else:
+            axes.set_title("all modalities" if modality is None else f"{modality} alone", fontsize=10)
+        axes.set_xlabel(f"test {task.headline.title}" + (" (%)" if task.headline.percent else ""), fontsize=9)
+    figure.suptitle(title(summary.caption), fontsize=11)
+    return figure
+
+
+def _draw_bars(axes: Any, summary: Summary, lines: Sequence[Any], column: Any, scale: float) -> None:
+    names = [line.method for line in summary.lines]
+    for position, line in enumerate(lines):
+        found = summary.spread(line, column)
+        if found is None:
+            continue
+        axes.barh(position, scale * found.mean, color=colour(line.method, names), alpha=0.85, height=0.7)
+        if found.std is not None:
+            axes.errorbar(scale * found.mean, position, xerr=scale * found.std, color="black", capsize=3, linewidth=1)
+    axes.set_yticks(range(len(lines)), [line.method for line in lines])
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def write_figure(figure: Any, path: Path) -> list[Path]:
+    """Write a figure as PNG and as PDF beside ``path``; return the files."""
+    paths = [path.with_suffix(suffix) for suffix in _SUFFIXES]
+    for file in paths:
+        # Dates would make two equal pictures differ.
+        figure.savefig(file, metadata={"CreationDate": None} if file.suffix == ".pdf" else None)
+    return paths
+
+
+def title(caption: Caption) -> str:
+    """Return the title of every picture."""
+    return caption.title + (" (generated data)" if caption.generated else "")
+
+
+def _reader(key: str) -> Callable[[Row], float]:
+    return lambda row: row.get(key, float("nan"))
 
 
 def _tidy(axes: Any, last_epoch: float) -> None:
@@ -114,3 +206,7 @@ def _tidy(axes: Any, last_epoch: float) -> None:
     axes.tick_params(labelsize=9)
     axes.set_xlim(min(1, last_epoch - 1), last_epoch)
     axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _scaled(key: str, scale: float) -> Callable[[Row], float]:
+    return lambda row: scale * row[key]

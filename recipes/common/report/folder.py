@@ -17,6 +17,8 @@ import attrs
 
 from common.errors import RecipeError
 
+LOCK = ".lock"
+LOG = "log.txt"
 _LIBRARIES = ("torch", "torchvision", "torchaudio", "torchmetrics", "modbalance")
 
 
@@ -64,38 +66,48 @@ class RunFolder:
         """Picture of the run."""
         return self.path / "curves.png"
 
-    def check(self, *, resume: bool, overwrite: bool) -> None:
+    def check(self, *, resume: bool, overwrite: bool, update: bool = False) -> bool:
         """Refuse a folder that this run must not touch. Changes nothing.
+
+        Returns:
+            Whether what is in the folder is to be thrown away.
 
         Raises:
             RecipeError: If the folder holds another run, or this one and nobody said what to do with it.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
+        if not self.path.exists() or all(path.name in (LOCK, LOG) for path in self.path.iterdir()):
+            return False
         config = self._read("config.json")
         if config is None:
             raise RecipeError(
                 f"Expected {self.path} to be empty or the folder of a run. Found files, but no config.json. "
                 "Fix: another `--output`."
             )
-        if overwrite:
-            return
         differences = self._differences(config)
+        if overwrite or (update and differences):
+            return True
         if differences:
             raise RecipeError(
                 f"{self.path} belongs to a run with other settings: {'; '.join(differences)}. "
-                "Fix: another `--output`, the old settings, or `--overwrite` to throw the old run away."
+                "Fix: another `--output`, the old settings, `--update` to train runs of other settings anew, or "
+                "`--overwrite` to train all anew."
             )
-        if not resume:
+        if not resume and not update:
             raise RecipeError(
                 f"{self.path} already holds this run. Fix: `--resume` to go on with it (a finished run is only shown), "
                 "or `--overwrite` to throw it away."
             )
+        return False
 
-    def claim(self, run_settings: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Make the folder that of this run, unfinished; ``overwrite`` throws away what an earlier run left in it."""
-        if overwrite and (self.path / "config.json").exists():
-            shutil.rmtree(self.path)
+    def clear(self) -> None:
+        """Throw away what a run left in the folder; ``config.json`` goes last, so that a kill leaves a run's folder."""
+        if not (self.path / "config.json").exists():
+            return
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == "config.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def claim(self, run_settings: Mapping[str, Any]) -> None:
+        """Make the folder that of this run, unfinished."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "result.json").unlink(missing_ok=True)
         config = {
@@ -118,6 +130,15 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Mark the run as finished."""
         self._write("result.json", json.dumps(result, indent=2))
+
+    def read_config(self) -> dict[str, Any] | None:
+        """Return what `claim` wrote: settings and versions."""
+        return self._read("config.json")
+
+    def write_log(self, text: str) -> None:
+        """Keep what a person may want to know of a failed run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write(LOG, text)
 
     def read_result(self) -> dict[str, Any] | None:
         """Return what `write_result` wrote, or None if the run is not finished."""

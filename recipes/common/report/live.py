@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from common.report.view import Columns, PlainView, Row, View
+from common.report.view import Columns, Row
 
 _EPOCHS_SHOWN = 12
 _SPEED_PERIOD = 600.0  # seconds: long enough to average over evaluations between the epochs
@@ -80,8 +80,3 @@ class LiveView:
         for row in self._rows[-_EPOCHS_SHOWN:]:
             table.add_row(*self._columns.cells(row), style="bold green" if row is best else "")
         return Group(table, self._progress)
-
-
-def make_view(console: Console, columns: Columns) -> View:
-    """Return the live view on a terminal, else plain lines."""
-    return LiveView(console, columns) if console.is_terminal else PlainView(console, columns)

@@ -80,9 +80,10 @@ def duration(seconds: float) -> str:
 class PlainView:
     """One aligned line per epoch, for logs and pipes."""
 
-    def __init__(self, console: Console, columns: Columns) -> None:
+    def __init__(self, console: Console, columns: Columns, name: str | None = None) -> None:
         self._console = console
         self._columns = columns
+        self._name = name
         self._widths = [max(len(title), 8) for title in columns.header()]
 
     def start(self, method: str, epochs: int, num_steps: int, step: int, history: Sequence[Row]) -> None:
@@ -90,7 +91,7 @@ class PlainView:
         self._epochs = epochs
         self._done_before = len(history)
         self._started = time.perf_counter()
-        self._print(f"\n{method}: {epochs} epochs of {num_steps} steps")
+        self._print(f"\n{self._name or method}: {epochs} epochs of {num_steps} steps")
         self._print(self._align([*self._columns.header(), "time left"]))
         for row in history:
             self._print(self._align(self._columns.cells(row)))

@@ -10,17 +10,22 @@ from pathlib import Path
 
 from rich.console import Console
 
+from common.comparison.children import COMMAND, run_one
+from common.comparison.compare import compare
+from common.comparison.sweep import COMMAND as SWEEP
+from common.comparison.sweep import add_sweep_arguments, sweep
 from common.errors import RecipeError, message
 from common.training import checkpoint
-from common.training.interrupt import Interrupted
+from common.training.flags import add_common_arguments
+from common.training.interrupt import INTERRUPTED, Interrupted
 from common.training.recipe import Recipe
-from common.training.run import compare, evaluate_checkpoint, open_session
-from common.training.settings import add_common_arguments, resolve
+from common.training.run import evaluate_checkpoint, open_session
+from common.training.settings import resolve
 from modbalance import ModbalanceError
 
 USER_ERROR = 2
-INTERRUPTED = 130
-_LOG_WIDTH = 120  # characters per line where nobody says how wide the paper is
+FAILED = 1
+_LOG_WIDTH = 160  # characters per line where nobody says how wide the paper is
 
 
 def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
@@ -31,12 +36,18 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; default: those of the process.
 
     Returns:
-        Exit code: 0, 2 after a user's error, 130 after an interruption.
+        Exit code: 0, 1 if runs failed, 2 after a user's error, 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in recipe.commands:
             return recipe.commands[arguments[0]](arguments[1:])
+        if arguments[:1] == [COMMAND]:
+            return run_one(recipe)
+        if arguments[:1] == [SWEEP]:
+            parser = build_parser(recipe)
+            add_sweep_arguments(parser)
+            return sweep(recipe, parser, arguments[1:], _console())
         return _train_or_evaluate(recipe, arguments)
     except RecipeError as error:
         return _fail(message(error))
@@ -48,7 +59,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
 
 def build_parser(recipe: Recipe) -> argparse.ArgumentParser:
     """Return the parser for training and evaluation."""
-    commands = f"Other commands: {', '.join(recipe.commands)} (each with --help)." if recipe.commands else None
+    commands = f"Other commands: {', '.join([*recipe.commands, SWEEP])} (each with --help)."
     parser = argparse.ArgumentParser(description=recipe.title, epilog=commands, allow_abbrev=False)
     add_common_arguments(parser, recipe)
     recipe.add_arguments(parser)
@@ -62,13 +73,13 @@ def _train_or_evaluate(recipe: Recipe, arguments: list[str]) -> int:
         _evaluate(recipe, given, console)
         return 0
     try:
-        compare(open_session(recipe, resolve(given, recipe), console))
+        summary = compare(recipe, resolve(given, recipe), console)
     except Interrupted:
-        kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
-        command = shlex.join(["python", sys.argv[0], *kept, "--resume"])
+        kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite", "--update")]
+        command = shlex.join(["python", sys.argv[0], *recipe.subcommand, *kept, "--resume"])
         console.print(f"Interrupted; the state is saved. To go on:\n  {command}", markup=False, soft_wrap=True)
         return INTERRUPTED
-    return 0
+    return FAILED if any(line.failures for line in summary.lines) else 0
 
 
 def _console() -> Console:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+INTERRUPTED = 130
+"""Exit status of a process that stopped on request."""
+
 
 class Interrupted(Exception):
     """Training stopped on request; everything needed to go on is on disk."""

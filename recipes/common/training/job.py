@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from common.errors import RecipeError
+from common.report.results import ONLY
 from common.training.evaluate import Evaluator
 from common.training.loaders import Loaders, batches_per_epoch, build_loaders
 from common.training.optimizers import Schedule, build_inner
 from common.training.precision import Precision
 from common.training.recipe import Data, Recipe
 from common.training.tasks import Task
+from common.training.work import EncoderCounter
 from modbalance import BalancedOptimizer
 
 
@@ -33,13 +35,14 @@ class Job:
         forward: What training calls: the model, compiled if the flags say so.
         optimizer: The inner optimizer, wrapped.
         criterion: The loss of the task, wrapped.
-        penalty: Added to the loss: a function of the model after its forward.
+        penalty: Added to the loss: a function of the model, after its forward, and the target.
         schedule: Changes the learning rate.
         scaler: Gradient scaler, inactive unless fp16.
         loaders: Training, validation and test batches.
         evaluator: Computes the scores.
         precision: Device and number format.
         classes: Class names.
+        counter: Counts what goes through the encoders.
     """
 
     method: str
@@ -48,13 +51,14 @@ class Job:
     forward: Callable[..., Tensor]
     optimizer: BalancedOptimizer
     criterion: Callable[[Tensor, Tensor], Tensor]
-    penalty: Callable[[nn.Module], Tensor] | None
+    penalty: Callable[[nn.Module, Tensor], Tensor] | None
     schedule: Schedule
     scaler: GradScaler
     loaders: Loaders
     evaluator: Evaluator
     precision: Precision
     classes: tuple[str, ...]
+    counter: EncoderCounter
 
     @property
     def task(self) -> Task:
@@ -76,8 +80,8 @@ def build_job(
     options: Mapping[str, Any],
 ) -> Job:
     """Build model, optimizer and loaders. Equal flags give equal weights, whatever the method."""
-    model = build_model(recipe, args, data, precision)
-    optimizer = build_optimizer(recipe, args, model, method, options)
+    model = build_model(recipe, args, data, precision, method)
+    optimizer = build_optimizer(recipe, args, model, balancing(method), options)
     # Methods may draw different amounts while they are set up; training starts from one state.
     torch.manual_seed(args.seed)
     loaders = build_loaders(args, data, precision)
@@ -96,13 +100,33 @@ def build_job(
         evaluator=build_evaluator(recipe, args, data, model, precision),
         precision=precision,
         classes=data.classes,
+        counter=EncoderCounter(model, recipe.balance(args)["modalities"]),
     )
 
 
-def build_model(recipe: Recipe, args: argparse.Namespace, data: Data, precision: Precision) -> nn.Module:
-    """Return a fresh model on its device, drawn from ``--seed``."""
+def balancing(method: str) -> str:
+    """Return the method to wrap the optimizer for: none for a run that trains a single modality."""
+    return "none" if method.startswith(ONLY) else method
+
+
+def keep_only(fusion: nn.Module, modalities: Sequence[str], kept: str) -> None:
+    """Let ``fusion`` see the features of one modality and zeros for all others, in training and evaluation."""
+
+    def zero_others(module: nn.Module, features: tuple[Any, ...]) -> tuple[Any, ...]:
+        pairs = zip(modalities, features, strict=True)
+        return tuple(feature if name == kept else torch.zeros_like(feature) for name, feature in pairs)
+
+    fusion.register_forward_pre_hook(zero_others)
+
+
+def build_model(
+    recipe: Recipe, args: argparse.Namespace, data: Data, precision: Precision, method: str = "none"
+) -> nn.Module:
+    """Return a fresh model on its device, drawn from ``--seed``; for ``only:<modality>`` it is blind to the others."""
     torch.manual_seed(args.seed)
     model = recipe.build_model(args, data).to(precision.device)
+    if method.startswith(ONLY):
+        keep_only(model.get_submodule(recipe.balance(args)["fusion"]), data.modalities, method.removeprefix(ONLY))
     if precision.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return model
@@ -143,5 +167,5 @@ def check_methods(
     if len(set(args.methods)) < len(args.methods):
         raise RecipeError(f"`--methods` should name each method once. Found {' '.join(args.methods)}.")
     model = build_model(recipe, args, data, precision)
-    for method in args.methods:
-        build_optimizer(recipe, args, model, method, options[method]).remove()
+    for method in options:
+        build_optimizer(recipe, args, model, balancing(method), options[method]).remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import attrs
 import torch
@@ -43,6 +44,8 @@ def set_up(args: argparse.Namespace) -> Precision:
         RecipeError: If the device is not there, or cannot do the number format.
     """
     device = _device(args.device)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     dtype = _DTYPES[args.amp]
     if dtype is torch.float16 and device.type != "cuda":
         raise RecipeError(f"`--amp fp16` needs a CUDA device. Found device `{device}`. Try: --amp bf16, or --amp off")
@@ -64,6 +67,28 @@ def _device(name: str) -> torch.device:
             f"`--device {name}` is not there: {torch.cuda.device_count()} CUDA devices found. Try: --device cpu"
         )
     return device
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin anew; the peak of a process cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device, is_alone: bool) -> float | None:
+    """Return the peak memory in bytes: of the device on CUDA; else of this process, if it has trained one run only."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return _process_peak() if is_alone else None
+
+
+def _process_peak() -> float | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def describe_device(precision: Precision) -> str:

@@ -30,7 +30,7 @@ class Data:
         excluded: Methods that do not apply to these data, and why.
         skipped: A line for each listed sample that is absent or unreadable.
         collate: Makes a batch of samples; default: torch's.
-        penalty: Added to the loss in training: a function of the model, called after its forward.
+        penalty: Added to the loss in training: a function of the model, called after its forward, and the target.
     """
 
     train: Dataset[Any]
@@ -44,7 +44,7 @@ class Data:
     excluded: Mapping[str, str] = attrs.field(factory=dict)
     skipped: tuple[str, ...] = attrs.field(default=())
     collate: Callable[[Any], Any] | None = attrs.field(default=None)
-    penalty: Callable[[nn.Module], Tensor] | None = attrs.field(default=None)
+    penalty: Callable[[nn.Module, Tensor], Tensor] | None = attrs.field(default=None)
 
 
 @attrs.frozen
@@ -65,6 +65,7 @@ class Recipe:
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
         generated_options: For each method, what of its options differs on the generated set.
         protocols: For each protocol besides ``fair``, the values of unset flags that reproduce what a paper did.
+        subcommand: What is typed before the flags, where a script holds several recipes.
         commands: Sub-commands, such as ``prepare``. Each takes the arguments behind its name, returns an exit code.
     """
 
@@ -80,4 +81,5 @@ class Recipe:
     method_defaults: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     generated_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     protocols: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    subcommand: tuple[str, ...] = ()
     commands: Mapping[str, Callable[[list[str]], int]] = attrs.field(factory=dict)

@@ -1,4 +1,4 @@
-"""Runs: train one method, train several side by side, evaluate a checkpoint."""
+"""One run: train a method, evaluate a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rich.console import Console
 from common.errors import RecipeError
 from common.report.curves import Picture
 from common.report.folder import RunFolder, write_text
-from common.report.live import make_view
-from common.report.results import Caption, Result, print_results, print_scores, write_comparison
-from common.report.view import Columns, View
+from common.report.results import Caption, Result, Run
+from common.report.tables import print_scores
+from common.report.view import View
 from common.training import checkpoint
 from common.training.interrupt import stop_on_signal
-from common.training.job import Job, build_evaluator, build_job, build_model, check_methods
+from common.training.job import Job, build_evaluator, build_job, build_model
 from common.training.loaders import build_loaders
-from common.training.precision import Precision, describe_device, set_up
+from common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
 from common.training.recipe import Data, Recipe
-from common.training.settings import choose_methods, identity, options_of
+from common.training.settings import choose_methods, identity
 from common.training.trainer import Trainer
 
 _SHOWN = 10
@@ -52,9 +52,23 @@ class Session:
         """What a reader of the numbers must know."""
         return Caption(self.recipe.title, self.data.generated, self.args.select, self.args.protocol, self.data.task)
 
-    def folder(self, method: str, options: Mapping[str, Any]) -> RunFolder:
-        """Return the folder of one run."""
-        return RunFolder(Path(self.args.output) / method, self.recipe.name, identity(self.args, method, options))
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process trains a single run."""
+        args = self.args
+        return args.child is not None or (len(args.methods) == 1 and args.seeds is None and not args.ceilings)
+
+    def folder(self, run: Run, options: Mapping[str, Any]) -> RunFolder:
+        """Return the folder of one run: ``OUTPUT/METHOD``, with several seeds ``OUTPUT/METHOD/seed-SEED``."""
+        path = Path(self.args.output) / run.folder
+        if self.args.seeds is not None:
+            path /= f"seed-{run.seed}"
+        return RunFolder(path, self.recipe.name, identity(self.args, run.method, options))
+
+    def say(self, *lines: str) -> None:
+        """Tell a person."""
+        for line in lines:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def open_session(recipe: Recipe, args: argparse.Namespace, console: Console) -> Session:
@@ -67,8 +81,9 @@ def open_session(recipe: Recipe, args: argparse.Namespace, console: Console) -> 
         lines.append("GENERATED DATA: no --data-root given; a small made-up set shows that everything works.")
     lines += [*data.summary, *_report_skipped(data, args), f"device: {describe_device(precision)}"]
     args.methods, left_out = choose_methods(args.methods, _excluded(data, args))
-    _print_lines(console, lines + left_out)
-    return Session(recipe, args, data, precision, console)
+    session = Session(recipe, args, data, precision, console)
+    session.say(*lines, *left_out)
+    return session
 
 
 def _check_splits(data: Data, args: argparse.Namespace) -> None:
@@ -99,52 +114,42 @@ def _excluded(data: Data, args: argparse.Namespace) -> dict[str, str]:
     return {"relearning": "it compares training with validation data, and --no-validation leaves none", **data.excluded}
 
 
-def compare(session: Session) -> None:
-    """Train every method of the session, then show them side by side.
+def train(session: Session, method: str, options: Mapping[str, Any], folder: RunFolder, view: View) -> Result:
+    """Train one method, or go on with it, and evaluate its best epoch once on the test split.
 
     Raises:
         Interrupted: If somebody asked to stop.
+        RunFailed: If the loss is not a number any more.
     """
     args = session.args
-    options = {method: options_of(method, args, session.recipe) for method in args.methods}
-    check_methods(session.recipe, args, session.data, session.precision, options)
-    folders = {method: session.folder(method, options[method]) for method in args.methods}
-    for folder in folders.values():
-        folder.check(resume=args.resume, overwrite=args.overwrite)
-    view = make_view(session.console, Columns(session.data.modalities, args.select, session.data.task))
-    results = [train(session, method, options[method], folders[method], view) for method in args.methods]
-    print_results(session.console, results, session.data.modalities, session.caption)
-    files = write_comparison(Path(args.output), results, session.data.modalities, session.caption)
-    picture = Path(args.output) / "comparison.png"
-    histories = {result.method: result.history for result in results}
-    Picture(histories, session.data.modalities, session.caption).save(picture)
-    _print_lines(session.console, ["", "Written:", *(f"  {path}" for path in [*files, picture])])
-    _print_lines(session.console, [f"  {folder.path}/" for folder in folders.values()])
-
-
-def train(session: Session, method: str, options: Mapping[str, Any], folder: RunFolder, view: View) -> Result:
-    """Train one method, or go on with it, and evaluate its best epoch once on the test split."""
-    args = session.args
+    if (finished := finished_result(folder, args.epochs)) is not None:
+        session.say(f"{method}: {folder.path} is finished; nothing to train.")
+        return finished
     resumed = _saved_state(session, folder)
-    if resumed is not None and len(resumed["history"]) == args.epochs and (finished := folder.read_result()):
-        _print_lines(session.console, [f"{method}: {folder.path} is finished; nothing to train."])
-        return Result(**finished)
-    folder.claim({name: getattr(args, name) for name in _RUN_SETTINGS}, overwrite=args.overwrite)
+    folder.claim({name: getattr(args, name) for name in _RUN_SETTINGS})
     job = build_job(session.recipe, args, session.data, session.precision, method, options)
     trainer = Trainer(job, folder, view)
-    _describe(session.console, job)
+    session.say(_description(job))
     if resumed is not None:
         trainer.restore(resumed)
-        _print_lines(session.console, [f"going on at epoch {trainer.epoch + 1}, step {trainer.step_in_epoch + 1}"])
+        session.say(f"going on at epoch {trainer.epoch + 1}, step {trainer.step_in_epoch + 1}")
     with stop_on_signal() as stop:
+        reset_peak_memory(session.precision.device)
         trainer.fit(stop)
-    result = _finish(trainer)
-    Picture({method: result.history}, session.data.modalities, session.caption).save(folder.curves)
+        memory = peak_memory(session.precision.device, session.is_alone)
+    result = _finish(trainer, memory)
+    Picture({method: [result.history]}, session.data.modalities, session.caption).save(folder.curves)
     return result
 
 
+def finished_result(folder: RunFolder, epochs: int) -> Result | None:
+    """Return the result that a run has left after as many epochs as are wanted now."""
+    content = folder.read_result()
+    return Result(**content) if content is not None and len(content["history"]) == epochs else None
+
+
 def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
-    if not session.args.resume or not folder.last.exists():
+    if not folder.last.exists():
         return None
     state = checkpoint.load(folder.last)
     done, wanted = len(state["history"]), session.args.epochs
@@ -155,21 +160,19 @@ def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
     return state
 
 
-def _finish(trainer: Trainer) -> Result:
+def _finish(trainer: Trainer, memory: float | None) -> Result:
     job = trainer.job
     best = checkpoint.load(trainer.folder.best)
     job.model.load_state_dict(best["model"])
     scores = job.evaluator(job.loaders.test, job.args.limit_batches)
-    result = Result(job.method, dict(best["row"]), scores.as_row("test"), trainer.history)
+    result = Result(job.method, job.args.seed, dict(best["row"]), scores.as_row("test"), trainer.history, memory)
     trainer.folder.write_result(result.as_json())
     return result
 
 
-def _describe(console: Console, job: Job) -> None:
+def _description(job: Job) -> str:
     parameters = sum(parameter.numel() for parameter in job.model.parameters())
-    _print_lines(
-        console, [f"model: {type(job.model).__name__}, {parameters / 1e6:.1f} M parameters; method: {job.method}"]
-    )
+    return f"model: {type(job.model).__name__}, {parameters / 1e6:.1f} M parameters; method: {job.method}"
 
 
 def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) -> None:
@@ -181,7 +184,7 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
     args, data = session.args, session.data
     if list(data.classes) != state["classes"]:
         raise RecipeError(f"{path} was trained for the classes {state['classes']}. Found {list(data.classes)}.")
-    model = build_model(session.recipe, args, data, session.precision)
+    model = build_model(session.recipe, args, data, session.precision, state["settings"]["method"])
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -191,8 +194,3 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
     splits = {"val": loaders.val, "test": loaders.test} if args.validation else {"test": loaders.test}
     rows = {name: evaluator(loader, args.limit_batches).as_row(name) for name, loader in splits.items()}
     print_scores(session.console, rows, data.modalities, data.task, str(path))
-
-
-def _print_lines(console: Console, lines: list[str]) -> None:
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)

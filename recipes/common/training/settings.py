@@ -1,4 +1,4 @@
-"""The flags that all recipes share, and how flags that were not given get their values."""
+"""How flags that were not given get their values."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.data.feed import CACHE_SIZE
 from common.errors import RecipeError
-from common.training.optimizers import OPTIMIZERS, SCHEDULES
 from common.training.recipe import Recipe
 from modbalance import list_methods
 
@@ -50,77 +50,19 @@ BUILTIN: dict[str, Any] = {
     "save_every": 0,
     "resume": False,
     "overwrite": False,
+    "update": False,
+    "ceilings": False,
+    "child": None,
 }
 """Values of the common flags where a recipe says nothing."""
 
 # Where and how far a run goes, not which run it is: these may differ between a run and its continuation.
 NOT_IDENTITY = frozenset(
-    {"epochs", "workers", "device", "output", "resume", "overwrite", "eval", "methods", "option", "save_every"}
+    {
+        *("epochs", "workers", "device", "output", "resume", "overwrite", "update", "eval", "methods", "option"),
+        *("save_every", "strict", "seeds", "jobs", "ceilings", "child", "cache", "cache_workers"),
+    }
 )
-
-
-def add_common_arguments(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
-    """Add the flags of every recipe. Their defaults are None: `resolve` fills them in."""
-    switch = argparse.BooleanOptionalAction
-    run = parser.add_argument_group("run")
-    run.add_argument("--data-root", metavar="DIR", help="folder of the real data; without it a small set is generated")
-    run.add_argument(
-        "--methods", "--method", nargs="+", metavar="NAME", help="methods to train, one after the other; all: every one"
-    )
-    run.add_argument("--option", nargs="+", action="extend", metavar="NAME=VALUE", help="option of the methods")
-    run.add_argument("--output", metavar="DIR", help="folder for results; default runs/RECIPE")
-    existing = run.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action=switch, help="go on with the runs in the output folder")
-    existing.add_argument(
-        "--overwrite", action=switch, help="throw away the runs of these methods in the output folder"
-    )
-    run.add_argument("--eval", metavar="CHECKPOINT", help="evaluate a checkpoint on val and test; no training")
-    run.add_argument(
-        "--protocol",
-        choices=(FAIR, *recipe.protocols),
-        help="fair: validation selects, the whole test split counts, once; others: what a paper did, warts included",
-    )
-    run.add_argument("--select", choices=("val", "test"), help="split that selects the best epoch; papers use test")
-    run.add_argument("--validation", action=switch, help="hold samples out of training to select with; the default")
-    run.add_argument("--strict", action=switch, help="stop if a listed sample is absent or unreadable")
-    run.add_argument("--skip-bad", action=switch, help="leave unreadable files out instead of stopping")
-    run.add_argument("--limit-batches", type=positive_int, metavar="N", help="at most N batches per epoch and split")
-    run.add_argument("--log-every", type=positive_int, metavar="STEPS", help="steps between two looks at the loss")
-    run.add_argument("--save-every", type=int, metavar="STEPS", help="steps between two checkpoints; 0: each epoch")
-    optimisation = parser.add_argument_group("optimisation")
-    add = optimisation.add_argument
-    add("--epochs", type=positive_int)
-    add("--batch-size", type=positive_int)
-    add("--optimizer", choices=OPTIMIZERS)
-    add("--lr", type=float, help="learning rate")
-    add("--momentum", type=float, help="of SGD")
-    add("--weight-decay", type=float)
-    add("--schedule", choices=SCHEDULES, help="how the learning rate changes")
-    add("--step-size", type=positive_int, metavar="EPOCHS", help="step: epochs between two cuts of the learning rate")
-    add("--milestones", type=positive_int, nargs="+", metavar="EPOCH", help="multistep: when it is cut")
-    add("--gamma", type=float, help="step, multistep, plateau: factor of such a cut")
-    add("--patience", type=int, metavar="EPOCHS", help="plateau: epochs without a better score before it is cut")
-    add("--warmup-epochs", type=int, metavar="EPOCHS", help="cosine: epochs of a linear rise")
-    add("--warmup-lr", type=float, help="cosine: where that begins")
-    add("--final-lr", type=float, help="cosine: where it ends after the last epoch")
-    add(
-        "--drop-last", choices=("none", "train", "both"), help="leave out a last batch that is not full; both: test too"
-    )
-    add("--clip-grad-norm", type=float, metavar="NORM", help="clip the norm of the modulated gradient")
-    add("--accumulate", type=positive_int, metavar="K", help="batches per optimizer step")
-    add("--seed", type=int)
-    _add_machine_arguments(parser)
-
-
-def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("machine").add_argument
-    switch = argparse.BooleanOptionalAction
-    add("--device", help="cpu, cuda, cuda:1, ...; default: CUDA if there")
-    add("--workers", type=int, help="processes that load data")
-    add("--amp", choices=("off", "bf16", "fp16"), help="mixed precision")
-    add("--channels-last", action=switch)
-    add("--compile", action=switch, help="torch.compile the model")
-    add("--deterministic", action=switch, help="only deterministic convolutions on CUDA, so that --resume is exact")
 
 
 def positive_int(text: str) -> int:
@@ -157,7 +99,13 @@ def resolve(args: argparse.Namespace, recipe: Recipe, saved: Mapping[str, Any] |
         defaults |= recipe.generated_defaults
     elif len(methods) == 1:
         defaults |= recipe.method_defaults.get(methods[0], {})
+    if given.keys() & {"seeds", "jobs"}:
+        # Numbers depend on it in their last digits, and those of a comparison not on how many runs go at a time.
+        defaults["threads"] = 1
     resolved = argparse.Namespace(**(unset | defaults | saved | given))
+    if "cache" in unset:
+        # A cache may hold smaller pictures: with and without are two runs, but where it lies makes no difference.
+        resolved.cache_size = None if resolved.cache is None else resolved.cache_size or CACHE_SIZE
     if not resolved.validation and resolved.select == "val":
         raise RecipeError("`--no-validation` leaves nothing to select the best epoch with. Fix: add --select test.")
     return resolved

@@ -13,13 +13,20 @@ _COEFFICIENT = "/coefficient/"
 
 
 class EpochSums:
-    """Running sums of one training epoch; they survive an interruption."""
+    """Running sums of one training epoch; they survive an interruption.
+
+    Attributes:
+        waiting: Seconds spent waiting for data.
+        encoded: Samples that went through an encoder.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.samples = 0
         self.coefficients: dict[str, float] = {}
         self.looks = 0
+        self.waiting = 0.0
+        self.encoded = 0
         self._seconds_before = 0.0
         self._started = time.perf_counter()
 
@@ -57,6 +64,8 @@ class EpochSums:
             "coefficients": dict(self.coefficients),
             "looks": self.looks,
             "seconds": self.seconds,
+            "waiting": self.waiting,
+            "encoded": self.encoded,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -66,4 +75,6 @@ class EpochSums:
         self.coefficients = dict(state["coefficients"])
         self.looks = state["looks"]
         self._seconds_before = state["seconds"]
+        self.waiting = state["waiting"]
+        self.encoded = state["encoded"]
         self._started = time.perf_counter()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
+
+import torch
 
 from common.report.events import EventLog
 from common.report.folder import RunFolder
@@ -15,6 +17,17 @@ from common.training.interrupt import Interrupted, StopRequest
 from common.training.job import Job
 from common.training.loaders import batches_per_epoch, grouped, to_device
 from common.training.sums import EpochSums
+from common.training.work import Waiting
+
+
+class RunFailed(Exception):
+    """A run cannot go on, for a reason that lies in what it trains; others may do better."""
+
+
+def reason(error: BaseException) -> str:
+    """Return why a run failed, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"out of memory: {lines[0]}" if isinstance(error, MemoryError | torch.OutOfMemoryError) else lines[0]
 
 
 class Trainer:
@@ -73,10 +86,13 @@ class Trainer:
         job.model.train()
         job.optimizer.epoch = self.epoch
         remaining = self.num_batches - job.loaders.sampler.offset
-        for batches in grouped(islice(job.loaders.train, remaining), job.args.accumulate):
+        waiting = Waiting()
+        for batches in waiting.timed(grouped(islice(job.loaders.train, remaining), job.args.accumulate)):
             self._step(batches)
             for _ in batches:
                 job.loaders.sampler.advance()
+            self.sums.waiting += waiting.take()
+            self.sums.encoded += job.counter.take()
             self._after_step()
 
     def _step(self, batches: list[Any]) -> None:
@@ -87,7 +103,7 @@ class Trainer:
             with job.precision.autocast():
                 loss = job.criterion(job.forward(*inputs), target)
                 if job.penalty is not None:
-                    loss = loss + job.penalty(job.model)
+                    loss = loss + job.penalty(job.model, target)
             job.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]  # torch's
             self.sums.add_loss(loss, len(target))
         job.scaler.step(job.optimizer)
@@ -102,6 +118,8 @@ class Trainer:
             metrics = self.job.optimizer.metrics()
             self.sums.add_metrics(metrics)
             loss = self.sums.mean_loss()
+            if not isfinite(loss):
+                raise RunFailed(f"the loss became {loss} in epoch {self.epoch + 1}, at or before step {step}")
             self.view.look(loss)
             self.events.step(self.step, loss, metrics)
         if args.save_every > 0 and step % args.save_every == 0:
@@ -120,9 +138,12 @@ class Trainer:
             "lr": job.optimizer.param_groups[0]["lr"],
             "train_loss": self.sums.mean_loss(),
             "seconds": self.sums.seconds,
+            "steps": self.num_steps,
+            "waiting": self.sums.waiting,
         }
         loader = job.loaders.test if self.split == "test" else job.loaders.val
-        scores = job.evaluator(loader, job.args.limit_batches, self._stop_if_asked)
+        with job.counter.paused():
+            scores = job.evaluator(loader, job.args.limit_batches, self._stop_if_asked)
         return row | scores.as_row(self.split) | self.sums.mean_coefficients()
 
     def _end_epoch(self, row: dict[str, float]) -> None:
@@ -131,6 +152,9 @@ class Trainer:
         self._keep_if_best(row)
         job.schedule.after_epoch(row[f"{self.split}_{job.task.headline.key}"])
         job.optimizer.end_epoch(train=job.loaders.train_in_order, val=job.loaders.val)
+        # Methods that look at the data between epochs do work, too.
+        encoded = self.sums.encoded + job.counter.take()
+        row["encoder_passes"] = encoded / (job.counter.num_encoders * max(self.sums.samples, 1))
         self.folder.write_metrics(self.history)
         self.events.epoch(self.step, row)
         self.epoch += 1

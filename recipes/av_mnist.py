@@ -1,0 +1,221 @@
+"""AV-MNIST: which digit is written in a picture and spoken in a recording?
+
+    python recipes/av_mnist.py --methods none ogm dgl                  a small set, seconds on a laptop
+    python recipes/av_mnist.py --data-root DIR --methods none agm      two ResNet-18, as in the AGM paper
+
+DIR is the unpacked `avmnist.tar.gz` of the MFAS authors, or the folder above it: `image/` and `audio/`, each with
+`train_data.npy` and `test_data.npy`, and `train_labels.npy` and `test_labels.npy` beside them. Pictures have 28 x 28
+pixels, flat or not, and spectrograms 112 x 112; values are brightness from 0 to 255.
+
+Hyper-parameters are those of the README of the AGM code (Li et al., ICCV 2023), with the split of MultiBench (Liang et
+al., NeurIPS 2021), which has a validation part. `--protocol official` and `--protocol multibench` do what either does.
+
+Without DIR the digits are real, from scikit-learn, in the same six files; the spectrograms are generated.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from common.data.digit_files import MODALITIES, DigitPart, Rows, find_digit_files
+from common.data.digits import DigitsAndSounds
+from common.data.generate import generated_folder
+from common.errors import RecipeError
+from common.models.fusion import ConcatFusion, SumFusion
+from common.models.lenet import LeNet, MLPFusion
+from common.models.maxout import MaxoutFusion
+from common.models.resnet import FEATURE_SIZE, AudioEncoder
+from common.models.small import SMALL_SIZE, LateFusionNet, SmallEncoder
+from common.training import Data, Recipe, main
+from common.training.settings import positive_int
+
+CLASSES = tuple("0123456789")
+MODELS = ("resnet", "maxout", "lenet", "small")
+HEADS = {"concat": ConcatFusion, "sum": SumFusion}
+SPLITS = ("multibench", "agm")
+MINIATURE = DigitsAndSounds()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this dataset and its models."""
+    add = parser.add_argument_group("AV-MNIST").add_argument
+    add("--split", choices=SPLITS, help="hold out the last --val-size training rows, or AGM's: 90 %% of either file")
+    add("--val-size", type=positive_int, metavar="ROWS", help="of the split multibench")
+    add("--image-size", type=positive_int, metavar="PIXELS", help="height and width of the pictures on disk")
+    add("--audio-size", type=positive_int, metavar="PIXELS", help="height and width of the spectrograms on disk")
+    add("--model", choices=MODELS, help="two ResNet-18; these under a MaxOut network; two LeNets; two small networks")
+    add("--batch-norm", action=argparse.BooleanOptionalAction, help="in the encoders of small")
+    add("--fusion", choices=tuple(HEADS), help="head of resnet and small; the others have one of their own")
+
+
+def load(args: argparse.Namespace) -> Data:
+    """Open the files and split their rows; without `--data-root` those of a small set."""
+    is_small = args.data_root is None
+    folder = (
+        generated_folder(RECIPE.name, MINIATURE, MINIATURE.write)
+        if is_small
+        else find_digit_files(Path(args.data_root))
+    )
+    files = {name: DigitPart.open(folder, name) for name in ("train", "test")}
+    file_of = {"train": files["train"], "val": files["train"], "test": files["test"]}
+    rows, origin = choose_rows(args, len(files["train"]), len(files["test"]))
+    skipped: list[str] = []
+    if args.skip_bad:
+        bad = {name: np.intersect1d(rows[name], file_of[name].bad_rows()) for name in rows}
+        rows = {name: np.setdiff1d(rows[name], bad[name]) for name in rows}
+        skipped = [f"{name}: row {row}: NaN or infinity" for name in bad for row in bad[name]]
+    sizes, scales = {"audio": args.audio_size, "image": args.image_size}, files["train"].scales()
+    parts = {name: file_of[name].subset(rows[name], sizes, scales) for name in rows}
+    empty = np.setdiff1d(np.arange(len(CLASSES)), files["train"].labels[rows["train"]])
+    source = "real handwritten digits (scikit-learn), generated spectrograms; " if is_small else ""
+    ranges = (f"{name} {'as it is, 0 to 1' if scales[name] == 1 else 'divided by 255'}" for name in MODALITIES)
+    return Data(
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
+        classes=CLASSES,
+        modalities=MODALITIES,
+        generated=is_small,
+        summary=(
+            f"data: {source}{folder}",
+            f"brightness: {', '.join(ranges)}",
+            f"split: {origin}",
+            ", ".join(f"{name} {len(part):,}" for name, part in parts.items()),
+            *(f"digit {digit} has no training sample" for digit in empty),
+        ),
+        skipped=tuple(skipped),
+    )
+
+
+def choose_rows(args: argparse.Namespace, num_train: int, num_test: int) -> tuple[dict[str, Rows], str]:
+    """Return the rows of train and val in the training files and of test in the test files, and where they come from.
+
+    Raises:
+        RecipeError: If the validation part would take all training rows.
+    """
+    if args.split == "agm":
+        # The rest of both files is a third part in its code, for a metric only; its training rows can select the epoch.
+        first, of_test, origin = int(0.9 * num_train), int(0.9 * num_test), "AGM, the first 90 % of either file"
+        last = num_train if args.validation else first
+    else:
+        first, of_test, origin = num_train - args.val_size * args.validation, num_test, "MultiBench"
+        last = num_train
+    if first < 1:
+        raise RecipeError(
+            f"Expected more training rows than the {args.val_size:,} of --val-size. Found {num_train:,}. "
+            "Fix: a smaller --val-size."
+        )
+    held_out = f"the last {last - first:,} training rows" if args.validation else "nothing"
+    rows = {"train": np.arange(first), "val": np.arange(first, last), "test": np.arange(of_test)}
+    return rows, f"{origin}; for validation {held_out}"
+
+
+def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
+    """Return the network of `--model`.
+
+    Raises:
+        RecipeError: If pictures are too small for LeNets, or `--fusion sum` meets a model with a head of its own.
+    """
+    if args.model in ("maxout", "lenet") and args.fusion != "concat":
+        raise RecipeError(
+            f"Expected a head that --model {args.model} can have. Found --fusion {args.fusion}. Fix: leave it out."
+        )
+    if args.model == "lenet":
+        return build_lenets(args)
+    encoder = partial(SmallEncoder, batch_norm=args.batch_norm) if args.model == "small" else AudioEncoder
+    size = SMALL_SIZE if args.model == "small" else FEATURE_SIZE
+    head = MaxoutFusion(2 * size, len(CLASSES)) if args.model == "maxout" else HEADS[args.fusion](size, len(CLASSES))
+    return LateFusionNet({name: encoder() for name in MODALITIES}, head)
+
+
+def build_lenets(args: argparse.Namespace) -> nn.Module:
+    """Return the late fusion of MultiBench: 192 features of a spectrogram and 48 of a picture, 100 hidden units."""
+    nets = {"audio": LeNet(blocks=6), "image": LeNet(blocks=4)}
+    for name, size in (("audio", args.audio_size), ("image", args.image_size)):
+        if size < nets[name].smallest_input:
+            raise RecipeError(
+                f"Expected {name} of at least {nets[name].smallest_input} pixels for --model lenet. Found {size}. "
+                "Fix: another --model; the small set has one of its own."
+            )
+    return LateFusionNet(nets, MLPFusion(sum(net.feature_size for net in nets.values()), len(CLASSES)))
+
+
+def balance(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Describe the model to the optimizer; a sum of two heads needs to be told which head is whose."""
+    heads = {"audio": "fusion_module.fc_audio", "image": "fusion_module.fc_visual"}
+    description = {"modalities": {name: f"{name}_net" for name in MODALITIES}, "fusion": "fusion_module"}
+    return {**description, "unimodal": heads} if args.fusion == "sum" else description
+
+
+RECIPE = Recipe(
+    name="av_mnist",
+    title="AV-MNIST: handwritten and spoken digits",
+    add_arguments=add_arguments,
+    defaults={
+        # README of the AGM code; the schedule and the other values of SGD are defaults of that code.
+        "epochs": 100,
+        "batch_size": 64,
+        "lr": 1e-4,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "step_size": 70,
+        "gamma": 0.1,
+        "seed": 999,
+        "model": "resnet",
+        "fusion": "concat",
+        "batch_norm": False,  # ours: the effect that balancing is about shows without
+        # MultiBench.
+        "split": "multibench",
+        "val_size": 5_000,
+        "image_size": 28,
+        "audio_size": 112,
+    },
+    generated_defaults={
+        "model": "small",
+        "audio_size": MINIATURE.audio_size,
+        "val_size": 240,
+        "epochs": 25,
+        "batch_size": 64,
+        "lr": 0.02,
+        "step_size": 1000,
+        "seed": 0,
+    },
+    protocols={
+        # AGM: the best test epoch; its loop ends one epoch early. Its baselines sum two heads: --fusion sum.
+        "official": {"split": "agm", "select": "test", "validation": False, "epochs": 99},
+        # The late fusion of MultiBench, which selects on validation.
+        "multibench": {
+            "model": "lenet",
+            "epochs": 30,
+            "batch_size": 40,
+            "lr": 0.1,
+            "momentum": 0.0,
+            "schedule": "constant",
+            "clip_grad_norm": 8.0,
+        },
+    },
+    method_options={
+        "agm": {"alpha": 2.5},  # README of the AGM code; the next two are from its AV-MNIST script
+        "mslr": {"init": {"audio": 1.3, "image": 0.7}},
+        "mses": {"patience": 10},
+        "cggm": {"probes": "mlp", "clip_grad_norm": 0.8},  # no script; these probes fit all heads, and its code clips
+    },
+    generated_options={
+        # 25 epochs instead of 100; CGGM without its direction term, the magnitudes alone.
+        "mses": {"patience": 5},
+        "relearning": {"period": 8, "count": 2},
+        "cggm": {"probes": "linear", "lam": 0.0},
+    },
+    load=load,
+    build_model=build_model,
+    balance=balance,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(RECIPE))

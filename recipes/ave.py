@@ -1,0 +1,301 @@
+"""AVE: which of 28 events is heard and seen in a 10-second clip, and when?
+
+    python recipes/ave.py --methods none ogm_ge                            a small generated set, minutes on a laptop
+    python recipes/ave.py prepare --data-root DIR                          sound and frames from the videos, once
+    python recipes/ave.py --data-root DIR --methods none ogm_ge            the paper's training: a class per clip
+    python recipes/ave.py events                                           a class per second; generated features
+    python recipes/ave.py events --data-root DIR --methods none agm        the same on the published features
+
+For clips, DIR (or its folder AVE_Dataset) holds `trainSet.txt`, `valSet.txt` and `testSet.txt`, or `Annotations.txt`,
+and `AVE/ID.mp4`, or what is made of it: `Audios/ID.wav` (or `Audio-1004-SE/ID.pkl` with --audio-frontend stored) and
+`Image-01-FPS-SE/ID/` with numbered jpg files, the frames inside the event. For `events`, DIR holds six files:
+`visual_feature.h5`, `audio_feature.h5`, `right_labels.h5`, `train_order.h5`, `val_order.h5` and `test_order.h5`.
+
+Hyper-parameters for clips are those of the PMR authors (Fan et al., CVPR 2023). Two things differ from their code: the
+best epoch is selected on the validation clips, and videos of the training list that are in another list too are left
+out of training. Those of `events`, network included, are of the PSP authors (Zhou et al., CVPR 2021); the AGM paper
+trains this network.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from common.data.audiovisual import FRAME_CHOICES
+from common.data.clip_data import add_short_side, balance
+from common.data.events import (
+    FRONT_ENDS,
+    event_audio_source,
+    event_frames_source,
+    event_front_end,
+    event_split,
+    find_event_folders,
+    prepare_events,
+)
+from common.data.frames import Frames
+from common.data.generate import generated_folder
+from common.data.made_up_events import MadeUpEvents, MadeUpFeatures
+from common.data.media import Reader, SampleDataset
+from common.data.prepare import prepare_parser, verify
+from common.data.segment_features import SegmentFeatures, read_segment_features
+from common.data.tensors import TensorSet
+from common.models import FUSIONS, AudioVisualNet
+from common.models.psp import PairLoss, PSPNet
+from common.training import Data, Recipe, main
+from common.training.settings import positive_int
+from common.training.tasks import CollectingMeter, Metric, Task, classification_metrics
+
+CLASSES = (  # in the order of their first row in testSet.txt, as in the PMR and DGL code, and of right_labels.h5
+    *("Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing"),
+    *("Female speech, woman speaking", "Helicopter", "Violin, fiddle", "Flute", "Ukulele", "Frying (food)", "Truck"),
+    *("Shofar", "Motorcycle", "Acoustic guitar", "Train horn", "Clock", "Banjo", "Goat", "Baby cry, infant cry", "Bus"),
+    *("Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin"),
+)
+SEGMENT_CLASSES = (*CLASSES, "background")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the clips and their model."""
+    add = parser.add_argument_group("AVE").add_argument
+    add("--split", choices=("official", "random"), help="lists on disk, or 80/10/10 %% of every class")
+    add("--split-seed", type=int, help="decides what is held out, independently of --seed")
+    overlap = "keep videos in train that are in val or test too, listed as another event"
+    add("--overlap", action=argparse.BooleanOptionalAction, help=overlap)
+    add("--min-found", type=float, metavar="SHARE", help="share of the listed clips that must be on disk")
+    sound = "event: its seconds, 10 s at 16 kHz; start: the first 3 s at 22 kHz; dgl: the same, refilled to (224, 224)"
+    add("--audio-frontend", choices=FRONT_ENDS, help=f"{sound}; stored: Audio-1004-SE/ID.pkl")
+    add("--audio-rate", type=positive_int, metavar="HZ", help="sampling rate; default: that of the front end")
+    add("--audio-seconds", type=float, metavar="S", help="length of the sound; default: that of the front end")
+    add("--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram; default: 512")
+    add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram; default: 159 (event) or 256")
+    add("--fps", type=positive_int, help="read the folder Image-<fps>-FPS-SE")
+    add("--frames", type=positive_int, help="frames per clip")
+    add("--frame-choice", choices=FRAME_CHOICES, help="a frame of each equal segment, or the first ones of the event")
+    add("--image-size", type=positive_int, metavar="PIXELS")
+    add("--fusion", choices=FUSIONS)
+
+
+def load(args: argparse.Namespace) -> Data:
+    """Find, split and open the clips; without `--data-root` those of a small generated set."""
+    root = generated_root() if args.data_root is None else Path(args.data_root)
+    fix = f"python recipes/ave.py prepare --data-root {root} --fps {args.fps}"
+    folders = find_event_folders(root, args.fps, stored=args.audio_frontend == "stored", prepare=fix)
+    listed = args.split == "official"
+    split, origin = event_split(folders.lists, CLASSES, args.split_seed, listed=listed, overlap=args.overlap)
+    if not args.validation:
+        split, origin = split.without_validation(), f"{origin}; validation added to train"
+    sources = (
+        event_audio_source(folders.audio, event_front_end(args)),
+        event_frames_source(folders.frames, Frames(args.frames, args.image_size), args.frame_choice),
+    )
+    parts = Reader(CLASSES, sources, args.min_found, args.skip_bad).read(split)
+    dataset = partial(SampleDataset, sources=sources, seed=args.seed)
+    return Data(
+        train=dataset(parts.train, training=True),
+        val=dataset(parts.val, training=False),
+        test=dataset(parts.test, training=False),
+        classes=CLASSES,
+        modalities=("audio", "visual"),
+        generated=args.data_root is None,
+        summary=(f"data: {folders.audio}, {folders.frames}", f"split: {origin}", *parts.summary),
+        skipped=parts.skipped,
+    )
+
+
+def generated_root() -> Path:
+    """Return the folder of a small set with the lists and folders of AVE, which it makes at the first call."""
+    clips = MadeUpEvents(CLASSES)
+    return generated_folder("ave", clips, clips.write)
+
+
+def prepare_main(arguments: list[str]) -> int:
+    """Run `prepare`; return 1 if there were videos that could not be read."""
+    parser = prepare_parser("ave.py prepare", "Sound of the videos, and the frames inside their events.")
+    parser.add_argument("--fps", type=positive_int, default=1, help="frames per second of the event")
+    add_short_side(parser)
+    args = parser.parse_args(arguments)
+    if args.verify:
+        return verify(args.data_root, workers=args.workers)
+    return prepare_events(args.data_root, CLASSES, fps=args.fps, workers=args.workers, short_side=args.short_side)
+
+
+def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
+    return AudioVisualNet(len(data.classes), args.fusion)
+
+
+def add_event_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the localisation of events."""
+    add = parser.add_argument_group("AVE events").add_argument
+    add("--threshold", type=float, metavar="SHARE", help="similarity above which segments of two modalities match")
+    add("--pair-weight", type=float, metavar="WEIGHT", help="of the loss on the similarity of both modalities")
+
+
+def load_events(args: argparse.Namespace) -> Data:
+    """Open the features by segment; without `--data-root` those of a small generated set."""
+    made = MadeUpFeatures(len(CLASSES))
+    root = generated_folder("ave_events", made, made.write) if args.data_root is None else Path(args.data_root)
+    features = read_segment_features(root, SEGMENT_CLASSES, skip_bad=args.skip_bad)
+    orders = dict(features.orders)
+    if not args.validation:
+        orders |= {"train": orders["train"] + orders["val"], "val": ()}
+    return Data(
+        train=open_events(features, orders["train"]),
+        val=open_events(features, orders["val"]),
+        test=open_events(features, orders["test"]),
+        classes=SEGMENT_CLASSES,
+        modalities=("audio", "visual"),
+        generated=args.data_root is None,
+        summary=features.summary,
+        task=segment_task(features.targets),
+        excluded={"relearning": "it clusters one feature per sample by one class per sample; a clip has ten classes"},
+        skipped=features.skipped,
+        penalty=PairLoss(args.pair_weight),
+    )
+
+
+def open_events(features: SegmentFeatures, order: tuple[int, ...]) -> TensorSet:
+    """Return the clips of one part of the split."""
+    return TensorSet((features.audio.of(order), features.visual.of(order)), features.targets[list(order)])
+
+
+def segment_task(targets: Tensor) -> Task:
+    """Return the task of naming the event of each segment, or background: logits (B, 29, T), class indices (B, T)."""
+    metrics = (Metric("accuracy", "segments"), Metric("macro_f1", "macro F1"))
+    most_frequent = targets.flatten().bincount().max().item() / targets.numel()
+    return Task(metrics, nn.CrossEntropyLoss, lambda: CollectingMeter(segment_metrics), chance=most_frequent)
+
+
+def segment_metrics(logits: Tensor, target: Tensor) -> dict[str, float]:
+    """Return the share of segments whose class is found, and F1 averaged over classes."""
+    scores = classification_metrics(logits.transpose(1, 2).flatten(0, 1), target.flatten())
+    return {key: scores[key] for key in ("accuracy", "macro_f1")}
+
+
+def build_psp(args: argparse.Namespace, data: Data) -> nn.Module:
+    """Return the network for features of the sizes that the files have."""
+    test: Any = data.test
+    (*_, audio_size), (*_, height, width, visual_size) = (values.shape for values in test.inputs)
+    return PSPNet(audio_size, visual_size, len(data.classes), cells=height * width, threshold=args.threshold)
+
+
+def balance_psp(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Describe the network to the optimizer; the projection of the sound leads the visual attention too."""
+    encoders = {"audio": ["audio_project", "audio_net"], "visual": "visual_net"}
+    return {"modalities": encoders, "fusion": "fusion_module"}
+
+
+OGM = {"alpha": 0.2, "start_epoch": 0, "end_epoch": 50}  # AVE runs with concatenation in bash.sh of the PMR code
+WHOLE = {"param_filter": "all"}  # by default only convolutions are modulated, and here are none
+
+EVENTS = Recipe(
+    subcommand=("events",),
+    name="ave_events",
+    title="AVE: localisation of audio-visual events",
+    add_arguments=add_event_arguments,
+    defaults={
+        # fully_supervised_main.py of the PSP code: Adam, times 0.8 after 60 and 120 epochs. The AGM code sets no values
+        # for AVE: its flags default to SGD with lr 1e-5, batches of 16 and 10 epochs.
+        "epochs": 300,
+        "batch_size": 128,
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "schedule": "multistep",
+        "milestones": [60, 120],
+        "gamma": 0.8,
+        "threshold": 0.099,
+        "pair_weight": 100.0,
+    },
+    generated_defaults={"epochs": 10, "batch_size": 32, "milestones": [7], "log_every": 1},
+    method_options={
+        "ogm": WHOLE,
+        "ogm_ge": WHOLE,
+        # The AVE task of the AGM code has no bound and no clip. Its masked passes run the whole network, as they must:
+        # the visual features depend on the sound.
+        "agm": {"max_gap": None, "clip_trigger": None, "coalitions": "full"},
+        "cggm": {"clip_grad_norm": 0.8, "probes": "mlp"},  # probes whose last layer has the shape of the head's
+    },
+    generated_options={"mses": {"patience": 3}},
+    protocols={
+        # The AGM code, in training and validation: full batches only, and the best validation epoch is the result.
+        "official": {"drop_last": "both"},
+        # The PSP code: the best epoch on test is the result; it looks at every fifth.
+        "psp": {"drop_last": "train", "select": "test"},
+    },
+    load=load_events,
+    build_model=build_psp,
+    balance=balance_psp,
+)
+
+RECIPE = Recipe(
+    name="ave",
+    title="AVE: classification of audio-visual events",
+    add_arguments=add_arguments,
+    defaults={
+        # bash.sh and main_CE_test_grad.py of the PMR code: SGD, StepLR, four frames, concatenation.
+        "epochs": 130,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "step_size": 70,
+        "gamma": 0.1,
+        "frames": 4,
+        "fps": 1,
+        "image_size": 224,
+        "fusion": "concat",
+        # Its video_preprocessing.py: the (257, 1004) spectrogram of the event; the rest as the front end has it.
+        "audio_frontend": "event",
+        "audio_rate": None,
+        "audio_seconds": None,
+        "n_fft": None,
+        "hop": None,
+        # Ours: its code skips missing clips silently, takes the first frames that the system lists, trains on 18 videos
+        # of valSet.txt and testSet.txt, and looks at testSet.txt alone.
+        "split": "official",
+        "split_seed": 0,
+        "overlap": False,
+        "min_found": 0.9,
+        "frame_choice": "segments",
+    },
+    generated_defaults={
+        # A second of sound as a (65, 62) spectrogram, one (48, 48) picture, and larger steps.
+        "audio_rate": 4_000,
+        "audio_seconds": 1.0,
+        "n_fft": 128,
+        "hop": 64,
+        "image_size": 48,
+        "frames": 1,
+        "epochs": 8,
+        "batch_size": 16,
+        "lr": 1e-2,
+        "step_size": 6,
+        "log_every": 1,
+    },
+    method_options={"ogm": OGM, "ogm_ge": OGM, "cggm": {"clip_grad_norm": 0.8}},  # the CGGM code clips everywhere
+    generated_options={"relearning": {"period": 3, "count": 2}, "mses": {"patience": 3}},
+    protocols={
+        # The PMR code: all rows of trainSet.txt, the first frames of the event, the best epoch on test is the result.
+        "official": {"select": "test", "overlap": True, "frame_choice": "first"},
+        # The DGL code: the first 3 s of the clip refilled to (224, 224), full batches only; it has no script for AVE.
+        "dgl": {
+            "select": "test",
+            "overlap": True,
+            "frame_choice": "first",
+            "audio_frontend": "dgl",
+            "drop_last": "both",
+        },
+    },
+    load=load,
+    build_model=build_model,
+    balance=balance,
+    commands={"prepare": prepare_main, "events": partial(main, EVENTS)},
+)
+
+if __name__ == "__main__":
+    sys.exit(main(RECIPE))

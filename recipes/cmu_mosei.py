@@ -1,0 +1,273 @@
+"""CMU-MOSEI: is what people say about something positive, by words, voice and face?
+
+    python recipes/cmu_mosei.py --methods none ogm                      a small generated set, minutes on a laptop
+    python recipes/cmu_mosei.py --data-root DIR --methods none ogm      BalanceBenchmark's model on aligned features
+    python recipes/cmu_mosei.py --data-root DIR --features noalign      features that are not aligned by word
+    python recipes/cmu_mosei.py --data-root DIR --task regression       the sentiment itself, from -3 to 3
+    python recipes/cmu_mosei.py --data-root DIR --protocol agm          AGM's model of words and mel spectrograms
+
+DIR holds `mosei_senti_data.pkl` or `mosei_senti_data_noalign.pkl` (MulT, MultiBench), or the files of the AGM code
+(`train_sentences.p`, `train_mels.p`, `train_sentiment.p`, ..., `token_to_ix.pkl`, `train_glove.npy`). Pickles of
+unknown origin may run code when they are opened: the recipe admits arrays and plain containers only.
+
+Hyper-parameters are those of BalanceBenchmark, or of AGM (Li et al., ICCV 2023) with `--protocol agm`. What differs
+from the former by default: nobody attends to padding, segments without text are left out, and no batch is dropped.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from common.data.generate import generated_folder
+from common.data.made_up_sequences import MadeUpSequences, MadeUpTalks
+from common.data.mosei import FILES, MELS, Spoken, read_mosei, read_talks
+from common.data.sequences import MODALITIES, Packed
+from common.data.tensors import TensorSet
+from common.models.guided_attention import GuidedAttentionNet
+from common.models.sequence import STEPS, ConcatHead, SequenceNet, TransformerEncoder
+from common.training import Data, Recipe, main
+from common.training.sentiment import (
+    CLASSES,
+    SEVEN,
+    ZEROS,
+    binary_labels,
+    sentiment_binary,
+    sentiment_regression,
+    seven_labels,
+)
+from common.training.settings import positive_int
+from common.training.tasks import Task, classification
+
+SPOKEN = MODALITIES[:2]
+SIZES = {"transformer": (1024, 2), "agm": (512, 6)}
+"""Width and layers of both models in the papers."""
+MADE_UP, MADE_UP_TALKS = MadeUpSequences(), MadeUpTalks()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this dataset and its models."""
+    add = parser.add_argument_group("CMU-MOSEI").add_argument
+    add("--model", choices=tuple(SIZES), help="three transformers, or AGM's network of words and mel spectrograms")
+    add("--features", choices=tuple(FILES), help="which packed file")
+    add("--task", choices=("binary", "seven", "regression"), help="positive or not, seven classes, or a number")
+    add("--zero", choices=ZEROS, help="what a sentiment of 0 counts as; in regression it chooses the headline")
+    add("--drop-empty", action=argparse.BooleanOptionalAction, help="leave out segments without text")
+    add("--tokens", type=positive_int, help="words and audio steps that AGM's network gets")
+    add("--width", type=positive_int, help="a multiple of 4, the number of heads; default 1024, for agm 512")
+    add("--layers", type=positive_int, help="default 2, for agm 6")
+    add("--step", choices=STEPS, help="step of a transformer that answers")
+    add("--mask", action=argparse.BooleanOptionalAction, help="do not attend to padding; BalanceBenchmark does")
+    add("--batch-loss", choices=("mean", "sum"), help="over the samples of a batch; AGM sums")
+
+
+@attrs.frozen
+class Notes:
+    """Lines for the start of a run, and one for each segment that is left out."""
+
+    summary: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class MoseiData(Data):
+    """Segments, and the word vectors (V, D) that AGM's network starts from."""
+
+    vectors: Tensor | None = None
+
+
+def load(args: argparse.Namespace) -> Data:
+    """Read the segments; without `--data-root` those of a small generated set."""
+    parts, modalities, vectors, notes = read(args)
+    train, val, test = parts["train"], parts["val"], parts["test"]
+    dataset = partial(in_memory, args, modalities)
+    return MoseiData(
+        train=dataset(train) if args.validation else dataset(train, val),
+        val=dataset(val) if args.validation else dataset(),
+        test=dataset(test),
+        classes={"binary": CLASSES, "seven": SEVEN, "regression": ()}[args.task],
+        modalities=modalities,
+        generated=args.data_root is None,
+        summary=(*notes.summary, *(balance_line(name, part) for name, part in parts.items())),
+        task=task_of(args),
+        excluded=excluded(args),
+        skipped=notes.skipped,
+        vectors=vectors,
+    )
+
+
+def read(args: argparse.Namespace) -> tuple[Mapping[str, Packed | Spoken], tuple[str, ...], Tensor | None, Notes]:
+    """Return the splits, their modalities, the word vectors of AGM's files, and what a person should know."""
+    is_small = args.data_root is None
+    root = generated_root() if is_small else Path(args.data_root)
+    if args.model == "agm":
+        talks = read_talks(root, args.tokens, MADE_UP_TALKS.mels if is_small else MELS)
+        return talks.splits, SPOKEN, talks.vectors, Notes((f"data: {root}", *talks.summary), talks.skipped)
+    kind, shapes = ("aligned", MADE_UP.shapes) if is_small else (args.features, None)
+    path, splits = read_mosei(root, kind, shapes, drop_empty=args.drop_empty)
+    return splits, MODALITIES, None, Notes((f"data: {path}", *(part.summary(name) for name, part in splits.items())))
+
+
+def balance_line(split: str, part: Packed | Spoken) -> str:
+    """Say how many segments are neutral: two-class numbers depend on them."""
+    counts = (int((part.labels > 0).sum()), int((part.labels == 0).sum()), int((part.labels < 0).sum()))
+    return f"{split}: {counts[0]:,} positive, {counts[1]:,} of exactly 0, {counts[2]:,} negative"
+
+
+def in_memory(args: argparse.Namespace, modalities: tuple[str, ...], *parts: Packed | Spoken) -> TensorSet:
+    """Return the segments of all parts with the targets of `--task`."""
+    if not parts:
+        return TensorSet([[] for _ in modalities], [])
+    inputs, labels = [all_of(parts, modality) for modality in modalities], all_of(parts, "labels")
+    if args.task == "regression":
+        return TensorSet(inputs, labels[:, None])
+    if args.task == "seven":
+        return TensorSet(inputs, seven_labels(labels))
+    classes, rows = binary_labels(labels, args.zero)
+    return TensorSet(inputs if len(rows) == len(labels) else [values[rows] for values in inputs], classes)
+
+
+def all_of(parts: tuple[Packed | Spoken, ...], name: str) -> Tensor:
+    # Joining one part would copy gigabytes.
+    return torch.cat([getattr(part, name) for part in parts]) if len(parts) > 1 else getattr(parts[0], name)
+
+
+def task_of(args: argparse.Namespace) -> Task:
+    """Return what `--task` trains and measures."""
+    if args.task == "regression":
+        return sentiment_regression(args.zero, loss=partial(nn.L1Loss, reduction=args.batch_loss))
+    loss = partial(nn.CrossEntropyLoss, reduction=args.batch_loss)
+    return classification(len(SEVEN), loss) if args.task == "seven" else sentiment_binary(args.zero, loss=loss)
+
+
+def excluded(args: argparse.Namespace) -> dict[str, str]:
+    """Say which methods do not apply to `--task`."""
+    if args.task != "regression":
+        return {}
+    reasons = {
+        "mslr": "its learning rates follow the accuracy of each modality, and a regression has errors instead",
+        "relearning": "it compares clusters of features with classes, and sentiment is a number",
+        "cggm": "its probes are judged by their accuracy; in a regression add --option cggm.metric=sign",
+    }
+    if {"metric=sign", "cggm.metric=sign"} & set(args.option):
+        del reasons["cggm"]
+    return reasons
+
+
+def generated_root() -> Path:
+    """Return the folder of a small set in both formats, which it makes at the first call.
+
+    320 training, 80 validation and 120 test segments: of at most 12 steps, packed, and of at most 16 words.
+    """
+
+    def write(root: Path) -> None:
+        MADE_UP.write(root / FILES["aligned"][0])
+        MADE_UP_TALKS.write(root)
+
+    return generated_folder("cmu_mosei", (MADE_UP, MADE_UP_TALKS), write)
+
+
+def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
+    *sample, _ = data.train[0, 0]
+    outputs = len(data.classes) or 1
+    width, layers = args.width or SIZES[args.model][0], args.layers or SIZES[args.model][1]
+    if isinstance(data, MoseiData) and data.vectors is not None:
+        sizes = {"tokens": args.tokens, "width": width, "layers": layers, "hidden": 2 * width}
+        return GuidedAttentionNet(data.vectors, sample[1].shape[-1], outputs, **sizes)
+    encoders = {
+        modality: TransformerEncoder(sequence.shape[-1], width, heads=4, layers=layers, step=args.step, mask=args.mask)
+        for modality, sequence in zip(MODALITIES, sample, strict=True)
+    }
+    return SequenceNet(encoders, ConcatHead(width * len(MODALITIES), outputs))
+
+
+def balance(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Describe the model to the optimizer."""
+    modalities = SPOKEN if args.model == "agm" else MODALITIES
+    return {"modalities": {name: f"{name}_net" for name in modalities}, "fusion": "fusion_module"}
+
+
+# BalanceBenchmark, with all parameters: the default is to scale 4-D convolutions, and here are none.
+OGM = {"alpha": 0.3, "start_epoch": 10, "end_epoch": 80, "param_filter": "all"}
+
+RECIPE = Recipe(
+    name="cmu_mosei",
+    title="CMU-MOSEI: sentiment by text, audio and vision",
+    add_arguments=add_arguments,
+    defaults={
+        # Configuration of BalanceBenchmark, and its encoder for this dataset.
+        "epochs": 30,
+        "batch_size": 32,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 1e-2,
+        "step_size": 10,
+        "gamma": 0.1,
+        "seed": 42,
+        "model": "transformer",
+        "task": "binary",
+        "zero": "positive",
+        "step": "last",
+        "batch_loss": "mean",
+        "width": None,
+        "layers": None,
+        "tokens": 60,
+        # Ours: it takes features that are not aligned, attends to padding and keeps segments without text.
+        "features": "aligned",
+        "mask": True,
+        "drop_empty": True,
+    },
+    generated_defaults={
+        "width": 32,
+        "layers": 2,
+        "tokens": 16,
+        "epochs": 8,
+        "batch_size": 16,
+        "lr": 2e-3,
+        "step_size": 6,
+        "seed": 0,
+        "log_every": 5,
+    },
+    protocols={
+        # BalanceBenchmark: selects on validation here, and drops the last batch of every split.
+        "official": {"features": "noalign", "mask": False, "drop_empty": False, "drop_last": "both"},
+        # AGM: the run in its README, which is on AV-MNIST; the rest are defaults of its code.
+        "agm": {
+            "model": "agm",
+            "batch_loss": "sum",
+            "epochs": 100,
+            "batch_size": 64,
+            "optimizer": "sgd",
+            "lr": 1e-4,
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "step_size": 70,
+            "seed": 999,
+        },
+    },
+    method_options={
+        "ogm": OGM,
+        "ogm_ge": OGM,
+        "agm": {"alpha": 0.1, "max_gap": None},  # alpha of BalanceBenchmark; MOSEI_main.py of the AGM code has no bound
+        "relearning": {"period": 15, "count": 2},  # BalanceBenchmark
+        "cggm": {"probes": "mlp", "clip_grad_norm": 0.8},  # no script; these probes fit all heads, and its code clips
+    },
+    generated_options={
+        "ogm": {"start_epoch": 0},
+        "ogm_ge": {"start_epoch": 0},
+        "relearning": {"period": 3, "count": 2},
+        "mses": {"patience": 3},
+    },
+    load=load,
+    build_model=build_model,
+    balance=balance,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(RECIPE))

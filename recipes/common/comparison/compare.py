@@ -1,0 +1,101 @@
+"""Trains every method with every seed, and writes what came out side by side."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import torch
+from rich.console import Console
+
+from common.comparison.children import run_in_processes
+from common.comparison.locks import folder_lock
+from common.comparison.plan import RunPlan, make_plan
+from common.comparison.screen import Screen, make_screen
+from common.report.curves import Picture, score_figure, write_figure
+from common.report.folder import write_text
+from common.report.html import report_page
+from common.report.results import Failure, Outcome, results_of
+from common.report.summary import Summary, summarize
+from common.report.tables import print_summary, write_tables
+from common.training.interrupt import Interrupted
+from common.training.job import check_methods
+from common.training.recipe import Recipe
+from common.training.run import Session, open_session, train
+from common.training.trainer import RunFailed, reason
+
+
+def compare(recipe: Recipe, args: argparse.Namespace, console: Console) -> Summary:
+    """Train all runs that the flags ask for, and write their tables and pictures.
+
+    Returns:
+        What came out; failed runs, too: those of which the loss or the memory went wrong, and of several runs any that
+        raised.
+
+    Raises:
+        Interrupted: If somebody asked to stop.
+        RecipeError: If nothing can be trained.
+    """
+    session = open_session(recipe, args, console)
+    plan = make_plan(session)
+    check_methods(recipe, args, session.data, session.precision, {each.run.method: each.options for each in plan})
+    output = Path(args.output)
+    stale = [each for each in plan if each.must_be_cleared(args)]
+    with folder_lock(output):
+        for each in stale:
+            each.folder.clear()
+        screen = make_screen(console, session, plan)
+        outcomes = run_here(session, plan, screen) if args.jobs is None else run_in_processes(session, plan, screen)
+        summary = summarize(outcomes, session.data.modalities, session.caption)
+        print_summary(console, summary)
+        files = write_report(output, summary, outcomes, plan)
+    session.say("", "Written:", *(f"  {path}" for path in files))
+    session.say(*(f"  {path}/" for path in dict.fromkeys(each.folder.path for each in plan)))
+    return summary
+
+
+def run_here(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[Outcome]:
+    """Train the runs one after the other in this process."""
+    outcomes: list[Outcome] = []
+    with screen:
+        for each in plan:
+            own = session_of_seed(session, each.run.seed)
+            outcome: Outcome
+            try:
+                outcome = train(own, each.run.method, each.options, each.folder, screen.view(each.run))
+            except Interrupted:
+                raise
+            except Exception as error:
+                if len(plan) == 1 and not isinstance(error, RunFailed | MemoryError | torch.OutOfMemoryError):
+                    raise
+                outcome = Failure(each.run.method, each.run.seed, reason(error))
+                each.folder.write_log(traceback.format_exc())
+            screen.finished(each.run, outcome)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def session_of_seed(session: Session, seed: int) -> Session:
+    """Return the session with another seed: its own augmentation, the same split."""
+    if seed == session.args.seed:
+        return session
+    args = argparse.Namespace(**{**vars(session.args), "seed": seed})
+    return attrs.evolve(session, args=args, data=session.recipe.load(args))
+
+
+def write_report(output: Path, summary: Summary, outcomes: Sequence[Outcome], plan: Sequence[RunPlan]) -> list[Path]:
+    """Write tables, pictures and the page; return the files."""
+    files = write_tables(output, summary, outcomes)
+    if results_of(outcomes):
+        files += Picture(summary.histories, summary.modalities, summary.caption).save(output / "comparison.png")
+        files += write_figure(score_figure(summary), output / "scores.png")
+    found = {str(each.folder.path): each.folder.read_config() for each in plan}
+    configs = {path: config for path, config in found.items() if config is not None}
+    page = output / "report.html"
+    write_text(page, report_page(summary, configs, shlex.join(["python", *sys.argv])))
+    return [*files, page]

@@ -1,0 +1,45 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import RecipeError
+from common.report.folder import LOCK
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder``; a process that is killed gives its lock back.
+
+    Raises:
+        RecipeError: If another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as handle:
+        if not _acquire(handle.fileno()):
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            raise RecipeError(
+                f"Expected {folder} to be free. Found another process at work in it (process {owner}). "
+                "Fix: wait for it, stop it, or choose another `--output`."
+            )
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        yield
+
+
+def _acquire(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where nobody is kept out
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

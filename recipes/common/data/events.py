@@ -1,0 +1,393 @@
+"""Clips in which an event lasts for some of the seconds, as in AVE: lists, and the sound and frames of an event."""
+
+import argparse
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from attrs.validators import ge, gt
+from torch import Tensor
+
+from common.data.audio import Spectrogram, StoredSpectrogram, read_waveform
+from common.data.audiovisual import audio_source, choose, existing
+from common.data.frames import Frames, frame_files, read_image
+from common.data.layout import listing
+from common.data.lists import Row
+from common.data.media import Source
+from common.data.prepare import Item, atomic_folder, run_prepare
+from common.data.splits import Split, random_split
+from common.data.video import find_videos, sampled_frames, shrink, write_jpg, write_wav
+from common.errors import RecipeError, require
+
+LISTS = ("trainSet.txt", "valSet.txt", "testSet.txt")
+ANNOTATIONS = "Annotations.txt"
+COLUMNS = "class&video id&quality&start&end"
+SECONDS = 10
+"""Length of every clip."""
+MIN_FRAMES = 10
+"""Frames that the PMR code takes of an event at least, where it lasts long enough or not."""
+FRONT_ENDS = ("event", "start", "dgl", "stored")
+AUDIO, STORED, VIDEOS = "Audios", "Audio-1004-SE", "AVE"
+
+
+@attrs.frozen
+class EventFile:
+    """A sound file, and the seconds of the event in it."""
+
+    path: Path
+    start: int
+    end: int
+
+
+@attrs.frozen
+class EventFolders:
+    """Where the data are.
+
+    Attributes:
+        root: What the other folders lie in.
+        audio: wav files of whole clips, or stored spectrograms of events.
+        frames: For each clip a folder of the frames inside its event.
+        lists: Folder of the lists.
+    """
+
+    root: Path
+    audio: Path
+    frames: Path
+    lists: Path
+
+
+def read_events(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
+    """Read a list of `class&video id&quality&start&end`, with or without a header; seconds are whole numbers.
+
+    A video that is listed several times, with several classes, gives several rows. Their `extra` is (start, end).
+
+    Raises:
+        RecipeError: With file and line number, for a row of another width, an unknown class or an impossible time.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Expected a readable list. Found {path}: {error}. Fix: restore the file.") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        cells = [cell.strip() for cell in line.split("&")]
+        if not any(cells) or (number == 1 and cells[0] not in classes and not cells[-1].isdigit()):
+            continue
+        rows.append(_event(cells, classes, f"{path}:{number}"))
+    if not rows:
+        raise RecipeError(f"Expected rows of `{COLUMNS}`. Found none in {path}. Fix: restore the file.")
+    return tuple(rows)
+
+
+def _event(cells: Sequence[str], classes: Sequence[str], where: str) -> Row:
+    if len(cells) != 5 or not all(cells):
+        raise RecipeError(f"Expected `{COLUMNS}` at {where}. Found {'&'.join(cells)!r}. Fix: correct the line.")
+    label, name, _, start, end = cells
+    if label not in classes:
+        raise RecipeError(
+            f"Expected one of the classes {', '.join(classes)} at {where}. Found {label!r}. Fix: correct the line."
+        )
+    if not (start.isdigit() and end.isdigit() and int(start) <= int(end) <= SECONDS and int(start) < SECONDS):
+        raise RecipeError(
+            f"Expected whole seconds, 0 <= start <= end <= {SECONDS}, at {where}. Found {start!r} to {end!r}. "
+            "Fix: correct the line."
+        )
+    return Row(name, label, (start, end))
+
+
+def seconds_of(row: Row) -> tuple[int, int]:
+    """Return the first second of an event, and the one behind its last.
+
+    The published lists hold an event from 0 to 0; it counts as one second, of which the PMR code takes the frames too.
+    """
+    start, end = int(row.extra[0]), int(row.extra[1])
+    return start, max(end, start + 1)
+
+
+def first_of_each(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the first row of each video: other code reads every video once, as what it is listed first."""
+    kept: dict[str, Row] = {}
+    for row in rows:
+        kept.setdefault(row.name, row)
+    return tuple(kept.values())
+
+
+def event_split(folder: Path, classes: Sequence[str], seed: int, *, listed: bool, overlap: bool) -> tuple[Split, str]:
+    """Return the split of the three lists, or a random one of all the rows that are listed.
+
+    Args:
+        folder: Holds the three lists, or `Annotations.txt`.
+        classes: Class names.
+        seed: Of the random split.
+        listed: Whether the lists decide. Where there is `Annotations.txt` alone, they cannot.
+        overlap: Whether videos stay in train that are in val or test as well, as another event.
+
+    Returns:
+        The split, with one row per video in each part, and a line that says where it comes from.
+    """
+    parts = {name: read_events(folder / name, classes) for name in LISTS if (folder / name).is_file()}
+    if len(parts) < len(LISTS):
+        listed, parts = False, {ANNOTATIONS: read_events(folder / ANNOTATIONS, classes)}
+    rows = [row for part in parts.values() for row in part]
+    if not listed:
+        unique = first_of_each(rows)
+        line = f"80/10/10 % of every class of {folder}, seed {seed}; {len(rows) - len(unique)} repeated videos left out"
+        return random_split(unique, seed), line
+    train, val, test = (first_of_each(parts[name]) for name in LISTS)
+    held = set() if overlap else {row.name for row in (*val, *test)}
+    kept = tuple(row for row in train if row.name not in held)
+    repeated = len(rows) - len(train) - len(val) - len(test)
+    note = "stay in train" if overlap else f"left out of train ({len(train) - len(kept)})"
+    line = f"lists in {folder}; {repeated} repeated videos left out, those of train that are in val or test {note}"
+    return Split(kept, val, test), line
+
+
+def find_event_folders(root: Path, fps: int, *, stored: bool, prepare: str) -> EventFolders:
+    """Find lists, sound and frames under `root`, or in the folder `AVE_Dataset` in it.
+
+    Args:
+        root: The data root.
+        fps: In the name of the folder of frames.
+        stored: Whether the sound is wanted as stored spectrograms.
+        prepare: The command that makes sound and frames of the videos.
+
+    Raises:
+        RecipeError: Saying what is expected and found, and whether `prepare` is the fix.
+    """
+    base = root / "AVE_Dataset" if (root / "AVE_Dataset").is_dir() else root
+    found = EventFolders(base, base / (STORED if stored else AUDIO), base / frames_name(fps), find_lists(root, base))
+    if found.audio.is_dir() and found.frames.is_dir():
+        return found
+    missing = [str(folder) for folder in (found.audio, found.frames) if not folder.is_dir()]
+    if existing(base, [VIDEOS]) and not stored:
+        raise RecipeError(
+            f"Expected {' and '.join(missing)}. Found videos that are not prepared yet, in {base / VIDEOS}. "
+            f"Fix: {prepare}"
+        )
+    raise RecipeError(
+        f"Expected {' and '.join(missing)}. Found in {base}: {listing(base)}. Fix: point --data-root to the folder "
+        f"that holds {VIDEOS}/, {AUDIO}/ and the lists, choose another --audio-frontend, or leave --data-root out to "
+        "train on a small generated set."
+    )
+
+
+def find_lists(root: Path, base: Path) -> Path:
+    """Return the folder of the lists.
+
+    Raises:
+        RecipeError: If there are none.
+    """
+    folders = (base, root, root / "data" / "AVE")
+    for folder in folders:
+        if all((folder / name).is_file() for name in LISTS) or (folder / ANNOTATIONS).is_file():
+            return folder
+    raise RecipeError(
+        f"Expected {', '.join(LISTS)} or {ANNOTATIONS} in {base}. Found {listing(base)}. "
+        "Fix: copy them there; the AVE download holds them."
+    )
+
+
+def frames_name(fps: int) -> str:
+    """Return the folder name of the frames inside events, as in the PMR and DGL code."""
+    return f"Image-{fps:02d}-FPS-SE"
+
+
+@attrs.frozen
+class EventSpectrogram:
+    """Turns the sound of an event into a log-power spectrogram.
+
+    The defaults give the (1, 257, 1004) tensor of the PMR code: 16,000 Hz mono, the seconds of the event repeated and
+    cut to 10 s, clipped to [-1, 1], SciPy's spectrogram (power density, Tukey window, each window minus its mean),
+    natural log of (density + 1e-7), minus its mean and divided by its standard deviation.
+
+    Args:
+        rate: Sampling rate in Hz to which every file is resampled.
+        seconds: Length to which the event is repeated and cut.
+        n_fft: Window length in samples; gives n_fft // 2 + 1 rows.
+        hop: Step between windows in samples; their overlap is 353 in the PMR code.
+    """
+
+    what: ClassVar = "wav file"
+    rate: int = attrs.field(default=16_000, validator=gt(0))
+    seconds: float = attrs.field(default=10.0, validator=gt(0))
+    n_fft: int = attrs.field(default=512, validator=ge(2))
+    hop: int = attrs.field(default=159, validator=gt(0))
+
+    def __attrs_post_init__(self) -> None:
+        if self.hop > self.n_fft or self.n_fft > self.rate * self.seconds:
+            raise RecipeError(
+                f"Expected --hop <= --n-fft <= samples of a clip, {self.rate} Hz times {self.seconds} s. "
+                f"Found {self.hop} and {self.n_fft}."
+            )
+
+    def __call__(self, event: EventFile, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram, float32 of shape (1, n_fft // 2 + 1, columns); nothing is random.
+
+        Raises:
+            RecipeError: If the file is unreadable or ends before the event begins.
+        """
+        waveform = read_waveform(event.path, self.rate)
+        inside = waveform[event.start * self.rate : event.end * self.rate]
+        if len(inside) == 0:
+            raise RecipeError(
+                f"Expected sound from second {event.start} on. Found {len(waveform) / self.rate:.1f} s in "
+                f"{event.path}. Fix: restore the file, or leave it out with --skip-bad."
+            )
+        return self.transform(inside)
+
+    def transform(self, waveform: Tensor) -> Tensor:
+        """Return the spectrogram of a waveform of shape (samples,) of any length > 0."""
+        size = round(self.rate * self.seconds)
+        signal = waveform.repeat(math.ceil(size / len(waveform)))[:size].clamp(-1, 1)
+        density = require("scipy.signal").spectrogram(
+            signal.numpy(), self.rate, nperseg=self.n_fft, noverlap=self.n_fft - self.hop
+        )[2]
+        spectrogram = torch.from_numpy(density).float().add(1e-7).log()
+        normal = (spectrogram - spectrogram.mean()) / (spectrogram.std(correction=0) + 1e-9)
+        return normal.unsqueeze(0)
+
+
+@attrs.frozen
+class StartSpectrogram:
+    """Turns the first seconds of a clip, whenever its event begins, into a spectrogram, as the DGL code does.
+
+    Args:
+        spectrogram: Makes it; in the DGL code of 3 s at 22,050 Hz, windows of 512 samples, steps of 256.
+        refill: Its numbers, row after row, fill a square of this many rows, from the start again where they do not
+            suffice: what `np.resize` makes of it in the DGL code, with 224, where an image would be rescaled. 0: no.
+    """
+
+    what: ClassVar = "wav file"
+    spectrogram: Spectrogram = attrs.field(factory=partial(Spectrogram, hop=256))
+    refill: int = attrs.field(default=0, validator=ge(0))
+
+    def __call__(self, event: EventFile, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram, float32 of shape (1, rows, columns); nothing is random."""
+        made = self.spectrogram(event.path)
+        if self.refill == 0:
+            return made
+        numbers = made.flatten().repeat(math.ceil(self.refill**2 / made.numel()))
+        return numbers[: self.refill**2].reshape(1, self.refill, self.refill)
+
+
+def event_front_end(args: argparse.Namespace) -> EventSpectrogram | StartSpectrogram | StoredSpectrogram:
+    """Return the front end named by --audio-frontend, with what is given of --audio-rate, -seconds, --n-fft, --hop."""
+    if args.audio_frontend == "stored":
+        return StoredSpectrogram()
+    flags = {"rate": args.audio_rate, "seconds": args.audio_seconds, "n_fft": args.n_fft, "hop": args.hop}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if args.audio_frontend == "event":
+        return EventSpectrogram(**given)
+    return StartSpectrogram(Spectrogram(**({"hop": 256} | given)), refill=224 if args.audio_frontend == "dgl" else 0)
+
+
+def event_audio_source(folder: Path, read: EventSpectrogram | StartSpectrogram | StoredSpectrogram) -> Source:
+    """Return the source of `folder/<video id>.wav` with its event, or of stored spectrograms of events."""
+    if isinstance(read, StoredSpectrogram):
+        return audio_source([folder], read)
+    return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read)
+
+
+def event_frames_source(folder: Path, frames: Frames, choice: str) -> Source:
+    """Return the source of the frames of events, numbered jpg files in `folder/<video id>/`.
+
+    Args:
+        folder: Holds a folder per video.
+        frames: Reads those that are chosen.
+        choice: See `common.data.audiovisual.choose`.
+    """
+    read = partial(_read_frames, frames, choice)
+    return Source("visual", "frames", str(folder), partial(_find_frames, folder), read, _check_frames)
+
+
+def _find_wav(folder: Path, row: Row) -> EventFile | None:
+    path = folder / f"{row.name}.wav"
+    return EventFile(path, *seconds_of(row)) if path.is_file() else None
+
+
+def _find_frames(folder: Path, row: Row) -> tuple[Path, ...] | None:
+    return frame_files(folder / row.name) or None
+
+
+def _read_frames(frames: Frames, choice: str, files: Sequence[Path], *, seed: int | None) -> Tensor:
+    return frames(choose(files, frames.count, choice), seed=seed)
+
+
+def _check_frames(files: Sequence[Path]) -> None:
+    for path in files:
+        read_image(path)
+
+
+def prepare_events(root: Path, classes: Sequence[str], *, fps: int, workers: int, short_side: int | None = None) -> int:
+    """Write the sound of every video and the frames of its event; what is there is kept.
+
+    A video that is listed with several events gets the frames of the first one.
+
+    Args:
+        root: The data root.
+        classes: Class names.
+        fps: Frames to keep per second of the event; more if that would be fewer than 10 in all.
+        workers: Number of processes.
+        short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
+
+    Returns:
+        The exit status of `run_prepare`.
+    """
+    require("av")
+    require("soundfile")
+    base = root / "AVE_Dataset" if (root / "AVE_Dataset").is_dir() else root
+    lists = find_lists(root, base)
+    names = [name for name in (*LISTS, ANNOTATIONS) if (lists / name).is_file()]
+    rows = [row for name in names for row in read_events(lists / name, classes)]
+    times = {row.name: seconds_of(row) for row in first_of_each(rows)}
+    videos = [video for video in find_videos(base, [f"{VIDEOS}/*.mp4"]) if video.stem in times]
+    items = [
+        Item(video, (base / frames_name(fps) / video.stem, base / AUDIO / f"{video.stem}.wav")) for video in videos
+    ]
+    return run_prepare(base, items, partial(_extract, fps=fps, times=times, short_side=short_side), workers=workers)
+
+
+def _extract(item: Item, fps: int, times: Mapping[str, tuple[int, int]], short_side: int | None) -> None:
+    frames, wav = item.outputs
+    if not wav.is_file():
+        write_wav(item.source, wav)
+    if not frames.is_dir():
+        write_event_frames(item.source, frames, fps, *times[item.source.stem], short_side=short_side)
+
+
+def write_event_frames(
+    video: Path, folder: Path, fps: int, start: int, end: int, *, short_side: int | None = None
+) -> None:
+    """Write the frames of an event, `folder/<number of the frame in the video, 5 digits>.jpg`, in one step.
+
+    Args:
+        video: Any file that ffmpeg can decode.
+        folder: Must not exist.
+        fps: The first frame of every interval of 1 / fps seconds is kept. Of an event so short that these are fewer
+            than 10, shorter intervals give 10 or more; the PMR code adds random frames of the event instead.
+        start: Where the event begins, in seconds from the first frame of the video.
+        end: Where it ends.
+        short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
+
+    Raises:
+        av.FFmpegError: If the video cannot be decoded.
+        ValueError: If it holds no frame of the event.
+    """
+    rate = max(fps, math.ceil(MIN_FRAMES / (end - start)))
+    with atomic_folder(folder) as partial_folder:
+        first: Any = None
+        for number, frame in sampled_frames(video, rate):
+            time = (
+                frame.pts * frame.time_base
+            )  # a fraction: floats may fall short of the second at which an event begins
+            first = time if first is None else first
+            if time - first >= end:
+                break
+            if time - first >= start:
+                write_jpg(partial_folder / f"{number:05d}.jpg", shrink(frame.to_image(), short_side))
+        if not any(partial_folder.iterdir()):
+            raise ValueError(f"it holds no video frames from second {start} to {end}")

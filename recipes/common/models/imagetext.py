@@ -1,0 +1,134 @@
+"""Networks for a picture and a text. B batch, L tokens, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import RecipeError
+from common.models.msa import Dropouts, MSANet
+from common.models.pretrained import load_network
+from common.models.resnet import FEATURE_SIZE, resnet18_trunk
+from common.models.small import LateFusionNet
+from common.models.weights import load_resnet18
+
+HEADS = 5
+TEXT_SIZE = 1024
+TEXT_DROPOUT = 0.5
+
+
+def frozen_feature_net(
+    sizes: Mapping[str, int], num_classes: int, layers: int, fusion_layers: int, width: int, *, shared: bool
+) -> MSANet:
+    """Return the network that CGGM trains for Food-101 on the hidden states of frozen networks.
+
+    Args:
+        sizes: Features of image and text, in this order.
+        num_classes: Number of classes.
+        layers: Of the encoder of each modality.
+        fusion_layers: Of the fusion encoder.
+        width: Of all encoders; a multiple of 5, the number of heads.
+        shared: Whether text is projected by the layer of the images, as in the code of CGGM.
+
+    Raises:
+        RecipeError: If `width` is no multiple of 5, or if a projection is shared by features of different sizes.
+    """
+    if width % HEADS:
+        raise RecipeError(f"Expected a multiple of {HEADS} for --width. Found {width}. Fix: --width 40")
+    # Defaults of food_run.py in the code of CGGM.
+    dropouts = Dropouts(attention=0.2, relu=0.15, embedding=0.2, residual=0.15, output=0.1)
+    network = MSANet(sizes, num_classes, layers, fusion_layers, HEADS, width, dropouts)
+    if shared:
+        if len(set(sizes.values())) > 1:
+            raise RecipeError(
+                f"Expected features of one size to share a projection. Found {dict(sizes)}. "
+                "Fix: --no-shared-projection."
+            )
+        first, *others = (network.get_submodule(f"{modality}_net") for modality in sizes)
+        for other in others:
+            other.projection = first.projection
+    return network
+
+
+class PictureEncoder(nn.Module):
+    """A picture to one feature vector: ResNet-18, then the mean over space.
+
+    Args:
+        weights: A state dict of torchvision's `resnet18`; None starts from random weights.
+
+    Raises:
+        RecipeError: If `weights` is no such file.
+    """
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+        self.trunk = resnet18_trunk(3)
+        if weights is not None:
+            load_resnet18(self.trunk, weights)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 512)."""
+        maps: Tensor = self.trunk(picture)
+        return maps.mean(dim=(2, 3))
+
+
+class TextEncoder(nn.Module):
+    """Token ids to one feature vector: a transformer's pooled first token, a linear layer, dropout.
+
+    Source: `text_encoder` of the code of BalanceBenchmark. Two things depart: its dropout stays on in evaluation, and
+    its BERT attends to the padding.
+
+    Args:
+        transformer: BERT or another encoder of the transformers library. One without a pooler, such as ELECTRA, gives
+            the last hidden state of the first token.
+        size: Features.
+        dropout: Rate, 0 to 1.
+    """
+
+    def __init__(self, transformer: nn.Module, size: int = TEXT_SIZE, dropout: float = TEXT_DROPOUT) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.linear = nn.Linear(_hidden_size(transformer), size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Token ids and mask, 1 where there is a token, int64 (B, 2, L) -> (B, size)."""
+        ids, mask = text.unbind(dim=1)
+        output = self.transformer(input_ids=ids, attention_mask=mask)
+        pooled = getattr(output, "pooler_output", None)
+        feature: Tensor = self.dropout(self.linear(output.last_hidden_state[:, 0] if pooled is None else pooled))
+        return feature
+
+
+class UnevenConcatFusion(nn.Module):
+    """One linear layer on features of different sizes side by side."""
+
+    def __init__(self, sizes: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.fc_out = nn.Linear(sum(sizes), num_classes)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """One feature (B, D_m) per modality -> (B, C)."""
+        logits: Tensor = self.fc_out(torch.cat(features, dim=1))
+        return logits
+
+
+def end_to_end_net(num_classes: int, text_model: Path, resnet: Path | None) -> LateFusionNet:
+    """Return ResNet-18 and a pretrained text encoder under one linear layer, all of which are trained.
+
+    Args:
+        num_classes: Number of classes.
+        text_model: Folder of the text encoder with its weights.
+        resnet: See `PictureEncoder`.
+    """
+    encoders = {"image": PictureEncoder(resnet), "text": TextEncoder(load_network(text_model, pooler=True))}
+    return LateFusionNet(encoders, UnevenConcatFusion((FEATURE_SIZE, TEXT_SIZE), num_classes))
+
+
+def _hidden_size(transformer: nn.Module) -> int:
+    config: Any = transformer.config
+    return int(config.hidden_size)

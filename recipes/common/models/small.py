@@ -1,0 +1,61 @@
+"""Networks for small sets, and a frame that joins any encoders with any fusion. B batch, D feature size, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+SMALL_SIZE = 64
+
+
+class SmallEncoder(nn.Module):
+    """Three convolutions of stride 2, and a linear layer on what is left of the picture, 4 x 4 averages.
+
+    Args:
+        in_channels: Channels of the input.
+        feature_size: D, a multiple of 4.
+        batch_norm: Whether each convolution is followed by batch norm.
+    """
+
+    def __init__(self, in_channels: int = 1, feature_size: int = SMALL_SIZE, *, batch_norm: bool = False) -> None:
+        super().__init__()
+        widths = (in_channels, feature_size // 4, feature_size // 2, feature_size)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            norm = [nn.BatchNorm2d(after)] if batch_norm else []
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *norm, nn.ReLU()]
+        self.layers = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * feature_size, feature_size)
+        )
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, D)."""
+        feature: Tensor = self.layers(picture)
+        return feature
+
+
+class LateFusionNet(nn.Module):
+    """One encoder per modality, and a module that turns their features into logits.
+
+    The submodules are called `<modality>_net` and `fusion_module`.
+
+    Args:
+        encoders: By modality, in the order of the inputs.
+        fusion: Called with one feature per modality, in that order.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module) -> None:
+        super().__init__()
+        self.modalities = tuple(encoders)
+        for name, encoder in encoders.items():
+            self.add_module(f"{name}_net", encoder)
+        self.fusion_module = fusion
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """One input per modality -> (B, C)."""
+        features = [self.get_submodule(f"{name}_net")(x) for name, x in zip(self.modalities, inputs, strict=True)]
+        logits: Tensor = self.fusion_module(*features)
+        return logits

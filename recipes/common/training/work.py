@@ -1,0 +1,73 @@
+"""How much work training is: forward passes of the encoders, and time spent waiting for data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class EncoderCounter:
+    """Counts the samples that go through the encoders, whoever sends them.
+
+    Args:
+        model: The bare model.
+        encoders: For each modality the path of its encoder in ``model``, or several paths of which the first counts.
+    """
+
+    def __init__(self, model: nn.Module, encoders: Mapping[str, str | Sequence[str]]) -> None:
+        self.samples = 0
+        self.is_counting = True
+        self.num_encoders = len(encoders)
+        for paths in encoders.values():
+            path = paths if isinstance(paths, str) else paths[0]
+            model.get_submodule(path).register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.is_counting:
+            first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            self.samples += len(first)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens inside."""
+        self.is_counting = False
+        try:
+            yield
+        finally:
+            self.is_counting = True
+
+    def take(self) -> int:
+        """Return the count since the last call."""
+        samples, self.samples = self.samples, 0
+        return samples
+
+
+class Waiting:
+    """Measures the seconds that an iterator takes to hand out its items."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def take(self) -> float:
+        """Return the seconds since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+    def timed(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items."""
+        iterator = iter(items)
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - started
+            yield item

@@ -1,0 +1,195 @@
+"""UR-FUNNY: is a punchline of a talk humour, by words, voice and face?
+
+    python recipes/ur_funny.py --methods none agm                       a small generated set, minutes on a laptop
+    python recipes/ur_funny.py --data-root DIR --methods none agm       AGM's model on the real data
+    python recipes/ur_funny.py --data-root DIR --model gru              a model of MultiBench: gru or transformer
+
+DIR holds `humor.pkl`, as MultiBench packs version 2, or the six files of the release (`data_folds.pkl`,
+`language_sdk.pkl`, ...). These are pickles, and ordinary pickles run code when they are opened: the recipe admits
+arrays and plain containers only.
+
+The model is that of the AGM authors (Li et al., ICCV 2023), whose code has no script for this dataset: optimizer and
+schedule are those of the one run in its README. Unlike theirs, our transformers do not attend to padding. The epoch is
+selected on validation punchlines, as in their code; the test punchlines are evaluated once.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.data.generate import generated_folder
+from common.data.humor import PACKED, read_humor
+from common.data.made_up_sequences import MadeUpSequences
+from common.data.sequences import MODALITIES, Packed, joined, trim_padding
+from common.data.tensors import TensorSet
+from common.errors import RecipeError
+from common.models.maxout import MaxoutFusion
+from common.models.sequence import ConcatHead, GRUEncoder, SequenceNet, SumHead, TransformerEncoder
+from common.training import Data, Recipe, main
+from common.training.settings import positive_int
+
+CLASSES = ("none", "humour")
+WIDTHS = {
+    "gru": {"text": 600, "audio": 256, "vision": 512},
+    "transformer": {"text": 600, "audio": 100, "vision": 400},
+}
+"""Of the encoders of MultiBench."""
+HIDDEN = {"gru": 512, "transformer": 256}
+"""Of its heads."""
+MADE_UP = MadeUpSequences(strengths=(0.3, 0.16, 0.09), two_classes=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the model."""
+    add = parser.add_argument_group("UR-FUNNY").add_argument
+    add("--model", choices=("agm", *WIDTHS), help="three transformers of AGM, or late fusion of MultiBench")
+    add("--fusion", choices=("concat", "sum", "maxout"), help="head of AGM's model; maxout is its early fusion")
+    add("--width", type=positive_int, help="of AGM's transformers; a multiple of 4, the number of heads")
+    add("--layers", type=positive_int, help="of AGM's transformers")
+    add("--mask", action=argparse.BooleanOptionalAction, help="do not attend to padding; the papers do")
+
+
+def load(args: argparse.Namespace) -> Data:
+    """Read the punchlines; without `--data-root` those of a small generated set."""
+    is_small = args.data_root is None
+    humor = read_humor(generated_root(), MADE_UP.shapes) if is_small else read_humor(Path(args.data_root))
+    train, val, test = (humor.splits[name] for name in ("train", "val", "test"))
+    return Data(
+        train=in_memory(train) if args.validation else in_memory(train, val),
+        val=in_memory(val) if args.validation else in_memory(),
+        test=in_memory(test),
+        classes=CLASSES,
+        modalities=MODALITIES,
+        generated=is_small,
+        summary=(
+            f"data: {humor.path}",
+            f"split: the published one{'' if args.validation else ', validation added to train'}",
+            *(f"{part.summary(name)}; {share(part):.1%} humour" for name, part in humor.splits.items()),
+        ),
+        skipped=humor.skipped,
+        collate=trim_padding,
+    )
+
+
+def in_memory(*parts: Packed) -> TensorSet:
+    """Return the punchlines of all parts with class indices; a label of 1 is humour."""
+    if not parts:
+        return TensorSet([[] for _ in MODALITIES], [])
+    whole = joined(parts)
+    return TensorSet([getattr(whole, modality) for modality in MODALITIES], (whole.labels >= 1).long())
+
+
+def share(part: Packed) -> float:
+    return (part.labels >= 1).float().mean().item() if len(part) else 0.0
+
+
+def generated_root() -> Path:
+    """Return the folder of a small set in the format of MultiBench, which it makes at the first call.
+
+    320 training, 80 validation and 120 test punchlines of at most 12 words.
+    """
+    return generated_folder("ur_funny", MADE_UP, lambda root: MADE_UP.write(root / PACKED))
+
+
+def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
+    """Return the network of `--model`.
+
+    Raises:
+        RecipeError: If a model of MultiBench meets a head that is not its own.
+    """
+    *sample, _ = data.train[0, 0]
+    sizes = {modality: sequence.shape[-1] for modality, sequence in zip(MODALITIES, sample, strict=True)}
+    if args.model == "agm":
+        return build_agm(args, sizes)
+    if args.fusion != "concat":
+        raise RecipeError(
+            f"Expected the head of --model {args.model}. Found --fusion {args.fusion}. Fix: leave --fusion out."
+        )
+    widths = WIDTHS[args.model]
+    encoders: dict[str, nn.Module] = {
+        modality: GRUEncoder(size, widths[modality], mask=args.mask)
+        if args.model == "gru"
+        else TransformerEncoder(size, widths[modality], heads=5, layers=5, step="last", mask=args.mask)
+        for modality, size in sizes.items()
+    }
+    return SequenceNet(encoders, ConcatHead(sum(widths.values()), len(CLASSES), hidden=HIDDEN[args.model]))
+
+
+def build_agm(args: argparse.Namespace, sizes: Mapping[str, int]) -> nn.Module:
+    encoders = {
+        modality: TransformerEncoder(size, args.width, heads=4, layers=args.layers, mask=args.mask)
+        for modality, size in sizes.items()
+    }
+    joint = args.width * len(MODALITIES)
+    if args.fusion == "sum":
+        return SequenceNet(encoders, SumHead(dict.fromkeys(MODALITIES, args.width), len(CLASSES)))
+    head = ConcatHead if args.fusion == "concat" else MaxoutFusion
+    return SequenceNet(encoders, head(joint, len(CLASSES)))
+
+
+def balance(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Describe the model to the optimizer; a sum of heads needs to be told which head is whose."""
+    heads = {modality: f"fusion_module.fc_{modality}" for modality in MODALITIES}
+    description = {"modalities": {name: f"{name}_net" for name in MODALITIES}, "fusion": "fusion_module"}
+    return {**description, "unimodal": heads} if args.fusion == "sum" else description
+
+
+OGM = {"param_filter": "all"}  # ours: the default is to scale 4-D convolutions, and here are none
+
+RECIPE = Recipe(
+    name="ur_funny",
+    title="UR-FUNNY: humour by text, audio and vision",
+    add_arguments=add_arguments,
+    defaults={
+        # README of the AGM code, whose only run is on AV-MNIST; the rest are defaults of that code.
+        "epochs": 100,
+        "batch_size": 64,
+        "lr": 1e-4,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "step_size": 70,
+        "gamma": 0.1,
+        "seed": 999,
+        # Its network for UR-FUNNY.
+        "model": "agm",
+        "fusion": "concat",
+        "width": 768,
+        "layers": 8,
+        # Ours: it attends to the zeros that fill a batch up.
+        "mask": True,
+    },
+    generated_defaults={
+        "width": 32,
+        "layers": 2,
+        "epochs": 8,
+        "batch_size": 16,
+        "lr": 1e-2,
+        "step_size": 6,
+        "seed": 0,
+        "log_every": 5,
+    },
+    protocols={
+        # AGM. Its baselines sum three heads instead: --fusion sum.
+        "official": {"mask": False},
+    },
+    method_options={
+        # URFunny_main.py of the AGM code.
+        "agm": {"max_gap": 7.0, "p_min": 0.0, "clip_trigger": 5.0, "clip_norm": 5.0},
+        "mslr": {"init": {"audio": 0.9, "vision": 1.4, "text": 0.7}},
+        "mses": {"patience": 30},
+        "ogm": OGM,
+        "ogm_ge": OGM,
+        "cggm": {"probes": "mlp", "clip_grad_norm": 0.8},  # no script; these probes fit all heads, and its code clips
+    },
+    generated_options={"mses": {"patience": 3}, "relearning": {"period": 3, "count": 2}},
+    load=load,
+    build_model=build_model,
+    balance=balance,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(RECIPE))

@@ -1,0 +1,48 @@
+"""Training a recipe for two steps without the command line, its evaluation and its pictures."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from common.training import Data, Recipe
+from common.training.cli import build_parser
+from common.training.settings import options_of, resolve
+from modbalance import BalancedOptimizer
+
+
+def flags(recipe: Recipe, *given: str) -> argparse.Namespace:
+    """Return what a command line resolves to."""
+    return resolve(build_parser(recipe).parse_args(list(given)), recipe)
+
+
+def batches(data: Data, size: int = 8) -> DataLoader[Any]:
+    """Return the first two batches of the training samples."""
+    keys = [[(0, index) for index in range(start, start + size)] for start in (0, size)]
+    return DataLoader(data.train, batch_sampler=keys, collate_fn=data.collate)
+
+
+def train(recipe: Recipe, args: argparse.Namespace, data: Data, method: str) -> nn.Module:
+    """Take two steps and end the epoch; fail unless losses and weights stay finite and weights move."""
+    torch.manual_seed(0)
+    model = recipe.build_model(args, data)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    described = {**recipe.balance(args), **options_of(method, args, recipe)}
+    optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **described)
+    criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
+    loader = batches(data)
+    for *inputs, target in loader:
+        optimizer.zero_grad()
+        loss = criterion(model(*inputs), target)
+        loss.backward()
+        optimizer.step()
+        assert math.isfinite(loss.item())
+    optimizer.end_epoch(train=loader, val=loader)
+    after: Sequence[torch.Tensor] = list(model.parameters())
+    assert all(parameter.isfinite().all() for parameter in after)
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    return model

@@ -1,0 +1,201 @@
+"""The CMU-MOSEI recipe: its data, tasks, models and runs."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cmu_mosei import MADE_UP, MADE_UP_TALKS, RECIPE, generated_root
+from common.data.mosei import FILES
+from common.models.guided_attention import GuidedAttentionNet
+from common.training import main
+from common.training.settings import choose_methods
+from modbalance import list_methods
+from recipes.stepping import flags, train
+
+TINY = ["--width", "8", "--layers", "1"]
+METHODS = ("none", *(each.name for each in list_methods() if each.method is not None))
+LABELS = np.array([-3, -0.5, 0, 0, 1, 3.0])
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both packed files with 6 segments per split, and the real shapes."""
+    folder = tmp_path_factory.mktemp("mosei")
+    random = np.random.default_rng(0)
+    for name, shapes in FILES.values():
+        content: dict[str, dict[str, Any]] = {}
+        for split in ("train", "valid", "test"):
+            sizes = {modality: getattr(shapes, modality) for modality in ("text", "audio", "vision")}
+            content[split] = {
+                modality: random.standard_normal((6, *size)).astype(np.float32) for modality, size in sizes.items()
+            }
+            content[split] |= {"labels": LABELS.reshape(6, 1, 1), "id": [[f"v{row}", "0", "1"] for row in range(6)]}
+        content["train"]["text"][0] = 0
+        content["train"]["audio"][1, 0, 0] = -np.inf
+        (folder / name).write_bytes(pickle.dumps(content, 4))
+    return folder
+
+
+def targets(part: Any) -> list[float]:
+    return [part[0, index][-1].tolist() for index in range(len(part))]
+
+
+def test_the_aligned_file(real: Path) -> None:
+    data = RECIPE.load(flags(RECIPE, "--data-root", str(real)))
+    text, audio, vision, target = data.train[0, 0]
+    assert (text.shape, audio.shape, vision.shape) == ((50, 300), (50, 74), (50, 35))
+    assert target.dtype == torch.int64
+    assert audio[0, 0] == 0
+    assert data.classes == ("negative", "positive")
+    assert data.modalities == ("text", "audio", "vision")
+    assert targets(data.train) == [0, 1, 1, 1, 1]
+    assert targets(data.test) == [0, 0, 1, 1, 1, 1]
+    assert data.task.headline.title == "Acc-2, 0 positive"
+    train_line = (
+        "train: 5 segments (aligned by word); 1 without text left out, such as v0 0 1; 1 audio values not finite"
+    )
+    assert any(line.startswith(train_line) for line in data.summary)
+    assert "train: 2 positive, 2 of exactly 0, 1 negative" in data.summary
+
+
+def test_the_protocol_of_balancebenchmark(real: Path) -> None:
+    args = flags(RECIPE, "--data-root", str(real), "--protocol", "official")
+    assert (args.mask, args.drop_last, args.select, args.step) == (False, "both", "val", "last")
+    data = RECIPE.load(args)
+    assert len(data.train) == 6  # type: ignore[arg-type]  # datasets have a length
+    assert data.train[0, 0][1].shape == (500, 74)
+    with torch.device("meta"):
+        model = RECIPE.build_model(args, data)
+    layer = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 2048 + 2048 + 1024 + 4 * 1024
+    assert size_of(model) == (300 + 74 + 35) * 1024 + 6 * layer + 3072 * 2 + 2
+
+
+def size_of(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "classes"),
+    [
+        (["--zero", "negative"], [0, 0, 0, 0, 1, 1], 2),
+        (["--zero", "excluded"], [0, 0, 1, 1], 2),
+        (["--task", "seven"], [0, 2, 3, 3, 4, 6], 7),
+        (["--task", "regression"], [[-3.0], [-0.5], [0.0], [0.0], [1.0], [3.0]], 0),
+    ],
+)
+def test_targets(real: Path, given: list[str], expected: list[Any], classes: int) -> None:
+    args = flags(RECIPE, "--data-root", str(real), *given)
+    data = RECIPE.load(args)
+    assert targets(data.test) == expected
+    assert len(data.classes) == classes
+    rows = [0, 1, 4, 5] if len(expected) == 4 else range(6)  # neutral segments are left out of all modalities
+    whole = RECIPE.load(flags(RECIPE, "--data-root", str(real)))
+    for index, row in enumerate(rows):
+        for one, other in zip(data.test[0, index][:3], whole.test[0, row][:3], strict=True):
+            assert torch.equal(one, other)
+    logits = RECIPE.build_model(flags(RECIPE, "--data-root", str(real), *given, *TINY), data)(
+        *(values[None] for values in data.test[0, 0][:3])
+    )
+    assert logits.shape == (1, classes or 1)
+
+
+def test_validation_segments_can_be_trained_on(real: Path) -> None:
+    data = RECIPE.load(flags(RECIPE, "--data-root", str(real), "--no-validation", "--select", "test"))
+    assert (len(data.train), len(data.val)) == (11, 0)  # type: ignore[arg-type]
+    assert targets(data.train) == [0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
+
+
+def test_the_loss_is_summed_where_agm_sums() -> None:
+    logits, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+    losses = {}
+    for protocol in ("fair", "agm"):
+        args = flags(RECIPE, "--protocol", protocol)
+        losses[protocol] = RECIPE.load(args).task.loss()(logits, target).item()
+    assert losses["agm"] == pytest.approx(2 * losses["fair"])
+
+
+def test_the_protocol_of_agm(real: Path) -> None:
+    args = flags(RECIPE, "--protocol", "agm", "--data-root", str(real))
+    assert (args.model, args.batch_loss, args.optimizer, args.seed) == ("agm", "sum", "sgd", 999)
+    small = flags(RECIPE, "--model", "agm")
+    data = RECIPE.load(small)
+    assert data.modalities == ("text", "audio")
+    text, audio, _ = data.train[0, 0]
+    assert (text.shape, text.dtype, audio.shape) == ((16,), torch.int64, (16, MADE_UP_TALKS.mels))
+    small.width, small.layers, small.tokens = None, None, 60
+    with torch.device("meta"):
+        model = RECIPE.build_model(small, data)
+    assert isinstance(model, GuidedAttentionNet)
+    words, size, mels = 29, MADE_UP_TALKS.vector_size, MADE_UP_TALKS.mels
+    with torch.device("meta"):
+        assert size_of(model) == size_of(GuidedAttentionNet(torch.zeros(words, size), mels, 2))
+    assert dict(RECIPE.balance(small)["modalities"]) == {"text": "text_net", "audio": "audio_net"}
+
+
+def test_the_generated_set_is_small_deterministic_and_in_both_formats(tmp_path: Path) -> None:
+    root = generated_root()
+    assert sum(file.stat().st_size for file in root.iterdir()) < 3e6
+    names = {file.name for file in root.iterdir()}
+    parts = {f"{split}_{what}.p" for split in ("train", "valid", "test") for what in ("sentences", "mels", "sentiment")}
+    assert names == {"mosei_senti_data.pkl", "token_to_ix.pkl", "train_glove.npy", *parts}
+    MADE_UP.write(tmp_path / "mosei_senti_data.pkl")
+    MADE_UP_TALKS.write(tmp_path)
+    for name in names:
+        digests = {hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (root, tmp_path)}
+        assert len(digests) == 1
+    train = pickle.loads((root / "mosei_senti_data.pkl").read_bytes())["train"]
+    assert train["labels"].shape == (320, 1, 1)
+    assert (train["labels"] == 0).sum() > 2
+    assert np.isneginf(train["audio"]).sum() == 1
+    assert train["id"].shape == (320, 3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("given", [[], ["--task", "seven"], ["--model", "agm"]])
+def test_every_method_trains(method: str, given: list[str]) -> None:
+    args = flags(RECIPE, *given, *TINY)
+    data = RECIPE.load(args)
+    assert method not in data.excluded
+    train(RECIPE, args, data, method)
+
+
+@pytest.mark.parametrize("model", ["transformer", "agm"])
+def test_methods_for_regression(model: str) -> None:
+    args = flags(RECIPE, "--task", "regression", "--model", model, "--option", "cggm.metric=sign", *TINY)
+    data = RECIPE.load(args)
+    methods, left_out = choose_methods(["all"], data.excluded)
+    assert set(METHODS) - set(methods) == {"mslr", "relearning"}
+    assert len(left_out) == 2
+    args.methods = methods
+    for method in methods:
+        train(RECIPE, args, data, method)
+    without_option = RECIPE.load(flags(RECIPE, "--task", "regression", *TINY))
+    assert "--option cggm.metric=sign" in without_option.excluded["cggm"]
+
+
+@pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # what scaling means to Adam
+def test_the_command_line(tmp_path: Path) -> None:
+    given = ["--epochs", "2", "--limit-batches", "12", "--output", str(tmp_path)]
+    assert main(RECIPE, given) == 0
+    scores = json.loads((tmp_path / "none" / "result.json").read_text())["test"]
+    assert {"test_accuracy", "test_macro_f1", "test_weighted_f1", "test_accuracy_audio"} <= set(scores)
+    assert scores["test_accuracy"] > 0.65
+
+
+def test_the_command_line_in_a_regression(tmp_path: Path) -> None:
+    given = ["--task", "regression", "--zero", "excluded", "--epochs", "1", "--limit-batches", "3", *TINY]
+    assert main(RECIPE, [*given, "--output", str(tmp_path)]) == 0
+    scores = json.loads((tmp_path / "none" / "result.json").read_text())["test"]
+    assert {"test_acc2_nonzero", "test_acc7", "test_mae", "test_corr", "test_acc2_nonzero_text"} <= set(scores)
+
+
+def test_errors_reach_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(RECIPE, ["--data-root", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "Expected mosei_senti_data.pkl" in capsys.readouterr().err

@@ -1,0 +1,210 @@
+"""Comparisons: seeds, processes, failures, kills, and folders that are in use."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.comparison import compare
+from common.comparison.locks import folder_lock
+from common.errors import RecipeError
+from common.report.curves import Picture
+from common.training import main
+from recipes import tiny_recipe
+from recipes.tiny_recipe import RECIPE
+
+SCRIPT = Path(tiny_recipe.__file__)
+PATH = os.pathsep.join(str(SCRIPT.parents[2] / name) for name in ("recipes", "tests"))
+BOTH = ("--methods", "none", "ogm_ge", "--seeds", "2", "--epochs", "2")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+    monkeypatch.setenv("PYTHONPATH", PATH)
+
+
+def run(output: Path, *flags: str) -> int:
+    return main(RECIPE, ["--output", str(output), *flags])
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with (output / "comparison.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def scores(output: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """Return all numbers but the costs, by method and seed."""
+    costs = ("seconds_per_step", "waiting", "memory")
+    return {
+        (row["method"], row["seed"]): {name: value for name, value in row.items() if name not in costs}
+        for row in rows(output)
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two methods, two seeds each, in this process."""
+    output = tmp_path_factory.mktemp("whole")
+    assert run(output, *BOTH) == 0
+    return output
+
+
+def test_every_method_has_a_run_per_seed(whole: Path) -> None:
+    found = scores(whole)
+    assert len(found) == 4
+    assert (whole / "ogm_ge" / "seed-1" / "result.json").is_file()
+    assert found["none", "0"] != found["none", "1"]
+    assert "vs none [95 % interval]" in (whole / "comparison.md").read_text()
+    assert r"\toprule" in (whole / "comparison.tex").read_text()
+
+
+def test_two_processes_at_a_time_give_the_same_table(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, *BOTH, "--jobs", "2") == 0
+    assert scores(tmp_path) == scores(whole)
+    assert all(float(row["memory"]) > 1e7 for row in rows(tmp_path))
+
+
+def test_a_ceiling_learns_from_one_modality_only(tmp_path: Path) -> None:
+    assert run(tmp_path, "--epochs", "1", "--ceilings") == 0
+    for modality in ("audio", "visual"):
+        result = json.loads((tmp_path / f"only-{modality}" / "result.json").read_text())
+        assert result["test"]["test_accuracy"] == result["test"][f"test_accuracy_{modality}"]
+    assert len(rows(tmp_path)) == 3
+    assert main(RECIPE, ["--eval", str(tmp_path / "only-audio" / "best.pt")]) == 0
+
+
+def test_a_finished_comparison_is_shown_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = scores(whole)
+    for jobs in ((), ("--jobs", "2")):
+        assert run(whole, *BOTH, "--resume", *jobs) == 0
+        assert capsys.readouterr().out.count("nothing to train") == 4
+    assert scores(whole) == before
+
+
+def test_a_changed_option_invalidates_only_the_runs_it_touches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--methods", "none", "ogm_ge", "--epochs", "1")
+    assert run(tmp_path, *flags) == 0
+    before = (tmp_path / "none" / "last.pt").stat().st_mtime_ns
+    changed = (*flags, "--option", "ogm_ge.alpha=0.1")
+    assert run(tmp_path, *changed, "--resume") == 2
+    assert "--update" in capsys.readouterr().err
+    assert run(tmp_path, *changed, "--update") == 0
+    assert capsys.readouterr().out.count("nothing to train") == 1
+    assert (tmp_path / "none" / "last.pt").stat().st_mtime_ns == before
+    settings = json.loads((tmp_path / "ogm_ge" / "config.json").read_text())["settings"]
+    assert settings["options"] == {"alpha": 0.1}
+
+
+@pytest.mark.parametrize("jobs", [(), ("--jobs", "2")])
+def test_a_run_that_fails_has_its_row_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], jobs: tuple[str, ...]
+) -> None:
+    assert run(tmp_path, "--epochs", "1", "--bad-seed", "1", "--seeds", "2", *jobs) == 1
+    assert "FAILED: none, seed 1: the seed is bad" in capsys.readouterr().out.replace("ValueError: ", "")
+    by_seed = {row["seed"]: row for row in rows(tmp_path)}
+    assert by_seed["0"]["test_accuracy"]
+    assert "the seed is bad" in by_seed["1"]["failure"]
+    assert "Traceback" in (tmp_path / "none" / "seed-1" / "log.txt").read_text()
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--epochs", "2", "--log-every", "1", "--lr", "1e30") == 1
+    assert "FAILED: none, seed 0: the loss became nan in epoch 1" in capsys.readouterr().out
+
+
+def test_two_comparisons_in_one_folder_refuse_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with folder_lock(tmp_path):
+        assert run(tmp_path, "--epochs", "1") == 2
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert run(tmp_path, "--epochs", "1") == 0
+
+
+def test_a_lock_ends_with_its_owner(tmp_path: Path) -> None:
+    code = f"from common.comparison.locks import folder_lock\nwith folder_lock({str(tmp_path)!r}): print(1); input()"
+    code = code.replace("folder_lock('", "folder_lock(__import__('pathlib').Path('").replace("')", "'))")
+    owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "1\n"
+    with pytest.raises(RecipeError, match=f"process {owner.pid}"), folder_lock(tmp_path):
+        pass
+    owner.kill()
+    owner.communicate()
+    with folder_lock(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+
+
+def start(output: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), "--output", str(output), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+@pytest.mark.parametrize("jobs", [(), ("--jobs", "2")])
+def test_a_killed_comparison_continues_and_ends_with_the_same_table(
+    whole: Path, tmp_path: Path, jobs: tuple[str, ...]
+) -> None:
+    slow = (*BOTH, "--save-every", "1")
+    process = start(tmp_path, *slow, "--delay", "0.02", *jobs)
+    wait_for(tmp_path / "ogm_ge" / "seed-0" / "last.pt", process)
+    children = children_of(process.pid)
+    process.kill()
+    process.communicate()
+    assert len(children) == (2 if jobs else 0)
+    limit = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < limit, "a child outlived its parent"
+        time.sleep(0.05)
+    assert not (tmp_path / "comparison.csv").exists()
+    # The delay is a setting of the runs: what was begun goes on with it.
+    assert run(tmp_path, *slow, "--delay", "0.02", "--resume", *jobs) == 0
+    assert scores(tmp_path) == scores(whole)
+
+
+def test_ctrl_c_reaches_every_running_training(tmp_path: Path) -> None:
+    process = start(tmp_path, *BOTH, "--delay", "0.05", "--jobs", "2", "--save-every", "1")
+    wait_for(tmp_path / "ogm_ge" / "seed-0" / "last.pt", process)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "--resume" in out
+    assert (tmp_path / "none" / "seed-0" / "last.pt").exists()
+
+
+def test_a_child_that_is_killed_fails_alone(tmp_path: Path) -> None:
+    process = start(
+        tmp_path, "--methods", "none", "ogm_ge", "--epochs", "2", "--delay", "0.05", "--jobs", "2", "--save-every", "1"
+    )
+    wait_for(tmp_path / "ogm_ge" / "last.pt", process)
+    victim = int((tmp_path / "ogm_ge" / ".lock").read_text())
+    os.kill(victim, signal.SIGKILL)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert "FAILED: ogm_ge, seed 0: killed by signal 9" in out
+    by_method: dict[str, Any] = {row["method"]: row for row in rows(tmp_path)}
+    assert by_method["none"]["test_accuracy"]

@@ -1,0 +1,216 @@
+"""The VGGSound recipe: the csv file, every layout, what is reported, and every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+import vggsound
+from common.data.youtube import clip_key
+from common.errors import RecipeError
+from common.training import main
+from vggsound import RECIPE
+
+from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
+from .videos import write_video
+
+LABELS = ("vehicle horn, car horn, honking", "air horn", "playing theremin")
+SORTED = ("air horn", "playing theremin", "vehicle horn, car horn, honking")
+CLIPS = [(video_id(number), 7 * number, LABELS[number % 3], "train" if number < 18 else "test") for number in range(21)]
+TEST = [f"{identity}_{start}" for identity, start, _, part in CLIPS if part == "test"]
+
+
+def write_csv(root: Path, clips: list[tuple[str, int, str, str]] = CLIPS, name: str = "vggsound.csv") -> None:
+    write_lines(root / name, [f'{identity},{start},"{label}",{part}' for identity, start, label, part in clips])
+
+
+def write_media(root: Path, audio: str, frames: str, name: str = "{}_{}", count: int = 4) -> None:
+    for identity, start, _, part in CLIPS:
+        clip = name.format(identity, start)
+        write_sound(root / audio.format(part=part) / f"{clip}.wav", start)
+        folder = root / frames.format(part=part)
+        write_frames(folder.parent / folder.name.replace("NAME", clip), count, "{:05d}.jpg")
+
+
+OGM_GE = ("{part}-audios/{part}-set", "{part}-videos/{part}-set-img/Image-01-FPS/NAME.mp4")
+DGL = ("audio/{part}-audios/{part}-set", "video/{part}-set-img/Image-01-FPS/NAME.mp4")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The layout of the OGM-GE code."""
+    write_csv(tmp_path / "data")
+    write_media(tmp_path / "data", *OGM_GE)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("base", [".", "vggsound"])
+@pytest.mark.parametrize(
+    ("audio", "frames", "name"),
+    [(*OGM_GE, "{}_{}"), (*DGL, "{}_{:06d}"), ("audio", "visual/NAME", "{}_{}"), ("audio", "video/NAME", "{}_{:06d}")],
+)
+def test_every_known_layout_is_read(tmp_path: Path, base: str, audio: str, frames: str, name: str) -> None:
+    write_csv(tmp_path)
+    write_media(tmp_path / base, audio, frames, name)
+    data = load(RECIPE, tmp_path, num_classes=3)
+    assert names_of(data.test) == TEST
+    assert len(names_of(data.train)) + len(names_of(data.val)) == 18
+    assert data.skipped == ()
+
+
+def test_classes_are_the_sorted_labels_of_the_whole_file(root: Path) -> None:
+    data = load(RECIPE, root, num_classes=3)
+    assert data.classes == SORTED
+    assert labels_of(data.test) == [2, 0, 1]
+    for path in (root / "test-audios/test-set").iterdir():
+        if path.stem != TEST[2]:
+            path.unlink()
+    fewer = load(RECIPE, root, num_classes=3, min_found=0.1)
+    assert fewer.classes == SORTED
+    assert labels_of(fewer.test) == [1]
+
+
+def test_a_label_that_no_training_clip_has_keeps_its_index(root: Path) -> None:
+    write_csv(root, [(*clip[:2], "a new label", "test") if clip[0] == video_id(18) else clip for clip in CLIPS])
+    data = load(RECIPE, root, num_classes=4)
+    assert data.classes[0] == "a new label"
+    assert labels_of(data.test) == [0, 1, 2]
+    assert "1 of 4 classes have no training sample: a new label" in data.summary
+
+
+def test_the_defaults_give_the_tensors_of_the_paper(root: Path) -> None:
+    audio, visual, label = load(RECIPE, root, num_classes=3).test[0, 0]
+    assert audio.shape == (1, 129, 626)
+    assert visual.shape == (3, 3, 224, 224)
+    assert label == 2
+
+
+def test_a_file_that_is_cut_short_is_refused(root: Path) -> None:
+    with pytest.raises(RecipeError, match=r"Expected 309 labels.*Found 3.*--num-classes 3"):
+        load(RECIPE, root)
+    write_csv(root, CLIPS[:18])
+    with pytest.raises(RecipeError, match=r"Expected test rows.*cut short"):
+        load(RECIPE, root, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"{video_id(50)},30,air horn", r"vggsound\.csv:22\. Found"),
+        (f"{video_id(50)},30,playing theremin, solo,test", "video id, start second"),
+        (f"{video_id(50)},thirty,air horn,test", "'a_0050-_b1c,thirty"),
+        (f"{video_id(50)},30,air horn,validation", "train or test"),
+        (f"{video_id(50)},30,,test", "train or test"),
+        (f"{video_id(18)},{7 * 18},air horn,test", "one label per clip"),
+        (f"{video_id(0)},000,air horn,test", "without a common clip"),
+    ],
+)
+def test_bad_lines_are_named(root: Path, line: str, message: str) -> None:
+    with (root / "vggsound.csv").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RecipeError, match=message):
+        load(RECIPE, root, num_classes=3)
+
+
+def test_the_lists_of_the_dgl_code(tmp_path: Path) -> None:
+    write_media(tmp_path, *DGL, "{}_{:06d}")
+    with pytest.raises(RecipeError, match=r"vggsound\.csv, or train\.csv and test\.csv.*Found none of them"):
+        load(RECIPE, tmp_path, num_classes=3)
+    for wanted in ("train", "test"):
+        lines = [f'{identity}_{start:06d}.mp4,"{label}"' for identity, start, label, part in CLIPS if part == wanted]
+        write_lines(tmp_path / f"{wanted}.csv", lines)
+    data = load(RECIPE, tmp_path, num_classes=3)
+    assert [clip_key(name) for name in names_of(data.test)] == TEST
+    assert data.classes == SORTED
+    write_lines(tmp_path / "test.csv", ["no clip,air horn"])
+    with pytest.raises(RecipeError, match=r"test\.csv:1\. Found 'no clip,air horn'"):
+        load(RECIPE, tmp_path, num_classes=3)
+
+
+def test_missing_media_are_counted_and_named(root: Path) -> None:
+    (root / "train-audios/train-set" / f"{video_id(0)}_0.wav").unlink()
+    data = load(RECIPE, root, num_classes=3)
+    assert [line for line in data.skipped if line.endswith(f"{video_id(0)}_0: no wav file")]
+    for path in (root / "test-videos/test-set-img/Image-01-FPS" / f"{TEST[0]}.mp4").iterdir():
+        path.unlink()
+    with pytest.raises(RecipeError, match=r"2 of 3 listed samples; 1 without frames.*--min-found"):
+        load(RECIPE, root, num_classes=3)
+
+
+def test_stored_filter_banks_can_be_read_instead(root: Path) -> None:
+    for identity, start, _, _ in CLIPS:
+        write_stored(root / "audio" / f"{identity}_{start}.npy")
+    assert load(RECIPE, root, num_classes=3, audio_frontend="stored").test[0, 0][0].shape == (1, 1024, 128)
+
+
+def test_evaluation_is_deterministic_and_the_official_one_is_drawn_by_the_seed(root: Path) -> None:
+    centre = load(RECIPE, root, num_classes=3)
+    assert torch.equal(centre.test[0, 1][0], centre.test[1, 1][0])
+    assert not torch.equal(centre.train[0, 1][0], centre.train[1, 1][0])
+    seeds = [load(RECIPE, root, num_classes=3, crop="random", seed=seed).test for seed in (0, 1)]
+    drawn = [seeds[0][0, 1][0], seeds[0][1, 1][0], seeds[1][0, 1][0]]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], centre.test[0, 1][0])
+
+
+def test_the_protocols() -> None:
+    official = {"select": "test", "validation": False, "crop": "random", "frame_choice": "first"}
+    assert RECIPE.protocols["official"] == official
+    assert RECIPE.protocols["dgl"] == {**official, "drop_last": "both", "lr": 2e-3}
+
+
+def test_prepare_makes_what_the_recipe_reads(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    for identity, start, _, part in CLIPS[16:20]:
+        write_video(tmp_path / f"{part}-videos/{part}-set/{identity}_{start:06d}.mp4", codec="mpeg4")
+    with pytest.raises(RecipeError, match=rf"not prepared yet.*vggsound\.py prepare --data-root {tmp_path}"):
+        load(RECIPE, tmp_path, num_classes=3)
+    assert vggsound.prepare_main(["--data-root", str(tmp_path), "--workers", "1", "--short-side", "8"]) == 0
+    assert vggsound.prepare_main(["--data-root", str(tmp_path), "--verify"]) == 0
+    frames = tmp_path / "test-videos/test-set-img/Image-01-FPS" / f"{video_id(18)}_000126.mp4"
+    assert sorted(path.name for path in frames.iterdir()) == ["00000.jpg", "00010.jpg", "00020.jpg"]
+    data = load(RECIPE, tmp_path, num_classes=3, min_found=0.0, validation=False, select="test")
+    assert names_of(data.test) == TEST[:2]
+    assert len(names_of(data.train)) == 2
+
+
+def test_prepare_of_one_folder_of_videos(tmp_path: Path) -> None:
+    job = vggsound.video_job(tmp_path, tmp_path / "videos" / f"{TEST[0]}.mp4")
+    assert (job.frames, job.wav) == (tmp_path / "visual" / TEST[0], tmp_path / "audio" / f"{TEST[0]}.wav")
+
+
+def test_the_generated_set_has_the_real_format() -> None:
+    root = vggsound.generated_root()
+    assert root == vggsound.generated_root()
+    with (root / "vggsound.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[2] == ["train000002", "2", "child speech, kid speaking", "train"]
+    assert (root / "train-videos/train-set-img/Image-01-FPS/train000002_2.mp4/00000.jpg").is_file()
+    assert (root / "test-audios/test-set/test_000002_000002.wav").is_file()
+    data = load(RECIPE, None)
+    assert [len(names_of(part)) for part in (data.train, data.val, data.test)] == [324, 36, 96]
+    assert len(data.classes) == 12
+    assert data.skipped == ()
+    audio, visual, _ = data.train[0, 0]
+    assert (audio.shape, visual.shape) == ((1, 64, 65), (3, 1, 64, 64))
+
+
+def test_the_head_has_309_classes_and_the_metrics_are_those_of_the_papers(root: Path) -> None:
+    data = load(RECIPE, root, num_classes=3)
+    args = type("Args", (), {"fusion": "concat"})
+    many = type("Data", (), {"classes": tuple(str(number) for number in range(309))})
+    model = vggsound.build_model(args, many)  # type: ignore[arg-type]
+    assert sum(p.numel() for p in model.parameters()) == 11_170_240 + 11_176_512 + 1024 * 309 + 309
+    assert {metric.key for metric in data.task.metrics} >= {"accuracy", "map", "macro_f1"}
+
+
+def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
+    flags = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "4", "--image-size", "32", "--device", "cpu"]
+    assert main(RECIPE, [*flags, "--methods", "ogm_ge", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "ogm_ge" / "best.pt").is_file()
+    saved = torch.load(tmp_path / "ogm_ge" / "best.pt", weights_only=True)
+    assert tuple(saved["classes"]) == vggsound.MADE_UP_LABELS
