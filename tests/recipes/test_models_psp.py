@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.models.psp import BiLSTM, GuidedAttention, PairLoss, PropagationFusion, PSPNet, event_share
 

@@ -141,7 +141,7 @@ def test_heads_and_the_whole_network() -> None:
 
 
 def test_an_unknown_step_is_named() -> None:
-    with pytest.raises(ValueError, match="`step` should be one of first, last. Found `step = 'middle'`"):
+    with pytest.raises(ValueError, match=r"`step` should be one of first, last\. Found `step = 'middle'`"):
         TransformerEncoder(5, 8, 2, 1, step="middle")
 
 

@@ -109,6 +109,7 @@ def test_a_state_that_lacks_something_changes_nothing(key: str) -> None:
     assert_same_state(optimizer.state_dict(), kept)
 
 
+@pytest.mark.filterwarnings("ignore:`param_filter:modbalance.ModbalanceWarning")
 @pytest.mark.parametrize(("saved", "loaded"), [("ogm", "none"), ("none", "ogm"), ("ogm", ["ogm", "ogm_ge"])])
 def test_a_state_of_other_methods_is_refused(saved: str, loaded: Any) -> None:
     model, other = multimodal(), multimodal()

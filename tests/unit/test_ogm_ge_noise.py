@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from modbalance import BalancedOptimizer
+from modbalance import BalancedOptimizer, ModbalanceWarning
 from support.models import AudioVisual, Multimodal
 from support.training import Batch, assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 
@@ -248,3 +248,13 @@ def test_a_single_element_has_no_spread_and_no_nan() -> None:
     optimizer.modulate()
     assert parameters[1].grad is not None
     assert 0 < (parameters[1].grad - expected).abs().item() < 1e-6
+
+
+@pytest.mark.parametrize("method", ["ogm", "ogm_ge"])
+def test_an_encoder_of_which_nothing_is_modulated_is_named(method: str) -> None:
+    model = multimodal()
+    described: dict[str, Any] = {"model": model, "modalities": model.paths, "fusion": "fusion"}
+    with pytest.warns(ModbalanceWarning, match=rf"'conv'` of method `{method}` selects no parameter.*'[ab]'.*'all'") as seen:
+        BalancedOptimizer(sgd(model), method, **described).remove()
+    assert len(seen) == 2
+    BalancedOptimizer(sgd(model), method, **described, **ALL).remove()

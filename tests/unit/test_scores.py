@@ -188,9 +188,8 @@ def test_nothing_is_lost_where_all_elements_count() -> None:
 )
 def test_masks_of_presence_are_checked(masks: dict[str, Tensor], message: str) -> None:
     model = multimodal()
-    optimizer = BalancedOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.1), "ogm", model=model, modalities=model.paths, fusion="fusion"
-    )
+    described = {"model": model, "modalities": model.paths, "fusion": "fusion", "param_filter": "all"}
+    optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), "ogm", **described)
     inputs, target = batches(model, 1)[0]
     with pytest.raises(ConfigError, match=message):
         optimizer.criterion(nn.CrossEntropyLoss())(model(*inputs), target, present=masks)

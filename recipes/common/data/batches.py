@@ -1,15 +1,28 @@
 """Where the tensors of a batch are made."""
 
+import mmap
+
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+LARGE = 1 << 22
+"""Bytes from which on large pages of memory are asked for."""
+
 
 def batch_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return an unfilled tensor, in a DataLoader worker one in shared memory: handing it over is then no copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
+    """Return an unfilled tensor on the CPU.
+
+    In a DataLoader worker it is in shared memory: handing it over is then no copy. Elsewhere it is in large pages if it
+    is large: the system hands out memory by the page, and thousands of small ones take as long as filling them does.
+    """
     size = torch.Size(shape).numel() * dtype.itemsize
-    # As torch's own default_collate does it; there is no public way.
-    storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    if get_worker_info() is not None:
+        # As torch's own default_collate does it; there is no public way.
+        storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+        return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype)
+    memory = mmap.mmap(-1, size)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -265,9 +265,8 @@ def check_length(length: int, most: int) -> None:
         RecipeError: Saying how many there may be.
     """
     if not SHORTEST <= length <= most:
-        raise RecipeError(
-            f"Expected {SHORTEST} to {most} tokens. Found {length}. Fix: --text-length {min(max(length, SHORTEST), most)}"
-        )
+        nearest = min(max(length, SHORTEST), most)
+        raise RecipeError(f"Expected {SHORTEST} to {most} tokens. Found {length}. Fix: --text-length {nearest}")
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str], length: int) -> dict[str, Tensor]:

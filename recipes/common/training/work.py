@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
+
+from modbalance.layout import tensors_in
 
 T = TypeVar("T")
 
@@ -30,8 +32,7 @@ class EncoderCounter:
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_counting:
-            first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            self.samples += len(first)
+            self.samples += len(tensors_in([*args, *kwargs.values()])[0])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
