@@ -37,10 +37,11 @@ from common.data.events import (
     find_event_folders,
     prepare_events,
 )
+from common.data.feed import add_feed_arguments, feed
 from common.data.frames import Frames
 from common.data.generate import generated_folder
 from common.data.made_up_events import MadeUpEvents, MadeUpFeatures
-from common.data.media import Reader, SampleDataset
+from common.data.media import Reader
 from common.data.prepare import prepare_parser, verify
 from common.data.segment_features import SegmentFeatures, read_segment_features
 from common.data.tensors import TensorSet
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--frame-choice", choices=FRAME_CHOICES, help="a frame of each equal segment, or the first ones of the event")
     add("--image-size", type=positive_int, metavar="PIXELS")
     add("--fusion", choices=FUSIONS)
+    add_feed_arguments(parser)
 
 
 def load(args: argparse.Namespace) -> Data:
@@ -94,7 +96,7 @@ def load(args: argparse.Namespace) -> Data:
         event_frames_source(folders.frames, Frames(args.frames, args.image_size), args.frame_choice),
     )
     parts = Reader(CLASSES, sources, args.min_found, args.skip_bad).read(split)
-    dataset = partial(SampleDataset, sources=sources, seed=args.seed)
+    dataset = feed(args, root, parts, sources)
     return Data(
         train=dataset(parts.train, training=True),
         val=dataset(parts.val, training=False),

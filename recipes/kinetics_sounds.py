@@ -33,6 +33,7 @@ from common.data.clip_data import (
     open_clips,
     with_validation,
 )
+from common.data.feed import add_feed_arguments
 from common.data.generate import generated_folder
 from common.data.kinetics import CLASSES, LISTS, PLACES, read_split, video_jobs
 from common.data.prepare import prepare_parser, verify
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this dataset and its model."""
     add = parser.add_argument_group("Kinetics-Sounds").add_argument
     add_clip_arguments(add)
+    add_feed_arguments(parser)
     add("--train-list", metavar="FILE", help="instead of my_train.txt; clip name and label, by commas or spaces")
     add("--test-list", metavar="FILE", help="instead of my_test.txt")
 
@@ -55,7 +57,7 @@ def load(args: argparse.Namespace) -> Data:
     root = generated_root() if args.data_root is None else Path(args.data_root)
     folders = PLACES.find(root, args)
     split, origin = with_validation(*read_split(args, root), args)
-    return open_clips(args, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
+    return open_clips(args, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
 
 
 def generated_root() -> Path:

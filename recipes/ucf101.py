@@ -23,8 +23,9 @@ from typing import Any
 
 from torch import nn
 
+from common.data.feed import add_feed_arguments, feed
 from common.data.generate import generated_folder
-from common.data.media import Reader, SampleDataset
+from common.data.media import Reader
 from common.data.motion import MadeUpMotion
 from common.data.optical_flow import FLOW_METHODS, optical_flow, write_two_streams
 from common.data.prepare import Item, prepare_parser, run_prepare, verify
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flip", choices=FLIPS, help="in training: a clip as a whole, or each picture by itself without sign change")
     add("--fusion", choices=FUSIONS)
     add("--pretrained", type=Path, metavar="FILE", help="weights of torchvision's ResNet-18; default: from scratch")
+    add_feed_arguments(parser)
 
 
 def load(args: argparse.Namespace) -> Data:
@@ -62,7 +64,7 @@ def load(args: argparse.Namespace) -> Data:
     streams = TwoStreams(args.frames, args.image_size, args.flip)
     sources = two_stream_sources(folders.rgb, folders.right, folders.down, streams)
     parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
-    dataset = partial(SampleDataset, sources=sources, seed=args.seed)
+    dataset = feed(args, root, parts, sources)
     return Data(
         train=dataset(parts.train, training=True),
         val=dataset(parts.val, training=False),

@@ -35,6 +35,7 @@ from common.data.clip_data import (
     open_clips,
     with_validation,
 )
+from common.data.feed import add_feed_arguments
 from common.data.generate import generated_folder
 from common.data.prepare import prepare_parser, verify
 from common.data.splits import Split
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this dataset and its model."""
     add = parser.add_argument_group("VGGSound").add_argument
     add_clip_arguments(add)
+    add_feed_arguments(parser)
     add("--num-classes", type=positive_int, metavar="C", help="how many labels the csv file must have")
 
 
@@ -93,7 +95,7 @@ def load(args: argparse.Namespace) -> Data:
         )
     folders = PLACES.find(root, args)
     split, origin = with_validation(listed, origin, args)
-    return open_clips(args, folders, split, classes, (f"data: {root}", f"split: {origin}"))
+    return open_clips(args, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
 
 
 def read_split(root: Path) -> tuple[Split, str]:

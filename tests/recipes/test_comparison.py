@@ -134,8 +134,13 @@ def test_two_comparisons_in_one_folder_refuse_each_other(tmp_path: Path, capsys:
 
 
 def test_a_lock_ends_with_its_owner(tmp_path: Path) -> None:
-    code = f"from common.comparison.locks import folder_lock\nwith folder_lock({str(tmp_path)!r}): print(1); input()"
-    code = code.replace("folder_lock('", "folder_lock(__import__('pathlib').Path('").replace("')", "'))")
+    code = f"""
+from pathlib import Path
+from common.comparison.locks import folder_lock
+with folder_lock(Path({str(tmp_path)!r})):
+    print(1, flush=True)
+    input()
+"""
     owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     assert owner.stdout.readline() == "1\n"

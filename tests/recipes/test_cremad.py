@@ -14,7 +14,7 @@ import cremad
 from common.errors import RecipeError
 from common.training import Data
 from common.training.cli import build_parser
-from common.training.settings import BUILTIN, resolve
+from common.training.settings import resolve
 
 from .cremad_tree import label_of, names, write_clips, write_frame, write_list
 
@@ -180,10 +180,3 @@ def test_the_description_of_the_model_fits_it(root: Path, fusion: str) -> None:
     paths = [*description["modalities"].values(), description["fusion"], *description.get("unimodal", {}).values()]
     assert all(model.get_submodule(path) is not None for path in paths)
     assert ("unimodal" in description) == (fusion == "sum")
-
-
-def test_every_flag_of_the_recipe_has_a_default() -> None:
-    parser = argparse.ArgumentParser()
-    cremad.add_arguments(parser)
-    assert set(vars(parser.parse_args([]))) <= set(cremad.RECIPE.defaults)
-    assert set(cremad.RECIPE.generated_defaults) <= set(cremad.RECIPE.defaults) | set(BUILTIN)

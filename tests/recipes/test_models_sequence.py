@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.models.guided_attention import GuidedAttentionNet
+from common.models.guided_attention import Block, GuidedAttentionNet
 from common.models.sequence import ConcatHead, GRUEncoder, SequenceNet, SumHead, TransformerEncoder, padding
 
 Encoder = Callable[[bool], nn.Module]
@@ -134,7 +134,7 @@ def test_heads_and_the_whole_network() -> None:
         features = [net.get_submodule(f"{modality}_net")(values[0]) for modality in sizes]
         assert logits.shape == (3, 2)
         torch.testing.assert_close(logits, head(*features))
-    total = sum(layer(features[0]) for layer in (head.fc_text, head.fc_audio, head.fc_vision))
+    total = sum(head.get_submodule(f"fc_{modality}")(features[0]) for modality in sizes)
     torch.testing.assert_close(logits, total)
     with pytest.raises(ValueError, match="zip"):
         net(values[0])
@@ -184,6 +184,7 @@ def test_guided_attention_looks_at_real_tokens_only() -> None:
     assert logits.shape == (1, 2)
     torch.testing.assert_close(logits, net.fusion_module(*features))
     block = net.fusion_module.blocks[0]
+    assert isinstance(block, Block)
     is_padding = (padding(features[0]), padding(features[1]))
     seen = block(*features, *is_padding)
     other = (features[0].clone(), features[1].clone())

@@ -47,9 +47,10 @@ class BadDataset(TinyDataset):
 
 
 class TinyEncoder(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, plain: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2))
+        norm, dropout = (nn.Identity(), nn.Identity()) if plain else (nn.BatchNorm2d(6), nn.Dropout(0.2))
+        self.layers = nn.Sequential(nn.Conv2d(1, 6, 3), norm, nn.ReLU(), dropout)
 
     def forward(self, picture: Tensor) -> Tensor:
         maps: Tensor = self.layers(picture)
@@ -67,10 +68,10 @@ class TinyHead(nn.Module):
 
 
 class TinyNet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
         super().__init__()
-        self.audio_net = TinyEncoder()
-        self.visual_net = TinyEncoder()
+        self.audio_net = TinyEncoder(plain)
+        self.visual_net = TinyEncoder(plain)
         self.head = TinyHead()
 
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
@@ -81,6 +82,7 @@ class TinyNet(nn.Module):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", type=float, help="seconds to load a sample")
     parser.add_argument("--bad-seed", type=int, help="seed with which loading a sample fails")
+    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, help="no batch norm and no dropout")
     parser.add_argument("--bad", action=argparse.BooleanOptionalAction, help="let the data be unreadable")
 
 
@@ -111,11 +113,11 @@ RECIPE = Recipe(
     name="tiny",
     title="Tiny: three constants",
     add_arguments=add_arguments,
-    defaults={"epochs": 9, "batch_size": 4, "lr": 0.05, "delay": 0.0, "bad": False, "bad_seed": -1},
+    defaults={"epochs": 9, "batch_size": 4, "lr": 0.05, "delay": 0.0, "bad": False, "bad_seed": -1, "plain": False},
     generated_defaults={"epochs": 3, "log_every": 2},
     method_options={"ogm_ge": {"alpha": 0.8}},
     load=load,
-    build_model=lambda args, data: TinyNet(),
+    build_model=lambda args, data: TinyNet(args.plain),
     balance=balance,
     commands={"hello": hello},
 )

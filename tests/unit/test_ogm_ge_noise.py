@@ -254,7 +254,8 @@ def test_a_single_element_has_no_spread_and_no_nan() -> None:
 def test_an_encoder_of_which_nothing_is_modulated_is_named(method: str) -> None:
     model = multimodal()
     described: dict[str, Any] = {"model": model, "modalities": model.paths, "fusion": "fusion"}
-    with pytest.warns(ModbalanceWarning, match=rf"'conv'` of method `{method}` selects no parameter.*'[ab]'.*'all'") as seen:
+    message = rf"'conv'` of method `{method}` selects no parameter.*'[ab]'.*'all'"
+    with pytest.warns(ModbalanceWarning, match=message) as seen:
         BalancedOptimizer(sgd(model), method, **described).remove()
     assert len(seen) == 2
     BalancedOptimizer(sgd(model), method, **described, **ALL).remove()

@@ -188,7 +188,7 @@ def test_nothing_is_lost_where_all_elements_count() -> None:
 )
 def test_masks_of_presence_are_checked(masks: dict[str, Tensor], message: str) -> None:
     model = multimodal()
-    described = {"model": model, "modalities": model.paths, "fusion": "fusion", "param_filter": "all"}
+    described: dict[str, Any] = {"model": model, "modalities": model.paths, "fusion": "fusion", "param_filter": "all"}
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), "ogm", **described)
     inputs, target = batches(model, 1)[0]
     with pytest.raises(ConfigError, match=message):

@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
@@ -25,13 +26,20 @@ from common.report.summary import Summary, summarize
 from common.report.tables import print_summary, write_tables
 from common.training.interrupt import Interrupted
 from common.training.job import check_methods
+from common.training.ranks import ALONE, Ranks
 from common.training.recipe import Recipe
 from common.training.run import Session, open_session, train
 from common.training.trainer import RunFailed, reason
 
 
-def compare(recipe: Recipe, args: argparse.Namespace, console: Console) -> Summary:
+def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: Ranks = ALONE) -> Summary:
     """Train all runs that the flags ask for, and write their tables and pictures.
+
+    Args:
+        recipe: The recipe.
+        args: Resolved flags.
+        console: Where a person reads.
+        ranks: The processes that train each run together; the first one writes.
 
     Returns:
         What came out; failed runs, too: those of which the loss or the memory went wrong, and of several runs any that
@@ -41,22 +49,28 @@ def compare(recipe: Recipe, args: argparse.Namespace, console: Console) -> Summa
         Interrupted: If somebody asked to stop.
         RecipeError: If nothing can be trained.
     """
-    session = open_session(recipe, args, console)
+    session = ranks.in_turn(lambda: open_session(recipe, args, console, ranks))
     plan = make_plan(session)
     check_methods(recipe, args, session.data, session.precision, {each.run.method: each.options for each in plan})
     output = Path(args.output)
-    stale = [each for each in plan if each.must_be_cleared(args)]
-    with folder_lock(output):
-        for each in stale:
-            each.folder.clear()
+    with ExitStack() as stack:
+        ranks.on_first(lambda: _take(output, plan, args, stack))
         screen = make_screen(console, session, plan)
         outcomes = run_here(session, plan, screen) if args.jobs is None else run_in_processes(session, plan, screen)
         summary = summarize(outcomes, session.data.modalities, session.caption)
         print_summary(console, summary)
-        files = write_report(output, summary, outcomes, plan)
+        files = ranks.on_first(lambda: write_report(output, summary, outcomes, plan, ranks))
     session.say("", "Written:", *(f"  {path}" for path in files))
     session.say(*(f"  {path}/" for path in dict.fromkeys(each.folder.path for each in plan)))
     return summary
+
+
+def _take(output: Path, plan: Sequence[RunPlan], args: argparse.Namespace, stack: ExitStack) -> None:
+    """Keep others out of the output folder until ``stack`` is closed, and throw away what is to be trained anew."""
+    stale = [each for each in plan if each.must_be_cleared(args)]
+    stack.enter_context(folder_lock(output))
+    for each in stale:
+        each.folder.clear()
 
 
 def run_here(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[Outcome]:
@@ -71,13 +85,21 @@ def run_here(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[
             except Interrupted:
                 raise
             except Exception as error:
-                if len(plan) == 1 and not isinstance(error, RunFailed | MemoryError | torch.OutOfMemoryError):
+                if _ends_all(error, session, plan):
                     raise
                 outcome = Failure(each.run.method, each.run.seed, reason(error))
-                each.folder.write_log(traceback.format_exc())
+                if session.ranks.is_first:
+                    each.folder.write_log(traceback.format_exc())
             screen.finished(each.run, outcome)
             outcomes.append(outcome)
     return outcomes
+
+
+def _ends_all(error: Exception, session: Session, plan: Sequence[RunPlan]) -> bool:
+    """Whether a run's error ends the others. Of several ranks, all fail alike only if the loss does."""
+    if not session.ranks.is_alone:
+        return not isinstance(error, RunFailed)
+    return len(plan) == 1 and not isinstance(error, RunFailed | MemoryError | torch.OutOfMemoryError)
 
 
 def session_of_seed(session: Session, seed: int) -> Session:
@@ -85,10 +107,12 @@ def session_of_seed(session: Session, seed: int) -> Session:
     if seed == session.args.seed:
         return session
     args = argparse.Namespace(**{**vars(session.args), "seed": seed})
-    return attrs.evolve(session, args=args, data=session.recipe.load(args))
+    return attrs.evolve(session, args=args, data=session.ranks.in_turn(lambda: session.recipe.load(args)))
 
 
-def write_report(output: Path, summary: Summary, outcomes: Sequence[Outcome], plan: Sequence[RunPlan]) -> list[Path]:
+def write_report(
+    output: Path, summary: Summary, outcomes: Sequence[Outcome], plan: Sequence[RunPlan], ranks: Ranks = ALONE
+) -> list[Path]:
     """Write tables, pictures and the page; return the files."""
     files = write_tables(output, summary, outcomes)
     if results_of(outcomes):
@@ -97,5 +121,5 @@ def write_report(output: Path, summary: Summary, outcomes: Sequence[Outcome], pl
     found = {str(each.folder.path): each.folder.read_config() for each in plan}
     configs = {path: config for path, config in found.items() if config is not None}
     page = output / "report.html"
-    write_text(page, report_page(summary, configs, shlex.join(["python", *sys.argv])))
+    write_text(page, report_page(summary, configs, shlex.join([*ranks.launcher, *sys.argv])))
     return [*files, page]

@@ -23,6 +23,6 @@ def batch_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(0, dtype=dtype).set_(storage).view(shape)
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype)
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -3,7 +3,6 @@
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import attrs
 
 from common.data.audio import AUDIO_DEFAULTS, FrontEnd, StoredSpectrogram, add_audio_arguments, front_end
 from common.data.audiovisual import FRAME_CHOICES, audio_source, clip_frames_source, existing, index_files, listed
+from common.data.feed import feed
 from common.data.frames import Frames
 from common.data.layout import listing
-from common.data.media import Reader, SampleDataset
+from common.data.media import Reader
 from common.data.splits import Split, hold_out
 from common.data.video import VideoJob
 from common.data.youtube import clip_key
@@ -144,12 +144,13 @@ def with_validation(split: Split, origin: str, args: argparse.Namespace) -> tupl
 
 
 def open_clips(
-    args: argparse.Namespace, folders: Folders, split: Split, classes: tuple[str, ...], lines: Sequence[str]
+    args: argparse.Namespace, root: Path, folders: Folders, split: Split, classes: tuple[str, ...], lines: Sequence[str]
 ) -> Data:
     """Find and open the clips of a split.
 
     Args:
-        args: With the flags of `add_clip_arguments`.
+        args: With the flags of `add_clip_arguments` and `add_feed_arguments`.
+        root: Of the data.
         folders: Where the media are.
         split: Which clips there should be.
         classes: Class names in the order of their indices.
@@ -164,7 +165,7 @@ def open_clips(
         ),
     )
     parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
-    dataset = partial(SampleDataset, sources=sources, seed=args.seed)
+    dataset = feed(args, root, parts, sources)
     return Data(
         train=dataset(parts.train, training=True),
         val=dataset(parts.val, training=False),

@@ -13,7 +13,8 @@ from attrs.validators import ge, gt
 from torch import Tensor
 
 from common.data.audio import Spectrogram, StoredSpectrogram, read_waveform
-from common.data.audiovisual import audio_source, choose, existing
+from common.data.audiovisual import audio_source, choose, compact_frames, existing
+from common.data.compact import CompactMatrix
 from common.data.frames import Frames, frame_files, read_image
 from common.data.layout import listing
 from common.data.lists import Row
@@ -289,7 +290,8 @@ def event_audio_source(folder: Path, read: EventSpectrogram | StartSpectrogram |
     """Return the source of `folder/<video id>.wav` with its event, or of stored spectrograms of events."""
     if isinstance(read, StoredSpectrogram):
         return audio_source([folder], read)
-    return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read)
+    compact = partial(_compact_sound, read)
+    return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read, compact)
 
 
 def event_frames_source(folder: Path, frames: Frames, choice: str) -> Source:
@@ -301,7 +303,20 @@ def event_frames_source(folder: Path, frames: Frames, choice: str) -> Source:
         choice: See `common.data.audiovisual.choose`.
     """
     read = partial(_read_frames, frames, choice)
-    return Source("visual", "frames", str(folder), partial(_find_frames, folder), read, _check_frames)
+    compact = partial(compact_frames, frames, choice)
+    return Source("visual", "frames", str(folder), partial(_find_frames, folder), read, _check_frames, compact)
+
+
+def _compact_sound(read: EventSpectrogram | StartSpectrogram, short_side: int) -> CompactMatrix:
+    return CompactMatrix(read, _event_files, _event_seconds)
+
+
+def _event_files(event: EventFile) -> tuple[Path, ...]:
+    return (event.path,)
+
+
+def _event_seconds(event: EventFile) -> str:
+    return f"seconds {event.start} to {event.end}"
 
 
 def _find_wav(folder: Path, row: Row) -> EventFile | None:

@@ -100,10 +100,10 @@ class MadeUpTalks:
     frames: int = 20
     vector_size: int = 16
     mels: int = 10
-    strength: float = 0.5
+    strength: float = 0.2
     ambiguous: float = 0.15
     seed: int = 0
-    version: int = 1
+    version: int = 2
 
     def write(self, root: Path) -> None:
         """Write sentences, mel spectrograms and sentiments of every split, the vocabulary and its vectors."""
@@ -132,8 +132,8 @@ class MadeUpTalks:
     @staticmethod
     def _odds(sentiment: float) -> tuple[float, float, float]:
         """How likely a word is neither, good or bad."""
-        good = 0.2 + 0.18 * sentiment / 3
-        return 0.6, good, 0.4 - good
+        good = 0.35 + 0.33 * sentiment / 3
+        return 0.3, good, 0.7 - good
 
     def _audio(self, random: np.random.Generator, shown: Array) -> NDArray[np.float32]:
         frames = random.integers(5, self.frames)

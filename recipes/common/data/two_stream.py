@@ -1,9 +1,10 @@
 """Frames and optical flow of a clip, both stored as numbered jpg files, as tensors."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.data.audiovisual import Indexed, index_files
-from common.data.frames import FRAME_NAME, IMAGENET_MEAN, IMAGENET_STD, frame_files, read_image, segments
+from common.data.frames import FRAME_NAME, IMAGENET_MEAN, IMAGENET_STD, frame_files, pixels_of, read_image, segments
 from common.data.lists import Row
 from common.data.media import Source
 from common.errors import RecipeError
@@ -50,12 +51,8 @@ class TwoStreams:
         Raises:
             RecipeError: If a picked frame cannot be decoded.
         """
-        files = frame_files(folder)
-        places, flips = self._draw(len(files), seed, parts=1)
-        pictures = [self._read(read_image(files[place]), flip[0]) for place, flip in zip(places, flips, strict=True)]
-        stacked = torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2)
-        mean, std = (torch.tensor(values)[:, None, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return (stacked - mean) / std
+        form, files = CompactStream(self, False), frame_files(folder)
+        return form.finish([form.pick(Lazily(len(files), lambda place: form.read(files[place])), folder, seed)])[0]
 
     def flow(self, folders: tuple[Path, Path], *, seed: int | None = None) -> Tensor:
         """Read flow, from 20 pixels to the left or up (0) to as many to the right or down (1).
@@ -70,20 +67,10 @@ class TwoStreams:
         Raises:
             RecipeError: If the folders hold different numbers, or a picked file cannot be decoded.
         """
-        pairs = flow_files(folders)
-        places, flips = self._draw(len(pairs), seed, parts=2)
-        flows = np.stack(
-            [
-                [self._read(_read_grey(path), flip) for path, flip in zip(pairs[place], both, strict=True)]
-                for place, both in zip(places, flips, strict=True)
-            ],
-            axis=1,
-        )
-        if self.flip == "clip" and flips.any():
-            flows[0] = 1 - flows[0]
-        return torch.from_numpy(flows)
+        form, pairs = CompactStream(self, True), flow_files(folders)
+        return form.finish([form.pick(Lazily(len(pairs), lambda place: form.read(*pairs[place])), folders, seed)])[0]
 
-    def _draw(self, total: int, seed: int | None, *, parts: int) -> tuple[list[int], NDArray[np.bool_]]:
+    def draw(self, total: int, seed: int | None, *, parts: int) -> tuple[list[int], NDArray[np.bool_]]:
         """Return the places of the pictures, and of each of their parts whether to flip it, shape (count, parts)."""
         pieces = segments(total, self.count)
         if seed is None:
@@ -97,10 +84,100 @@ class TwoStreams:
             flips = np.random.default_rng((seed, parts)).random((self.count, parts)) < 0.5
         return places, flips
 
-    def _read(self, picture: Image.Image, flip: bool) -> NDArray[np.float32]:
-        resized = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        pixels: NDArray[np.float32] = np.asarray(resized, np.float32) / np.float32(255)
-        return np.flip(pixels, axis=1) if flip else pixels
+    def finish(self, pictures: Tensor, flips: Tensor) -> Tensor:
+        """Scale, flip and, if they are frames, normalise what was picked of several clips.
+
+        Args:
+            pictures: uint8 of shape (B, count, size, size, 3), or 2 for flow.
+            flips: Which to flip, bool of shape (B, count, 1), or 2 for the parts of flow one by one.
+
+        Returns:
+            float32 of shape (B, 3, count, size, size), or 2 for flow.
+        """
+        clips = pictures.permute(0, 4, 1, 2, 3).float() / 255
+        mirrored = flips.permute(0, 2, 1)[..., None, None]
+        clips = torch.where(mirrored, clips.flip(-1), clips)
+        if pictures.shape[-1] == 3:
+            mean, std = (
+                torch.tensor(values, device=clips.device)[:, None, None, None]
+                for values in (IMAGENET_MEAN, IMAGENET_STD)
+            )
+            return (clips - mean) / std
+        if self.flip == "clip":
+            clips[:, 0] = torch.where(mirrored[:, 0], 1 - clips[:, 0], clips[:, 0])
+        return clips
+
+
+@attrs.frozen
+class Lazily(Sequence[Tensor]):
+    """Pictures that are read when they are asked for."""
+
+    length: int
+    read: Callable[[int], Tensor]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read a picture."""
+        return self.read(index)
+
+
+@attrs.frozen
+class CompactStream:
+    """Keeps all pictures of a clip as uint8, resized as `TwoStreams` does: nothing is lost.
+
+    Args:
+        streams: What a sample takes of them.
+        is_flow: Whether they are pairs of grey pictures, not frames.
+    """
+
+    streams: TwoStreams
+    is_flow: bool
+
+    @property
+    def settings(self) -> str:
+        """The size."""
+        return f"{'flow' if self.is_flow else 'RGB frames'}, {self.streams.size} x {self.streams.size} pixels"
+
+    def files(self, media: Any) -> list[Path]:
+        """Return all pictures of a folder, or of the two folders of a flow."""
+        return [path for folder in (media if self.is_flow else (media,)) for path in frame_files(folder)]
+
+    def note(self, media: Any) -> str:
+        """Nothing else matters."""
+        return ""
+
+    def read(self, *paths: Path) -> Tensor:
+        """Return one frame, or one flow of two files: uint8 of shape (size, size, 3), or 2 for flow."""
+        size = (self.streams.size, self.streams.size)
+        pictures = [_read_grey(path) if self.is_flow else read_image(path) for path in paths]
+        resized = [pixels_of(picture.resize(size, Image.Resampling.BILINEAR)) for picture in pictures]
+        return torch.stack(resized, dim=2) if self.is_flow else resized[0]
+
+    def decode(self, media: Any) -> list[Tensor]:
+        """Return all pictures."""
+        if self.is_flow:
+            return [self.read(*pair) for pair in flow_files(media)]
+        return [self.read(path) for path in frame_files(media)]
+
+    def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> tuple[list[Tensor], Tensor]:
+        """Return pictures, and which to flip."""
+        places, flips = self.streams.draw(len(kept), seed, parts=2 if self.is_flow else 1)
+        return [kept[place] for place in places], torch.from_numpy(flips)
+
+    def pack(self, picked: Sequence[tuple[list[Tensor], Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return all pictures, and which to flip, as `TwoStreams.finish` takes them."""
+        pictures = torch.stack([torch.stack(each) for each, _ in picked])
+        return pictures, torch.stack([flips for _, flips in picked])
+
+    def finish_packed(self, packed: tuple[Tensor, ...]) -> Tensor:
+        """Return the tensor of a batch."""
+        return self.streams.finish(*packed)
+
+    def finish(self, picked: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:
+        """Return the tensor of a batch."""
+        return self.finish_packed(self.pack(picked))
 
 
 def two_stream_sources(rgb: Path, right: Path, down: Path, streams: TwoStreams) -> tuple[Source, Source]:
@@ -109,10 +186,16 @@ def two_stream_sources(rgb: Path, right: Path, down: Path, streams: TwoStreams) 
     UCF-101 itself, its lists and what others made of it disagree on `HandstandPushups` and `HandStandPushups`.
     """
     folders = [Indexed(index_files([folder], ("",), str.lower), str.lower) for folder in (rgb, right, down)]
+    find_frames, find_flow = partial(_find_one, folders[0]), partial(_find_both, folders[1:])
+    compact_frames, compact_flow = (partial(_compact, streams, is_flow) for is_flow in (False, True))
     return (
-        Source("rgb", "frames", str(rgb), partial(_find_one, folders[0]), streams.rgb, _check_rgb),
-        Source("flow", "flow", f"{right} and {down}", partial(_find_both, folders[1:]), streams.flow, _check_flow),
+        Source("rgb", "frames", str(rgb), find_frames, streams.rgb, _check_rgb, compact_frames),
+        Source("flow", "flow", f"{right} and {down}", find_flow, streams.flow, _check_flow, compact_flow),
     )
+
+
+def _compact(streams: TwoStreams, is_flow: bool, short_side: int) -> CompactStream:
+    return CompactStream(streams, is_flow)
 
 
 def flow_files(folders: tuple[Path, Path]) -> list[tuple[Path, Path]]:

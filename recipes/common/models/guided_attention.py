@@ -57,7 +57,7 @@ class WordEncoder(nn.Module):
 
     def __init__(self, vectors: Tensor, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(*vectors.shape, _weight=vectors.clone())
+        self.embedding = nn.Embedding(vectors.shape[0], vectors.shape[1], _weight=vectors.clone())
         self.lstm = nn.LSTM(vectors.shape[1], width, batch_first=True)
 
     def forward(self, text: Tensor) -> Tensor:

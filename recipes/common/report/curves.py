@@ -117,7 +117,7 @@ class Picture:
                 if any(key in row for run in runs for row in run):
                     read = _reader(key)
                     self._draw(axes, method, read, label=f"{method}: {modality}", style=style)
-        axes.set_title("gradient coefficient per modality (mean over the epoch; 1 = untouched)", fontsize=10)
+        axes.set_title("gradient coefficient, mean over the epoch (1: untouched)", fontsize=10)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axes.set_ylim(0, max(1.1, axes.get_ylim()[1]))
         if axes.get_legend_handles_labels()[1]:
@@ -131,7 +131,8 @@ class Picture:
         values = np.array([[read(row) for row in run[:length]] for run in runs], dtype=np.float64)
         epochs = [row["epoch"] for row in runs[0][:length]]
         own = colour(method, list(self.histories))
-        axes.plot(epochs, values.mean(0), style, color=own, label=label, linewidth=2)
+        marker = "o" if length == 1 else None  # a line needs two points
+        axes.plot(epochs, values.mean(0), style, color=own, label=label, linewidth=2, marker=marker)
         if len(runs) > 1:
             axes.fill_between(epochs, values.min(0), values.max(0), color=own, alpha=0.15, linewidth=0)
 

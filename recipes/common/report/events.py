@@ -10,11 +10,14 @@ class EventLog:
     """Writes scalars for TensorBoard. One axis for all of them: optimizer steps since the start of the run.
 
     Args:
-        path: Folder of the event files.
+        path: Folder of the event files; None to write nothing.
         step: Step to begin with; what an interrupted run had written beyond it is dropped by TensorBoard.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path | None, step: int) -> None:
+        self._writer = None
+        if path is None:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(path), purge_step=step if step > 0 else None)
@@ -29,8 +32,11 @@ class EventLog:
 
     def close(self) -> None:
         """Write everything to disk."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._writer is None:
+            return
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)

@@ -19,7 +19,7 @@ from common.errors import RecipeError
 
 LOCK = ".lock"
 LOG = "log.txt"
-_LIBRARIES = ("torch", "torchvision", "torchaudio", "torchmetrics", "modbalance")
+_LIBRARIES = ("torch", "torchvision", "torchaudio", "scikit-learn", "modbalance")
 
 
 def _as_read_from_json(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def report_page(summary: Summary, configs: Mapping[str, Mapping[str, Any]], comm
 {_messages(summary)}
 <h2>Test split, with the weights of the best epoch</h2>
 <div class="scroll">{_table(summary)}</div>
-{_paragraphs(notes(summary))}
+{_paragraphs(notes(summary)[1 + summary.caption.generated :])}
 {pictures}
 <h2>How it was made</h2>
 <pre>{escape(command)}</pre>

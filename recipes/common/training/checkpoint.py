@@ -45,14 +45,24 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def rng_state() -> dict[str, Any]:
-    """Return the states of torch's global generators."""
+def rng_state(device: torch.device | None = None) -> dict[str, Any]:
+    """Return the states of torch's global generators; of those on GPUs only that on ``device``, if one is given."""
+    if device is not None:
+        return {"cpu": torch.get_rng_state(), "cuda": _cuda_state(device)}
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def _cuda_state(device: torch.device) -> list[torch.Tensor]:
+    return [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device | None = None) -> None:
     """Restore what `rng_state` returned. CUDA states are skipped on a machine with another number of devices."""
     torch.set_rng_state(state["cpu"])
+    if device is not None:
+        for cuda in state["cuda"] if device.type == "cuda" else []:
+            torch.cuda.set_rng_state(cuda, device)
+        return
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -18,6 +18,8 @@ from common.errors import RecipeError, message
 from common.training import checkpoint
 from common.training.flags import add_common_arguments
 from common.training.interrupt import INTERRUPTED, Interrupted
+from common.training.precision import choose_device
+from common.training.ranks import ALONE, FirstRankFailed, Ranks, connected
 from common.training.recipe import Recipe
 from common.training.run import evaluate_checkpoint, open_session
 from common.training.settings import resolve
@@ -39,7 +41,10 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 if runs failed, 2 after a user's error, 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    ranks = Ranks.from_environment()
     try:
+        if not ranks.is_alone:
+            return _train_together(recipe, arguments, ranks)
         if arguments and arguments[0] in recipe.commands:
             return recipe.commands[arguments[0]](arguments[1:])
         if arguments[:1] == [COMMAND]:
@@ -50,9 +55,11 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
             return sweep(recipe, parser, arguments[1:], _console())
         return _train_or_evaluate(recipe, arguments)
     except RecipeError as error:
-        return _fail(message(error))
+        return _fail(message(error), ranks)
     except ModbalanceError as error:
-        return _fail(str(error))
+        return _fail(str(error), ranks)
+    except FirstRankFailed:
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -72,14 +79,37 @@ def _train_or_evaluate(recipe: Recipe, arguments: list[str]) -> int:
     if given.eval is not None:
         _evaluate(recipe, given, console)
         return 0
+    return _train(recipe, resolve(given, recipe), arguments, console)
+
+
+def _train(
+    recipe: Recipe, args: argparse.Namespace, arguments: list[str], console: Console, ranks: Ranks = ALONE
+) -> int:
     try:
-        summary = compare(recipe, resolve(given, recipe), console)
+        summary = compare(recipe, args, console, ranks)
     except Interrupted:
         kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite", "--update")]
-        command = shlex.join(["python", sys.argv[0], *recipe.subcommand, *kept, "--resume"])
+        command = shlex.join([*ranks.launcher, sys.argv[0], *recipe.subcommand, *kept, "--resume"])
         console.print(f"Interrupted; the state is saved. To go on:\n  {command}", markup=False, soft_wrap=True)
         return INTERRUPTED
     return FAILED if any(line.failures for line in summary.lines) else 0
+
+
+def _train_together(recipe: Recipe, arguments: list[str], ranks: Ranks) -> int:
+    """Train on several processes that torchrun has started."""
+    is_training = not arguments or arguments[0] not in (*recipe.commands, COMMAND, SWEEP)
+    given = build_parser(recipe).parse_args(arguments) if is_training else None
+    if given is None or given.eval is not None:
+        if not ranks.is_first:
+            return FAILED
+        found = "--eval" if given is not None else arguments[0]
+        raise RecipeError(f"Expected torchrun to train. Found `{found}`. Fix: python {sys.argv[0]} {found} ...")
+    args = resolve(given, recipe)
+    # Only the first rank may take the terminal for its screen.
+    console = _console() if ranks.is_first else Console(quiet=True, force_terminal=False)
+    with connected(ranks, lambda: choose_device(args.device, ranks)):
+        ranks.on_first(lambda: ranks.check(args))
+        return _train(recipe, args, arguments, console, ranks)
 
 
 def _console() -> Console:
@@ -100,6 +130,7 @@ def _evaluate(recipe: Recipe, given: argparse.Namespace, console: Console) -> No
     evaluate_checkpoint(open_session(recipe, args, console), path, state)
 
 
-def _fail(text: str) -> int:
-    Console(stderr=True).print(f"error: {text}", markup=False, highlight=False, soft_wrap=True)
+def _fail(text: str, ranks: Ranks) -> int:
+    name = "error" if ranks.is_first else f"rank {ranks.rank}: error"
+    Console(stderr=True).print(f"{name}: {text}", markup=False, highlight=False, soft_wrap=True)
     return USER_ERROR

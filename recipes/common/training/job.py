@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import ceil
 from typing import Any
 
@@ -11,13 +12,16 @@ import attrs
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
+from common.data.seeding import derived_seed
 from common.errors import RecipeError
 from common.report.results import ONLY
 from common.training.evaluate import Evaluator
 from common.training.loaders import Loaders, batches_per_epoch, build_loaders
 from common.training.optimizers import Schedule, build_inner
 from common.training.precision import Precision
+from common.training.ranks import ALONE, Ranks
 from common.training.recipe import Data, Recipe
 from common.training.tasks import Task
 from common.training.work import EncoderCounter
@@ -32,7 +36,8 @@ class Job:
         method: Name of the balancing method.
         args: Resolved flags.
         model: The bare model.
-        forward: What training calls: the model, compiled if the flags say so.
+        wrapped: The model as all ranks train it together; the bare one if this process is alone.
+        forward: What training calls: the wrapped model, compiled if the flags say so.
         optimizer: The inner optimizer, wrapped.
         criterion: The loss of the task, wrapped.
         penalty: Added to the loss: a function of the model, after its forward, and the target.
@@ -43,11 +48,13 @@ class Job:
         precision: Device and number format.
         classes: Class names.
         counter: Counts what goes through the encoders.
+        ranks: The processes that train the model together.
     """
 
     method: str
     args: argparse.Namespace
     model: nn.Module
+    wrapped: nn.Module
     forward: Callable[..., Tensor]
     optimizer: BalancedOptimizer
     criterion: Callable[[Tensor, Tensor], Tensor]
@@ -59,6 +66,13 @@ class Job:
     precision: Precision
     classes: tuple[str, ...]
     counter: EncoderCounter
+    ranks: Ranks
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
+        """Return the context of a forward and backward: ranks join their gradients after the last batch of a step."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not is_last:
+            return self.wrapped.no_sync()
+        return nullcontext()
 
     @property
     def task(self) -> Task:
@@ -78,19 +92,22 @@ def build_job(
     precision: Precision,
     method: str,
     options: Mapping[str, Any],
+    ranks: Ranks = ALONE,
 ) -> Job:
     """Build model, optimizer and loaders. Equal flags give equal weights, whatever the method."""
     model = build_model(recipe, args, data, precision, method)
-    optimizer = build_optimizer(recipe, args, model, balancing(method), options)
+    wrapped = join(model, method, ranks)
+    optimizer = build_optimizer(recipe, args, wrapped, balancing(method), options)
     # Methods may draw different amounts while they are set up; training starts from one state.
-    torch.manual_seed(args.seed)
-    loaders = build_loaders(args, data, precision)
+    torch.manual_seed(args.seed if ranks.is_first else derived_seed(args.seed, ranks.rank))
+    loaders = build_loaders(args, data, precision, ranks)
     steps = ceil(batches_per_epoch(loaders.train, args.limit_batches) / args.accumulate)
     return Job(
         method=method,
         args=args,
         model=model,
-        forward=torch.compile(model) if args.compile else model,
+        wrapped=wrapped,
+        forward=torch.compile(wrapped) if args.compile else wrapped,
         optimizer=optimizer,
         criterion=optimizer.criterion(data.task.loss().to(precision.device), score=data.task.score),
         penalty=data.penalty,
@@ -101,7 +118,16 @@ def build_job(
         precision=precision,
         classes=data.classes,
         counter=EncoderCounter(model, recipe.balance(args)["modalities"]),
+        ranks=ranks,
     )
+
+
+def join(model: nn.Module, method: str, ranks: Ranks) -> nn.Module:
+    """Return the model such that all ranks train it together."""
+    if ranks.is_alone:
+        return model
+    # A run that trains a single modality uses no parameter of the other encoders.
+    return DistributedDataParallel(model, find_unused_parameters=method.startswith(ONLY))
 
 
 def balancing(method: str) -> str:

@@ -16,6 +16,7 @@ from common.data.feed import CachedDataset
 from common.data.sampler import ResumableBatchSampler
 from common.training.interrupt import leave_signals_to_parent
 from common.training.precision import Precision
+from common.training.ranks import ALONE, Ranks
 from common.training.recipe import Data
 
 Loader = DataLoader[Any]
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Loaders:
-    """The loaders of one run.
+    """The loaders of one run; those of training give each rank its share of the batches.
 
     Attributes:
         sampler: Position of the training loader.
@@ -32,6 +33,7 @@ class Loaders:
         train_in_order: Training batches of epoch 0, for methods that look at the data between epochs.
         val: Validation batches; those of the test split if there is no validation split.
         test: Test batches.
+        val_share: This rank's share of the validation batches, for such methods.
     """
 
     sampler: ResumableBatchSampler
@@ -39,6 +41,7 @@ class Loaders:
     train_in_order: Loader
     val: Loader
     test: Loader
+    val_share: Loader
 
 
 class DeviceLoader(Loader):
@@ -69,7 +72,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return [to_device(value, device) for value in batch]
 
 
-def build_loaders(args: argparse.Namespace, data: Data, precision: Precision) -> Loaders:
+def build_loaders(args: argparse.Namespace, data: Data, precision: Precision, ranks: Ranks = ALONE) -> Loaders:
     """Return the loaders of one run over ``data``."""
     pin_memory = precision.device.type == "cuda"
 
@@ -89,14 +92,16 @@ def build_loaders(args: argparse.Namespace, data: Data, precision: Precision) ->
             return DeviceLoader(dataset, precision.device, **settings)
         return DataLoader(dataset, collate_fn=dataset.finish_batch, **settings)
 
-    def in_order(dataset: Any) -> Loader:
+    def in_order(dataset: Any, ranks: Ranks = ALONE) -> Loader:
         drop_last = args.drop_last == "both"
-        return loader(dataset, _sampler(dataset, args, shuffle=False, drop_last=drop_last))
+        return loader(dataset, _sampler(dataset, args, ranks, shuffle=False, drop_last=drop_last))
 
-    sampler = _sampler(data.train, args, shuffle=True, drop_last=args.drop_last != "none")
+    sampler = _sampler(data.train, args, ranks, shuffle=True, drop_last=args.drop_last != "none")
     train = loader(data.train, sampler)
-    val = data.val if args.validation else data.test
-    return Loaders(sampler, train, in_order(data.train), in_order(val), in_order(data.test))
+    split = data.val if args.validation else data.test
+    val = in_order(split)
+    val_share = val if ranks.is_alone else in_order(split, ranks)
+    return Loaders(sampler, train, in_order(data.train, ranks), val, in_order(data.test), val_share)
 
 
 def _transforms_on_device(args: argparse.Namespace, precision: Precision) -> bool:
@@ -105,11 +110,21 @@ def _transforms_on_device(args: argparse.Namespace, precision: Precision) -> boo
     return precision.device.type == "cuda" if is_wanted is None else is_wanted
 
 
-def _sampler(dataset: Any, args: argparse.Namespace, *, shuffle: bool, drop_last: bool) -> ResumableBatchSampler:
+def _sampler(
+    dataset: Any, args: argparse.Namespace, ranks: Ranks, *, shuffle: bool, drop_last: bool
+) -> ResumableBatchSampler:
     size = len(dataset)
     # A set smaller than a batch would vanish.
     drop_last = drop_last and size >= args.batch_size
-    return ResumableBatchSampler(size, args.batch_size, seed=args.seed, shuffle=shuffle, drop_last=drop_last)
+    return ResumableBatchSampler(
+        size,
+        args.batch_size // ranks.size,
+        seed=args.seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        rank=ranks.rank,
+        world_size=ranks.size,
+    )
 
 
 def batches_per_epoch(loader: Loader, limit: int | None) -> int:

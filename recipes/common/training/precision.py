@@ -10,6 +10,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from common.errors import RecipeError
+from common.training.ranks import ALONE, Ranks
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,34 +38,49 @@ class Precision:
         return GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
 
-def set_up(args: argparse.Namespace) -> Precision:
-    """Choose the device and switch its determinism as ``args`` say.
+def set_up(args: argparse.Namespace, ranks: Ranks = ALONE) -> Precision:
+    """Choose the device of this rank and switch its determinism as ``args`` say.
 
     Raises:
         RecipeError: If the device is not there, or cannot do the number format.
     """
-    device = _device(args.device)
+    device = choose_device(args.device, ranks)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     dtype = _DTYPES[args.amp]
     if dtype is torch.float16 and device.type != "cuda":
         raise RecipeError(f"`--amp fp16` needs a CUDA device. Found device `{device}`. Try: --amp bf16, or --amp off")
     if device.type == "cuda":
+        if not ranks.is_alone:
+            torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = args.deterministic
         torch.backends.cudnn.benchmark = not args.deterministic
     return Precision(device, dtype, args.channels_last)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Return the device that ``--device`` names; of several ranks each has a GPU of its own.
+
+    Raises:
+        RecipeError: If there is no such device.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if ranks.is_alone:
+            return torch.device(name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise RecipeError(f"`--device` should be cpu, cuda or cuda:N. Found `{name}`.") from error
+    if device.type == "cuda" and not ranks.is_alone:
+        if device.index is not None:
+            raise RecipeError(
+                f"Expected a GPU for each of the {ranks.size} processes. Found `--device {name}`. Fix: --device cuda"
+            )
+        device = torch.device("cuda", ranks.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RecipeError(
-            f"`--device {name}` is not there: {torch.cuda.device_count()} CUDA devices found. Try: --device cpu"
+            f"`--device {device}` is not there: {torch.cuda.device_count()} CUDA devices found. Try: --device cpu"
         )
     return device
 

@@ -21,6 +21,7 @@ from common.training.interrupt import stop_on_signal
 from common.training.job import Job, build_evaluator, build_job, build_model
 from common.training.loaders import build_loaders
 from common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
+from common.training.ranks import ALONE, Ranks
 from common.training.recipe import Data, Recipe
 from common.training.settings import choose_methods, identity
 from common.training.trainer import Trainer
@@ -39,6 +40,7 @@ class Session:
         data: The data, read once.
         precision: Device and number format.
         console: Where a person reads.
+        ranks: The processes that train each run together.
     """
 
     recipe: Recipe
@@ -46,6 +48,7 @@ class Session:
     data: Data
     precision: Precision
     console: Console
+    ranks: Ranks = ALONE
 
     @property
     def caption(self) -> Caption:
@@ -71,17 +74,19 @@ class Session:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def open_session(recipe: Recipe, args: argparse.Namespace, console: Console) -> Session:
+def open_session(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: Ranks = ALONE) -> Session:
     """Read the data and say what is about to happen."""
-    precision = set_up(args)
+    precision = set_up(args, ranks)
     data = recipe.load(args)
     _check_splits(data, args)
     lines = [recipe.title]
     if data.generated:
         lines.append("GENERATED DATA: no --data-root given; a small made-up set shows that everything works.")
-    lines += [*data.summary, *_report_skipped(data, args), f"device: {describe_device(precision)}"]
+    lines += [*data.summary, *_report_skipped(data, args, ranks), f"device: {describe_device(precision)}"]
+    if not ranks.is_alone:
+        lines.append(f"processes: {ranks.size}, with {args.batch_size // ranks.size} samples of each batch")
     args.methods, left_out = choose_methods(args.methods, _excluded(data, args))
-    session = Session(recipe, args, data, precision, console)
+    session = Session(recipe, args, data, precision, console, ranks)
     session.say(*lines, *left_out)
     return session
 
@@ -92,7 +97,7 @@ def _check_splits(data: Data, args: argparse.Namespace) -> None:
             raise RecipeError(f"Expected samples in every split. Found none in {name}: {'; '.join(data.summary)}.")
 
 
-def _report_skipped(data: Data, args: argparse.Namespace) -> list[str]:
+def _report_skipped(data: Data, args: argparse.Namespace, ranks: Ranks) -> list[str]:
     """Write the list of what is absent or unreadable, and say where it is."""
     if not data.skipped:
         return []
@@ -103,8 +108,9 @@ def _report_skipped(data: Data, args: argparse.Namespace) -> list[str]:
             f"{shown}\nFix: complete the data, or leave --strict out."
         )
     path = Path(args.output) / "skipped.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n".join(data.skipped) + "\n")
+    if ranks.is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "\n".join(data.skipped) + "\n")
     return [f"{len(data.skipped):,} listed samples are absent or unreadable and left out; their list: {path}"]
 
 
@@ -121,13 +127,13 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
         Interrupted: If somebody asked to stop.
         RunFailed: If the loss is not a number any more.
     """
-    args = session.args
-    if (finished := finished_result(folder, args.epochs)) is not None:
+    args, ranks = session.args, session.ranks
+    if (finished := ranks.on_first(lambda: finished_result(folder, args.epochs))) is not None:
         session.say(f"{method}: {folder.path} is finished; nothing to train.")
         return finished
-    resumed = _saved_state(session, folder)
-    folder.claim({name: getattr(args, name) for name in _RUN_SETTINGS})
-    job = build_job(session.recipe, args, session.data, session.precision, method, options)
+    resumed = ranks.on_first(lambda: _saved_state(session, folder))
+    ranks.on_first(lambda: folder.claim({name: getattr(args, name) for name in _RUN_SETTINGS}))
+    job = build_job(session.recipe, args, session.data, session.precision, method, options, ranks)
     trainer = Trainer(job, folder, view)
     session.say(_description(job))
     if resumed is not None:
@@ -137,8 +143,9 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
         reset_peak_memory(session.precision.device)
         trainer.fit(stop)
         memory = peak_memory(session.precision.device, session.is_alone)
-    result = _finish(trainer, memory)
-    Picture({method: [result.history]}, session.data.modalities, session.caption).save(folder.curves)
+    result = ranks.on_first(lambda: _finish(trainer, memory))
+    if ranks.is_first:
+        Picture({method: [result.history]}, session.data.modalities, session.caption).save(folder.curves)
     return result
 
 

@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.training.ranks import ALONE, Ranks
+
 _COEFFICIENT = "/coefficient/"
 
 
 class EpochSums:
-    """Running sums of one training epoch; they survive an interruption.
+    """Running sums of one training epoch on this rank; they survive an interruption.
 
     Attributes:
         waiting: Seconds spent waiting for data.
         encoded: Samples that went through an encoder.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.samples = 0
         self.coefficients: dict[str, float] = {}
@@ -49,8 +52,13 @@ class EpochSums:
         return self._seconds_before + time.perf_counter() - self._started
 
     def mean_loss(self) -> float:
-        """Mean loss per sample so far. Reads from the device."""
-        return float(self.loss.item() / max(self.samples, 1))
+        """Mean loss per sample so far, on all ranks, which have seen equally many. Reads from the device."""
+        return float(self._ranks.sum(self.loss).item() / max(self.samples * self._ranks.size, 1))
+
+    def mean_passes(self, num_encoders: int) -> float:
+        """Forward passes of each encoder per sample, on all ranks."""
+        encoded = int(self._ranks.sum(torch.tensor(self.encoded)))
+        return encoded / (num_encoders * max(self.samples * self._ranks.size, 1))
 
     def mean_coefficients(self) -> dict[str, float]:
         """Mean coefficient per modality over the looks taken; empty for a method without coefficients."""

@@ -19,6 +19,9 @@ from common.training.loaders import batches_per_epoch, grouped, to_device
 from common.training.sums import EpochSums
 from common.training.work import Waiting
 
+_OF_RANK = ("rng", "sums")
+"""What of the state each rank has for itself."""
+
 
 class RunFailed(Exception):
     """A run cannot go on, for a reason that lies in what it trains; others may do better."""
@@ -47,7 +50,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
-        self.sums = EpochSums(job.precision.device)
+        self.sums = EpochSums(job.precision.device, job.ranks)
         self.num_batches = batches_per_epoch(job.loaders.train, job.args.limit_batches)
         self.split = "test" if job.args.select == "test" else "val"
         self.num_steps: int = ceil(self.num_batches / job.args.accumulate)
@@ -71,7 +74,7 @@ class Trainer:
             Interrupted: If somebody asked to stop; ``last.pt`` is then up to date.
         """
         self.stop = stop
-        self.events = EventLog(self.folder.events, self.step)
+        self.events = EventLog(self.folder.events if self.job.ranks.is_first else None, self.step)
         self.view.start(self.job.method, self.job.args.epochs, self.num_steps, self.step_in_epoch, self.history)
         try:
             while self.epoch < self.job.args.epochs:
@@ -98,13 +101,14 @@ class Trainer:
     def _step(self, batches: list[Any]) -> None:
         job = self.job
         job.optimizer.zero_grad()
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             *inputs, target = to_device(batch, job.precision.device)
-            with job.precision.autocast():
-                loss = job.criterion(job.forward(*inputs), target)
-                if job.penalty is not None:
-                    loss = loss + job.penalty(job.model, target)
-            job.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]  # torch's
+            with job.accumulating(is_last=number == len(batches)):
+                with job.precision.autocast():
+                    loss = job.criterion(job.forward(*inputs), target)
+                    if job.penalty is not None:
+                        loss = loss + job.penalty(job.model, target)
+                job.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]  # torch's
             self.sums.add_loss(loss, len(target))
         job.scaler.step(job.optimizer)
         job.scaler.update()
@@ -113,8 +117,9 @@ class Trainer:
     def _after_step(self) -> None:
         args = self.job.args
         step = self.step_in_epoch
+        is_look = step % args.log_every == 0 or step == self.num_steps
         self.view.step_done()
-        if step % args.log_every == 0 or step == self.num_steps:
+        if is_look:
             metrics = self.job.optimizer.metrics()
             self.sums.add_metrics(metrics)
             loss = self.sums.mean_loss()
@@ -124,11 +129,13 @@ class Trainer:
             self.events.step(self.step, loss, metrics)
         if args.save_every > 0 and step % args.save_every == 0:
             self.save()
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self.stop:
+        # Ranks agree on it, which is not for every step.
+        if (is_look or self.job.ranks.is_alone) and self.job.ranks.any(bool(self.stop)):
             self.save()
+            raise Interrupted
+
+    def _leave_if_asked(self) -> None:
+        if self.stop:
             raise Interrupted
 
     def _evaluate(self) -> dict[str, float]:
@@ -142,24 +149,33 @@ class Trainer:
             "waiting": self.sums.waiting,
         }
         loader = job.loaders.test if self.split == "test" else job.loaders.val
-        with job.counter.paused():
-            scores = job.evaluator(loader, job.args.limit_batches, self._stop_if_asked)
-        return row | scores.as_row(self.split) | self.sums.mean_coefficients()
+
+        def evaluated() -> dict[str, float]:
+            scores = job.evaluator(loader, job.args.limit_batches, self._leave_if_asked)
+            return row | scores.as_row(self.split) | self.sums.mean_coefficients()
+
+        try:
+            with job.counter.paused():
+                return job.ranks.on_first(evaluated)
+        except Interrupted:
+            self.save()
+            raise
 
     def _end_epoch(self, row: dict[str, float]) -> None:
         job = self.job
         self.history.append(row)
         self._keep_if_best(row)
         job.schedule.after_epoch(row[f"{self.split}_{job.task.headline.key}"])
-        job.optimizer.end_epoch(train=job.loaders.train_in_order, val=job.loaders.val)
+        job.ranks.share_buffers(job.model)
+        job.optimizer.end_epoch(train=job.loaders.train_in_order, val=job.loaders.val_share)
         # Methods that look at the data between epochs do work, too.
-        encoded = self.sums.encoded + job.counter.take()
-        row["encoder_passes"] = encoded / (job.counter.num_encoders * max(self.sums.samples, 1))
-        self.folder.write_metrics(self.history)
+        self.sums.encoded += job.counter.take()
+        row["encoder_passes"] = self.sums.mean_passes(job.counter.num_encoders)
+        self._write_metrics()
         self.events.epoch(self.step, row)
         self.epoch += 1
         job.loaders.sampler.set_epoch(self.epoch)
-        self.sums = EpochSums(job.precision.device)
+        self.sums = EpochSums(job.precision.device, job.ranks)
         self.save()
         self.view.epoch_done(row)
 
@@ -167,7 +183,12 @@ class Trainer:
         rank = self.job.task.rank
         if self.best is None or rank(row, self.split) > rank(self.best, self.split):
             self.best = row
-            save(self._weights(row), self.folder.best)
+            if self.job.ranks.is_first:
+                save(self._weights(row), self.folder.best)
+
+    def _write_metrics(self) -> None:
+        if self.job.ranks.is_first:
+            self.folder.write_metrics(self.history)
 
     def _weights(self, row: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -179,19 +200,26 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write ``last.pt``: all that is needed to go on."""
+        """Write ``last.pt``: all that is needed to go on. All ranks call it, and leave when the file is written."""
         job = self.job
-        state = {
+        state: dict[str, Any] = {
             "optimizer": job.optimizer.state_dict(),
             "schedule": job.schedule.state_dict(),
             "scaler": job.scaler.state_dict(),
             "sampler": job.loaders.sampler.state_dict(),
             "sums": self.sums.state_dict(),
-            "rng": rng_state(),
+            "rng": rng_state(self._own_device),
             "history": self.history,
             "best": self.best,
         }
-        save({**self._weights(self.best or {}), **state}, self.folder.last)
+        if not job.ranks.is_alone:
+            state["ranks"] = job.ranks.gather({name: state[name] for name in _OF_RANK})
+        job.ranks.on_first(lambda: save({**self._weights(self.best or {}), **state}, self.folder.last))
+
+    @property
+    def _own_device(self) -> torch.device | None:
+        """Where this rank draws its random numbers; None if it is alone on the machine."""
+        return None if self.job.ranks.is_alone else self.job.precision.device
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `save` wrote."""
@@ -201,9 +229,10 @@ class Trainer:
         job.schedule.load_state_dict(state["schedule"])
         job.scaler.load_state_dict(state["scaler"])
         job.loaders.sampler.load_state_dict(state["sampler"])
-        self.sums.load_state_dict(state["sums"])
+        of_rank = state if job.ranks.is_alone else state["ranks"][job.ranks.rank]
+        self.sums.load_state_dict(of_rank["sums"])
         self.history = list(state["history"])
         self.best = state["best"]
         self.epoch = job.loaders.sampler.epoch
-        self.folder.write_metrics(self.history)
-        set_rng_state(state["rng"])
+        self._write_metrics()
+        set_rng_state(of_rank["rng"], self._own_device)

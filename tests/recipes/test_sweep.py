@@ -1,0 +1,94 @@
+"""Sweeps: what is searched, how it is scored, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from common.comparison import compare
+from common.comparison.sweep import Space, parse_space
+from common.errors import RecipeError
+from common.report.curves import Picture
+from common.training import main
+from recipes.tiny_recipe import RECIPE
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+    monkeypatch.setattr(compare, "write_report", lambda *arguments: [])
+
+
+def sweep(output: Path, *flags: str) -> int:
+    return main(RECIPE, ["sweep", "--output", str(output), "--epochs", "1", *flags])
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with (output / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "space"),
+    [
+        ("lr=0.1:1", Space("lr", "float", (0.1, 1.0))),
+        ("lr=1e-4:1e-1:log", Space("lr", "log", (1e-4, 1e-1))),
+        ("batch_size=2:8:int", Space("batch_size", "int", (2, 8))),
+        ("method=none,ogm_ge", Space("method", "categories", ("none", "ogm_ge"))),
+        ("ogm_ge.alpha=0.1,0.8,1", Space("ogm_ge.alpha", "categories", (0.1, 0.8, 1))),
+    ],
+)
+def test_spaces(text: str, space: Space) -> None:
+    assert parse_space(text) == space
+
+
+@pytest.mark.parametrize("text", ["lr", "=1,2", "lr=1:b", "lr=1:2:3:4", "lr=1:2:cubic", "batch_size=1.5:3:int", "lr="])
+def test_a_space_that_cannot_be_read_is_explained(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"low:high:log.*Found `"):
+        parse_space(text)
+
+
+def test_a_grid_over_methods_and_seeds_trains_each_once_and_can_be_continued(tmp_path: Path) -> None:
+    flags = ("--search", "method=none,ogm_ge", "seed=0,1", "--sampler", "grid")
+    assert sweep(tmp_path, *flags, "--trials", "3") == 0
+    assert len(rows(tmp_path)) == 3
+    assert sweep(tmp_path, *flags, "--trials", "1") == 0
+    found = rows(tmp_path)
+    assert {(row["method"], row["seed"]) for row in found} == {(m, s) for m in ("none", "ogm_ge") for s in ("0", "1")}
+    first = tmp_path / "trial-0" / found[0]["method"] / "metrics.csv"
+    with first.open(newline="") as file:
+        assert float(found[0]["val top-1"]) == max(float(row["val_accuracy"]) for row in csv.DictReader(file))
+
+
+def test_options_and_flags_are_searched_together(tmp_path: Path) -> None:
+    flags = ("--method", "ogm_ge", "--search", "ogm_ge.alpha=0.1:1.0", "lr=1e-3:1e-1:log", "--trials", "2")
+    assert sweep(tmp_path, *flags) == 0
+    for row in rows(tmp_path):
+        assert 0.1 <= float(row["ogm_ge.alpha"]) <= 1.0
+        assert 1e-3 <= float(row["lr"]) <= 1e-1
+
+
+def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--search", "lr=1e30,0.05", "--sampler", "grid", "--trials", "2", "--log-every", "1", "--epochs", "2")
+    assert main(RECIPE, ["sweep", "--output", str(tmp_path), *flags]) == 0
+    assert [row["lr"] for row in rows(tmp_path)] == ["0.05"]
+    assert main(RECIPE, ["sweep", "--output", str(tmp_path / "all"), *flags[:1], "lr=1e30", *flags[2:]]) == 1
+    assert "No trial finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--search", "lr=1:2", "--select", "test"), "validation split"),
+        (("--search", "lr=1:2", "--methods", "none", "ogm"), "--search method=none,ogm"),
+        (("--search", "speed=1:2"), "Found `speed`"),
+        (("--search", "lr=1:2", "--sampler", "grid"), "categories only"),
+    ],
+)
+def test_what_a_sweep_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
+) -> None:
+    assert sweep(tmp_path, *flags) == 2
+    assert message in capsys.readouterr().err
