@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from support.models import ConcatFusion, SumFusion
+from support.models import AudioVisual, ConcatFusion, SumFusion
 from support.training import audio_visual, balanced, train
 from support.trajectories import Trajectory
 
@@ -26,12 +26,14 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory_of_the_authors_code(name: str) -> None:
     recorded = Trajectory(name)
-    model = audio_visual(SumFusion if "sum" in name else ConcatFusion)
-    recorded.start(model)
-    inner = SGD(model.parameters(), lr=recorded.meta.get("lr", 0.05), momentum=0.9, weight_decay=1e-4)
-    optimizer = balanced(model, inner=inner, **CASES[name])
-    optimizer.epoch = recorded.meta.get("epoch", 0)
 
-    train(model, optimizer, recorded.batches(torch.float32))
+    def run(nudge: int = 0) -> AudioVisual:
+        model = audio_visual(SumFusion if "sum" in name else ConcatFusion)
+        recorded.start(model, nudge)
+        inner = SGD(model.parameters(), lr=recorded.meta.get("lr", 0.05), momentum=0.9, weight_decay=1e-4)
+        optimizer = balanced(model, inner=inner, **CASES[name])
+        optimizer.epoch = recorded.meta.get("epoch", 0)
+        train(model, optimizer, recorded.batches(torch.float32))
+        return model
 
-    assert recorded.error(model) <= 1e-6
+    assert recorded.error(run()) <= recorded.limit(run)

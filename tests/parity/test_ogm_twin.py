@@ -22,6 +22,7 @@ from support.trajectories import Trajectory
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=50, phases=[Phase.generate, Phase.shrink])
 
+DRAWN_FILTER = pytest.mark.filterwarnings("ignore:`param_filter:modbalance.ModbalanceWarning")
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "alpha": st.sampled_from([0.01, 0.3, 0.8, 3.0]),
     "ratio": st.sampled_from(["mean_others", "min"]),
@@ -78,6 +79,7 @@ def data_for(names: str, size: int, seed: int = 1, count: int = 3) -> list[Batch
     return batches(multimodal(names, dtype=torch.float64), count, size, seed, torch.float64)
 
 
+@DRAWN_FILTER
 @SETTINGS
 @given(
     names=st.sampled_from(["ab", "abc", "abcd"]),
@@ -93,6 +95,7 @@ def test_ogm_equals_its_twin(
     assert_agree(names, head, data_for(names, size, seed), "ogm", {}, unimodal=unimodal, **options)
 
 
+@DRAWN_FILTER
 @SETTINGS
 @given(
     names=st.sampled_from(["ab", "abc", "abcd"]),
@@ -113,6 +116,7 @@ def test_ogm_ge_equals_its_twin_given_the_same_draws(
     assert_agree(names, head, data_for(names, size), "ogm_ge", {"generator": generator}, seed=seed, **options)
 
 
+@DRAWN_FILTER
 @SETTINGS
 @given(
     kinds=st.lists(st.sampled_from(sorted(ENCODERS)), min_size=2, max_size=4),
@@ -220,22 +224,26 @@ def test_scores_of_zero_over_zero_leave_gradients_alone_and_are_counted() -> Non
 )
 def test_twin_equals_the_authors_code(name: str, window: tuple[int, int]) -> None:
     recorded = Trajectory(name)
-    model = audio_visual(SumFusion if "sum" in name else ConcatFusion)
-    recorded.start(model)
-    twin = Twin(
-        encoders=[model.audio_net, model.visual_net],
-        encode=lambda audio, visual: encoded(model, audio, visual),
-        head=model.fusion_module,
-        unimodal=lambda z: unimodal_of(model.fusion_module, z),
-        inner=SGD(model.parameters(), lr=recorded.meta.get("lr", 0.05), momentum=0.9, weight_decay=1e-4),
-        alpha=0.8,
-        start_epoch=window[0],
-        end_epoch=window[1],
-        epoch=recorded.meta.get("epoch", 0),
-    )
-    for inputs, y in recorded.batches(torch.float32):
-        twin.step(inputs, y)
-    assert recorded.error(model) <= 1e-6
+
+    def run(nudge: int = 0) -> AudioVisual:
+        model = audio_visual(SumFusion if "sum" in name else ConcatFusion)
+        recorded.start(model, nudge)
+        twin = Twin(
+            encoders=[model.audio_net, model.visual_net],
+            encode=lambda audio, visual: encoded(model, audio, visual),
+            head=model.fusion_module,
+            unimodal=lambda z: unimodal_of(model.fusion_module, z),
+            inner=SGD(model.parameters(), lr=recorded.meta.get("lr", 0.05), momentum=0.9, weight_decay=1e-4),
+            alpha=0.8,
+            start_epoch=window[0],
+            end_epoch=window[1],
+            epoch=recorded.meta.get("epoch", 0),
+        )
+        for inputs, y in recorded.batches(torch.float32):
+            twin.step(inputs, y)
+        return model
+
+    assert recorded.error(run()) <= recorded.limit(run)
 
 
 def encoded(model: AudioVisual, audio: Tensor, visual: Tensor) -> list[Tensor]:
