@@ -19,7 +19,7 @@ demo: env
 	$(BIN)/python recipes/cremad.py --methods none ogm_ge --output runs/demo --overwrite
 
 demo-all: env
-	$(BIN)/python recipes/cremad.py --methods all --epochs 6 --output runs/demo-all --overwrite
+	$(BIN)/python recipes/cremad.py --methods all --output runs/demo-all --overwrite
 
 test: env
 	$(BIN)/python -m pytest -n auto --dist worksteal

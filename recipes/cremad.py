@@ -191,16 +191,16 @@ RECIPE = Recipe(
         "min_found": 0.9,
     },
     generated_defaults={
-        # A (64, 64) spectrogram and picture, and steps as large as 10 epochs of 300 clips need.
+        # A (64, 64) spectrogram and picture, and steps as large as 6 epochs of 300 clips need.
         "audio_rate": 8_000,
         "audio_seconds": 1.0,
         "n_fft": 126,
         "hop": 126,
         "image_size": 64,
-        "epochs": 10,
+        "epochs": 6,
         "batch_size": 16,
         "lr": 1e-2,
-        "step_size": 7,
+        "step_size": 5,
         "log_every": 1,
     },
     method_options={
@@ -219,8 +219,8 @@ RECIPE = Recipe(
         # The easy audio is far ahead here, and 0.8 would all but stop it; 0.1 is the README's other advice.
         "ogm": {"alpha": 0.1},
         "ogm_ge": {"alpha": 0.1},
-        "relearning": {"period": 3, "count": 2},
-        "mses": {"patience": 3},
+        "relearning": {"period": 2, "count": 2},
+        "mses": {"patience": 2},
     },
     # The code of the OGM-GE paper: every clip of train.csv is trained on, and the best epoch on test is the result.
     protocols={"official": {"select": "test", "validation": False}},
