@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -87,6 +88,36 @@ def test_pictures_are_drawn_with_and_without_coefficients(epochs: int, tmp_path:
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > picture.height > 500
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+def _lines(figure: Any, title: str) -> dict[str, Any]:
+    axes = next(axes for axes in figure.axes if axes.get_title().startswith(title))
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def test_a_modality_trained_by_itself_is_drawn_where_it_is_scored() -> None:
+    histories = {name: [[_row(1), _row(2)]] for name in ("none", "ogm", "only:audio")}
+    figure = Picture(histories, ("audio", "visual"), CAPTION).figure()
+    assert _lines(figure, "all modalities").keys() == {"none", "ogm", "chance"}
+    assert _lines(figure, "audio alone").keys() == {"none", "ogm", "trained alone", "chance"}
+    assert _lines(figure, "visual alone").keys() == {"none", "ogm", "chance"}
+    alone = Picture({"only:audio": [[_row(1), _row(2)]]}, ("audio", "visual"), CAPTION).figure()
+    assert "only:audio" in _lines(alone, "all modalities")
+
+
+def test_a_huge_coefficient_leaves_the_others_to_be_seen() -> None:
+    histories = {"cggm": [[_row(1, coefficient_audio=-2e6), _row(2, coefficient_audio=0.5)]]}
+    figure = Picture(histories, ("audio", "visual"), CAPTION).figure()
+    axes = next(axes for axes in figure.axes if axes.get_title().startswith("gradient coefficient"))
+    assert axes.get_ylim()[0] >= -5
+    assert "from -2e+06 to 1" in axes.get_title()
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.5, "linear"), (0.01, "log")])
+def test_losses_of_several_decades_are_drawn_on_a_logarithmic_scale(last: float, scale: str) -> None:
+    figure = Picture({"none": [[_row(1), _row(2) | {"train_loss": last}]]}, ("audio", "visual"), CAPTION).figure()
+    axes = next(axes for axes in figure.axes if axes.get_title() == "training loss")
+    assert axes.get_yscale() == scale
 
 
 def test_columns_show_a_dash_without_coefficient() -> None:

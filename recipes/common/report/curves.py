@@ -19,6 +19,12 @@ _GREY = "#6e6e6e"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8F6B00")
 _LINE_STYLES = ("-", "--", ":", "-.")
 _SUFFIXES = (".png", ".pdf")
+_MOST_BANDS = 4
+"""More methods than this are drawn as means only; their ranges would cover each other."""
+_LARGEST = 4.0
+"""Coefficients beyond this lie outside of the picture, or nothing could be seen of the others."""
+_DECADES = 20.0
+"""Losses that differ by more than this factor are drawn on a logarithmic scale."""
 
 History = Sequence[Row]
 
@@ -27,7 +33,9 @@ def colour(method: str, methods: Sequence[str]) -> str:
     """Return the colour of a method among others."""
     if method == BASELINE:
         return _GREY
-    others = [name for name in methods if name != BASELINE]
+    if method.startswith(ONLY):
+        return "black"
+    others = [name for name in methods if name != BASELINE and not name.startswith(ONLY)]
     return _COLOURS[others.index(method) % len(_COLOURS)]
 
 
@@ -35,7 +43,8 @@ def colour(method: str, methods: Sequence[str]) -> str:
 class Picture:
     """One figure: scores above (fused, then each modality alone), training loss and coefficients below.
 
-    Several runs of a method, one per seed, are drawn as their mean and the range between the extremes.
+    Several runs of a method, one per seed, are drawn as their mean and, if there are few methods, the range between the
+    extremes. A modality that was trained by itself is drawn where this modality alone is scored.
 
     Attributes:
         histories: For each method, the rows per epoch of each of its runs.
@@ -64,8 +73,11 @@ class Picture:
         for draw, axes in zip(self._drawers(), panels, strict=True):
             draw(axes)
             _tidy(axes, self._last_epoch())
-        handles, labels = first.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+        handles: dict[str, Any] = {}
+        for panel in panels[:columns]:
+            handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+        columns = min(len(handles), 6)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
         figure.suptitle(title(self.caption), fontsize=11)
         return figure
 
@@ -93,9 +105,10 @@ class Picture:
         metric = task.headline
         scale = 100 if metric.percent else 1
         key = f"{split}_{metric.key}" + ("" if modality is None else f"_{modality}")
-        for method in self.histories:
-            if modality is None or not method.startswith(ONLY):
-                self._draw(axes, method, _scaled(key, scale), label=method)
+        for method in self._methods:
+            self._draw(axes, method, _scaled(key, scale), label=method)
+        if f"{ONLY}{modality}" in self.histories:
+            self._draw(axes, f"{ONLY}{modality}", _scaled(key, scale), label="trained alone", style="--", width=1.2)
         if task.chance is not None:
             axes.axhline(scale * task.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set_title("all modalities" if modality is None else f"{modality} alone", fontsize=10)
@@ -105,26 +118,46 @@ class Picture:
         axes.set_ylabel(f"{'test' if split == 'test' else 'validation'} {metric.title}{unit}")
 
     def _draw_loss(self, axes: Any) -> None:
-        for method in self.histories:
+        for method in self._methods:
             self._draw(axes, method, lambda row: row["train_loss"])
         axes.set_title("training loss", fontsize=10)
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        low, high = _extremes(axes)
+        if low > 0 and high > _DECADES * low:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
 
     def _draw_coefficients(self, axes: Any) -> None:
-        for method, runs in self.histories.items():
+        for method in self._methods:
+            runs = self.histories[method]
             for style, modality in zip(_LINE_STYLES, self.modalities, strict=False):
                 key = f"coefficient_{modality}"
                 if any(key in row for run in runs for row in run):
                     read = _reader(key)
                     self._draw(axes, method, read, label=f"{method}: {modality}", style=style)
-        axes.set_title("gradient coefficient, mean over the epoch (1: untouched)", fontsize=10)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
-        axes.set_ylim(0, max(1.1, axes.get_ylim()[1]))
+        low, high = _extremes(axes)
+        bottom, top = min(0, axes.get_ylim()[0]), max(1.1, axes.get_ylim()[1])
+        axes.set_ylim(max(bottom, -_LARGEST), min(top, _LARGEST))
+        outside = f"; from {low:.2g} to {high:.2g}" if max(-low, high) > _LARGEST else ""
+        axes.set_title(f"gradient coefficient, mean over the epoch (1: untouched{outside})", fontsize=10)
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False, fontsize=8, ncols=2)
+            axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    @property
+    def _methods(self) -> list[str]:
+        """What was trained on all modalities, or on one if there is nothing else."""
+        return [method for method in self.histories if not method.startswith(ONLY)] or list(self.histories)
 
     def _draw(
-        self, axes: Any, method: str, read: Callable[[Row], float], label: str | None = None, style: str = "-"
+        self,
+        axes: Any,
+        method: str,
+        read: Callable[[Row], float],
+        label: str | None = None,
+        style: str = "-",
+        width: float = 2,
     ) -> None:
         runs = self.histories[method]
         length = min(len(run) for run in runs)
@@ -132,8 +165,8 @@ class Picture:
         epochs = [row["epoch"] for row in runs[0][:length]]
         own = colour(method, list(self.histories))
         marker = "o" if length == 1 else None  # a line needs two points
-        axes.plot(epochs, values.mean(0), style, color=own, label=label, linewidth=2, marker=marker)
-        if len(runs) > 1:
+        axes.plot(epochs, values.mean(0), style, color=own, label=label, linewidth=width, marker=marker)
+        if len(runs) > 1 and len(self._methods) <= _MOST_BANDS:
             axes.fill_between(epochs, values.min(0), values.max(0), color=own, alpha=0.15, linewidth=0)
 
     def _last_epoch(self) -> float:
@@ -194,6 +227,13 @@ def write_figure(figure: Any, path: Path) -> list[Path]:
 def title(caption: Caption) -> str:
     """Return the title of every picture."""
     return caption.title + (" (generated data)" if caption.generated else "")
+
+
+def _extremes(axes: Any) -> tuple[float, float]:
+    """Return the least and the largest number that is drawn."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()])
+    finite = values[np.isfinite(values)]
+    return float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
 
 
 def _reader(key: str) -> Callable[[Row], float]:

@@ -15,6 +15,8 @@ from common.comparison.compare import compare
 from common.comparison.sweep import COMMAND as SWEEP
 from common.comparison.sweep import add_sweep_arguments, sweep
 from common.errors import RecipeError, message
+from common.report.telemetry import COMMAND as TELEMETRY
+from common.report.telemetry import telemetry
 from common.training import checkpoint
 from common.training.flags import add_common_arguments
 from common.training.interrupt import INTERRUPTED, Interrupted
@@ -53,6 +55,8 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
             parser = build_parser(recipe)
             add_sweep_arguments(parser)
             return sweep(recipe, parser, arguments[1:], _console())
+        if arguments[:1] == [TELEMETRY]:
+            return telemetry(recipe.name, arguments[1:], _console())
         return _train_or_evaluate(recipe, arguments)
     except RecipeError as error:
         return _fail(message(error), ranks)
@@ -66,7 +70,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
 
 def build_parser(recipe: Recipe) -> argparse.ArgumentParser:
     """Return the parser for training and evaluation."""
-    commands = f"Other commands: {', '.join([*recipe.commands, SWEEP])} (each with --help)."
+    commands = f"Other commands: {', '.join([*recipe.commands, SWEEP, TELEMETRY])} (each with --help)."
     parser = argparse.ArgumentParser(description=recipe.title, epilog=commands, allow_abbrev=False)
     add_common_arguments(parser, recipe)
     recipe.add_arguments(parser)
@@ -97,7 +101,7 @@ def _train(
 
 def _train_together(recipe: Recipe, arguments: list[str], ranks: Ranks) -> int:
     """Train on several processes that torchrun has started."""
-    is_training = not arguments or arguments[0] not in (*recipe.commands, COMMAND, SWEEP)
+    is_training = not arguments or arguments[0] not in (*recipe.commands, COMMAND, SWEEP, TELEMETRY)
     given = build_parser(recipe).parse_args(arguments) if is_training else None
     if given is None or given.eval is not None:
         if not ranks.is_first:
