@@ -204,7 +204,7 @@ RECIPE = Recipe(
         "agm": {"alpha": 2.5},  # README of the AGM code; the next two are from its AV-MNIST script
         "mslr": {"init": {"audio": 1.3, "image": 0.7}},
         "mses": {"patience": 10},
-        "cggm": {"probes": "mlp", "clip_grad_norm": 0.8},  # no script; these probes fit all heads, and its code clips
+        "cggm": {"probes": "mlp"},  # these fit all heads
     },
     generated_options={
         # 25 epochs instead of 100; CGGM without its direction term, the magnitudes alone.

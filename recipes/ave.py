@@ -220,9 +220,8 @@ EVENTS = Recipe(
         # The AVE task of the AGM code has no bound and no clip. Its masked passes run the whole network, as they must:
         # the visual features depend on the sound.
         "agm": {"max_gap": None, "clip_trigger": None, "coalitions": "full"},
-        "cggm": {"clip_grad_norm": 0.8, "probes": "mlp"},  # probes whose last layer has the shape of the head's
+        "cggm": {"probes": "mlp"},  # probes whose last layer has the shape of the head's
     },
-    generated_options={"mses": {"patience": 3}},
     protocols={
         # The AGM code, in training and validation: full batches only, and the best validation epoch is the result.
         "official": {"drop_last": "both"},
@@ -279,8 +278,7 @@ RECIPE = Recipe(
         "step_size": 6,
         "log_every": 1,
     },
-    method_options={"ogm": OGM, "ogm_ge": OGM, "cggm": {"clip_grad_norm": 0.8}},  # the CGGM code clips everywhere
-    generated_options={"relearning": {"period": 3, "count": 2}, "mses": {"patience": 3}},
+    method_options={"ogm": OGM, "ogm_ge": OGM},
     protocols={
         # The PMR code: all rows of trainSet.txt, the first frames of the event, the best epoch on test is the result.
         "official": {"select": "test", "overlap": True, "frame_choice": "first"},

@@ -186,7 +186,6 @@ RECIPE = Recipe(
         # and another one to the classes, whose weight has the shape of the head's.
         "cggm": {"rho": 1.0, "lam": 0.1, "metric": "dice_brats", "probes": "mlp"},
     },
-    generated_options={"mses": {"patience": 3}},
     # The CGGM code: a random slice with tumour per case, its centre; ours is the same slice in every epoch.
     protocols={"official": {"evaluation": "slice", "eval_crop": 160}},
     load=load,

@@ -256,13 +256,11 @@ RECIPE = Recipe(
         "ogm_ge": OGM,
         "agm": {"alpha": 0.1, "max_gap": None},  # alpha of BalanceBenchmark; MOSEI_main.py of the AGM code has no bound
         "relearning": {"period": 15, "count": 2},  # BalanceBenchmark
-        "cggm": {"probes": "mlp", "clip_grad_norm": 0.8},  # no script; these probes fit all heads, and its code clips
+        "cggm": {"probes": "mlp"},  # these fit all heads
     },
     generated_options={
         "ogm": {"start_epoch": 0},
         "ogm_ge": {"start_epoch": 0},
-        "relearning": {"period": 3, "count": 2},
-        "mses": {"patience": 3},
     },
     load=load,
     build_model=build_model,

@@ -161,7 +161,6 @@ RECIPE = Recipe(
         "ogm": {"param_filter": "all"},
         "ogm_ge": {"param_filter": "all"},
     },
-    generated_options={"mses": {"patience": 3}},
     protocols={
         # CGGM: eval_senti counts signs, and the gradients of input projections are not scaled.
         "official": {"headline": "acc2_zero_negative", "balanced": "encoder"},

@@ -207,13 +207,8 @@ RECIPE = Recipe(
         "ogm": OGM,
         "ogm_ge": OGM,
         "dgl": {"alpha": 5.0},  # the better of two in the CREMA-D scripts of the DGL code
-        "cggm": {"clip_grad_norm": 0.8},  # its code clips on every dataset; it has no script for this one
         "mslr": {"init": {"audio": 0.9, "visual": 1.1}},  # the CREMA-D script of the AGM code, as is the patience
         "mses": {"patience": 80},
-    },
-    method_defaults={
-        "dgl": {"lr": 2e-3},
-        "relearning": {"lr": 2e-3, "epochs": 90, "step_size": 1000, "frames": 2},  # it has no schedule
     },
     generated_options={
         # The easy audio is far ahead here, and 0.8 would all but stop it; 0.1 is the README's other advice.
@@ -222,8 +217,19 @@ RECIPE = Recipe(
         "relearning": {"period": 2, "count": 2},
         "mses": {"patience": 2},
     },
-    # The code of the OGM-GE paper: every clip of train.csv is trained on, and the best epoch on test is the result.
-    protocols={"official": {"select": "test", "validation": False}},
+    protocols={
+        # The code of the OGM-GE paper: every clip of train.csv is trained on, and the best epoch on test is the result.
+        "official": {"select": "test", "validation": False},
+        "dgl": {"select": "test", "validation": False, "drop_last": "both", "lr": 2e-3},
+        "relearning": {
+            "select": "test",
+            "class_order": "alphabetical",
+            "frames": 2,
+            "epochs": 90,
+            "lr": 2e-3,
+            "schedule": "constant",
+        },
+    },
     load=load,
     build_model=build_model,
     balance=balance,

@@ -226,9 +226,8 @@ RECIPE = Recipe(
     method_options={
         # food_run.py: rho, lambda, clip, a two-layer classifier of width 40. The plugin trains it by Adam with their
         # learning rate of 5e-4; their weight decay of 3e-3 is left out.
-        "cggm": {"rho": 1.3, "lam": 0.05, "clip_grad_norm": 0.8, "probes": "transformer"},
+        "cggm": {"rho": 1.3, "lam": 0.05, "probes": "transformer"},
     },
-    generated_options={"relearning": {"period": 3, "count": 2}, "mses": {"patience": 3}},
     protocols={
         # CGGM: the test list selects the epoch, all gradients are clipped, pixels are not normalised, the text goes
         # through the projection of the images, and only what is behind the projections is scaled.

@@ -148,7 +148,6 @@ RECIPE = Recipe(
         "ogm": {"param_filter": "all"},
         "ogm_ge": {"param_filter": "all"},
     },
-    generated_options={"relearning": {"period": 3, "count": 2}, "mses": {"patience": 3}},
     protocols={
         "official": {"balanced": "encoder"},  # CGGM: the gradients of input projections are not scaled
     },

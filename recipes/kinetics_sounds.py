@@ -137,10 +137,7 @@ RECIPE = Recipe(
         "ogm": OGM,
         "ogm_ge": OGM,
         "dgl": {"alpha": 3.0},  # the better of two in the Kinetics-Sounds scripts of the DGL code
-        "cggm": {"clip_grad_norm": 0.8},  # its code clips on every dataset; it has no script for this one
     },
-    method_defaults={"dgl": {"lr": 2e-3}},
-    generated_options={"relearning": {"period": 3, "count": 2}, "mses": {"patience": 3}},
     protocols={
         # The OGM-GE code: all of my_train.txt, the first frame of each third, the best epoch on test is the result.
         "official": {"select": "test", "validation": False, "frame_choice": "start"},

@@ -156,8 +156,6 @@ RECIPE = Recipe(
     generated_options={
         "ogm": {"start_epoch": 0},
         "ogm_ge": {"start_epoch": 0},
-        "relearning": {"period": 3, "count": 2},
-        "mses": {"patience": 3},
     },
     protocols={
         # BalanceBenchmark: global_config.yaml, its UCF-101 dataset code, and validation: false.

@@ -183,9 +183,8 @@ RECIPE = Recipe(
         "mses": {"patience": 30},
         "ogm": OGM,
         "ogm_ge": OGM,
-        "cggm": {"probes": "mlp", "clip_grad_norm": 0.8},  # no script; these probes fit all heads, and its code clips
+        "cggm": {"probes": "mlp"},  # these fit all heads
     },
-    generated_options={"mses": {"patience": 3}, "relearning": {"period": 3, "count": 2}},
     load=load,
     build_model=build_model,
     balance=balance,

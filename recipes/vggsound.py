@@ -206,10 +206,7 @@ RECIPE = Recipe(
         "ogm": OGM,
         "ogm_ge": OGM,
         "dgl": {"alpha": 2.0},  # the VGGSound script of the DGL code, as is its learning rate
-        "cggm": {"clip_grad_norm": 0.8},  # its code clips on every dataset; it has no script for this one
     },
-    method_defaults={"dgl": {"lr": 2e-3}},
-    generated_options={"relearning": {"period": 3, "count": 2}, "mses": {"patience": 3}},
     # The DGL code does as the OGM-GE code, with full batches only.
     protocols={"official": OFFICIAL, "dgl": {**OFFICIAL, "drop_last": "both", "lr": 2e-3}},
     load=load,

@@ -1,1 +1,1 @@
-"""Reading, splitting, batching, preparing and generating audio-visual clips."""
+"""Reading, splitting, batching, preparing and generating: clips, pictures, spectrograms, text, volumes."""

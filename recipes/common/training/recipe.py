@@ -58,12 +58,10 @@ class Recipe:
         defaults: Values of unset flags on real data: those of the paper.
         generated_defaults: What differs on the generated set, which is used without ``--data-root``.
         method_options: For each method, its options on this dataset.
-        method_defaults: For each method, the defaults of its own paper, for when it is trained alone on real data;
-            methods that are compared share ``defaults``.
         load: Reads the data once per call of the command line.
         build_model: Returns the network, with fresh weights drawn from torch's global generator.
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
-        generated_options: For each method, what of its options differs on the generated set.
+        generated_options: For each method, what of its options differs on the generated set; see `GENERATED_OPTIONS`.
         protocols: For each protocol besides ``fair``, the values of unset flags that reproduce what a paper did.
         subcommand: What is typed before the flags, where a script holds several recipes.
         commands: Sub-commands, such as ``prepare``. Each takes the arguments behind its name, returns an exit code.
@@ -78,7 +76,6 @@ class Recipe:
     load: Callable[[argparse.Namespace], Data]
     build_model: Callable[[argparse.Namespace, Data], nn.Module]
     balance: Callable[[argparse.Namespace], Mapping[str, Any]]
-    method_defaults: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     generated_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     protocols: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     subcommand: tuple[str, ...] = ()
