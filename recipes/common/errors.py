@@ -25,5 +25,7 @@ def require(module: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        fix = 'pip install "modbalance[recipes]"'
-        raise RecipeError(f"This recipe needs `{module}`, which cannot be imported ({error}). Fix: {fix}") from error
+        raise RecipeError(
+            f"Expected the library `{module}`. Found that it cannot be imported: {error}. "
+            'Fix: pip install -e ".[recipes]" in the folder of the project'
+        ) from error

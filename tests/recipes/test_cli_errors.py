@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 
+from common.errors import RecipeError, require
 from common.training import Data, main
 from recipes.tiny_recipe import RECIPE, TinyDataset
 
@@ -27,6 +28,7 @@ def _main(*arguments: str | Path) -> int:
         (["--methods", "ogm_ge", "--option", "alhpa=1"], "alpha"),
         (["--eval", "nowhere.pt"], "Found no file"),
         (["--device", "toaster"], "toaster"),
+        (["--device", "cuda:99"], "Expected the device `cuda:99`"),
     ],
 )
 def test_user_errors_are_one_message(
@@ -55,6 +57,11 @@ def test_an_empty_split_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert main(attrs.evolve(RECIPE, load=load), ["--output", str(tmp_path)]) == 2
     assert "none in val" in capsys.readouterr().err
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(RecipeError, match=r"Expected .*`no_such_library`.* Found .*Fix: pip install -e .\.\[recipes\]"):
+        require("no_such_library")
 
 
 def test_sub_commands_go_to_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,7 +222,7 @@ class EventSpectrogram:
         if self.hop > self.n_fft or self.n_fft > self.rate * self.seconds:
             raise RecipeError(
                 f"Expected --hop <= --n-fft <= samples of a clip, {self.rate} Hz times {self.seconds} s. "
-                f"Found {self.hop} and {self.n_fft}."
+                f"Found --hop {self.hop} and --n-fft {self.n_fft}. Fix: change these, or raise --audio-seconds."
             )
 
     def __call__(self, event: EventFile, *, seed: int | None = None) -> Tensor:

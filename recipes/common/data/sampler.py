@@ -46,7 +46,7 @@ class ResumableBatchSampler(Sampler[list[Key]]):
         if size < 0 or batch_size < 1 or not 0 <= rank < world_size:
             raise RecipeError(
                 "Expected size >= 0, batch_size >= 1 and 0 <= rank < world_size. "
-                f"Found {size=}, {batch_size=}, {rank=}, {world_size=}."
+                f"Found {size=}, {batch_size=}, {rank=}, {world_size=}. Fix: pass values within these bounds."
             )
         self.size, self.batch_size = size, batch_size
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last

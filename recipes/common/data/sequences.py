@@ -215,7 +215,10 @@ def left_aligned(packed: Packed) -> Packed:
     """
     lengths = {modality: getattr(packed, modality).shape[1] for modality in MODALITIES}
     if len(set(lengths.values())) > 1:
-        raise RecipeError(f"Expected modalities that are aligned by word. Found steps in time: {lengths}.")
+        raise RecipeError(
+            f"Expected modalities that are aligned by word. Found steps in time: {lengths}. "
+            "Fix: take the file of aligned features."
+        )
     is_word = (packed.text != 0).any(dim=2)
     start = is_word.int().argmax(dim=1, keepdim=True)
     source = torch.arange(is_word.shape[1]) + start

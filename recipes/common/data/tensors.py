@@ -33,7 +33,10 @@ class TensorSet(Dataset[tuple[Any, ...]]):
     ) -> None:
         sizes = [len(values) for values in (*inputs, targets)]
         if len(set(sizes)) > 1:
-            raise RecipeError(f"Expected as many targets as samples of every modality. Found {sizes}, targets last.")
+            raise RecipeError(
+                f"Expected as many targets as samples of every modality. Found {sizes}, targets last. "
+                "Fix: take a file in which every sample is complete."
+            )
         self.inputs, self.targets = tuple(inputs), targets
         self.transform = transform
         self.training, self.seed = training, seed

@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from common.errors import require
+
 FEATURE_SIZE = 512
 
 
@@ -17,12 +19,11 @@ def resnet18_trunk(in_channels: int) -> nn.Sequential:
 
     Returns:
         A module from (B, in_channels, H, W) to (B, 512, ceil(H / 32), ceil(W / 32)).
+
+    Raises:
+        RecipeError: If torchvision cannot be imported.
     """
-    try:
-        from torchvision.models import resnet18
-    except ImportError as error:
-        raise ImportError('The recipes need torchvision: pip install "modbalance[recipes]"') from error
-    network = resnet18(weights=None)
+    network = require("torchvision.models").resnet18(weights=None)
     network.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     kept = [(name, child) for name, child in network.named_children() if name not in ("avgpool", "fc")]
     return nn.Sequential(OrderedDict(kept))

@@ -88,14 +88,14 @@ class RunFolder:
             return True
         if differences:
             raise RecipeError(
-                f"{self.path} belongs to a run with other settings: {'; '.join(differences)}. "
+                f"Expected {self.path} to hold a run with these settings. Found others: {'; '.join(differences)}. "
                 "Fix: another `--output`, the old settings, `--update` to train runs of other settings anew, or "
                 "`--overwrite` to train all anew."
             )
         if not resume and not update:
             raise RecipeError(
-                f"{self.path} already holds this run. Fix: `--resume` to go on with it (a finished run is only shown), "
-                "or `--overwrite` to throw it away."
+                f"Expected no run in {self.path}. Found this one already. Fix: `--resume` to go on with it (a finished "
+                "run is only shown), or `--overwrite` to throw it away."
             )
         return False
 
@@ -157,7 +157,10 @@ class RunFolder:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise RecipeError(f"Expected JSON in {path}. It cannot be read: {error}.") from error
+            raise RecipeError(
+                f"Expected JSON in {path}. Found that it cannot be read: {error}. "
+                f"Fix: remove {self.path}, or choose another `--output`."
+            ) from error
         return dict(content)
 
     def _write(self, name: str, text: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from common.errors import RecipeError
 
 FORMAT = 1
+_FIX = "Fix: name a file that a run of this version has written, or train anew with --overwrite."
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -28,16 +29,18 @@ def load(path: Path) -> dict[str, Any]:
         RecipeError: If there is no such file, or it is no checkpoint of a recipe.
     """
     if not path.is_file():
-        raise RecipeError(f"Expected a checkpoint at {path}. Found no file. Runs write best.pt and last.pt.")
+        raise RecipeError(
+            f"Expected a checkpoint at {path}. Found no file. Fix: name the best.pt or last.pt in the folder of a run."
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise RecipeError(
-            f"Expected a checkpoint of a recipe at {path}. It cannot be read: {_first_line(error)}"
+            f"Expected a checkpoint of a recipe at {path}. Found that it cannot be read: {_first_line(error)}. {_FIX}"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise RecipeError(f"Expected a checkpoint of format {FORMAT} at {path}. Found {found}.")
+        raise RecipeError(f"Expected a checkpoint of format {FORMAT} at {path}. Found {found}. {_FIX}")
     return state
 
 

@@ -128,7 +128,8 @@ def _evaluate(recipe: Recipe, given: argparse.Namespace, console: Console) -> No
     state = checkpoint.load(path)
     if state["recipe"] != recipe.name:
         raise RecipeError(
-            f"Expected a checkpoint of the recipe {recipe.name} at {path}. Found one of {state['recipe']}."
+            f"Expected a checkpoint of the recipe {recipe.name} at {path}. Found one of {state['recipe']}. "
+            "Fix: evaluate it with the script of its recipe."
         )
     args = resolve(given, recipe, saved=state["settings"])
     evaluate_checkpoint(open_session(recipe, args, console), path, state)

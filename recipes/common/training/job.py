@@ -191,7 +191,10 @@ def check_methods(
         modbalance.ModbalanceError: If a method is unknown or refuses its options.
     """
     if len(set(args.methods)) < len(args.methods):
-        raise RecipeError(f"`--methods` should name each method once. Found {' '.join(args.methods)}.")
+        raise RecipeError(
+            f"Expected `--methods` to name each method once. Found {' '.join(args.methods)}. "
+            f"Fix: --methods {' '.join(dict.fromkeys(args.methods))}"
+        )
     model = build_model(recipe, args, data, precision)
     for method in options:
         build_optimizer(recipe, args, model, balancing(method), options[method]).remove()

@@ -49,7 +49,7 @@ def set_up(args: argparse.Namespace, ranks: Ranks = ALONE) -> Precision:
         torch.set_num_threads(args.threads)
     dtype = _DTYPES[args.amp]
     if dtype is torch.float16 and device.type != "cuda":
-        raise RecipeError(f"`--amp fp16` needs a CUDA device. Found device `{device}`. Try: --amp bf16, or --amp off")
+        raise RecipeError(f"Expected a CUDA device for `--amp fp16`. Found `{device}`. Fix: --amp bf16, or --amp off")
     if device.type == "cuda":
         if not ranks.is_alone:
             torch.cuda.set_device(device)
@@ -71,7 +71,9 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise RecipeError(f"`--device` should be cpu, cuda or cuda:N. Found `{name}`.") from error
+        raise RecipeError(
+            f"Expected `--device` to be cpu, cuda or cuda:N. Found `{name}`. Fix: --device cpu"
+        ) from error
     if device.type == "cuda" and not ranks.is_alone:
         if device.index is not None:
             raise RecipeError(
@@ -80,7 +82,7 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         device = torch.device("cuda", ranks.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RecipeError(
-            f"`--device {device}` is not there: {torch.cuda.device_count()} CUDA devices found. Try: --device cpu"
+            f"Expected the device `{device}`. Found {torch.cuda.device_count()} CUDA devices. Fix: --device cpu"
         )
     return device
 

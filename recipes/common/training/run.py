@@ -94,7 +94,10 @@ def open_session(recipe: Recipe, args: argparse.Namespace, console: Console, ran
 def _check_splits(data: Data, args: argparse.Namespace) -> None:
     for name in ("train", "val", "test") if args.validation else ("train", "test"):
         if len(getattr(data, name)) == 0:
-            raise RecipeError(f"Expected samples in every split. Found none in {name}: {'; '.join(data.summary)}.")
+            raise RecipeError(
+                f"Expected samples in every split. Found none in {name}: {'; '.join(data.summary)}. "
+                "Fix: complete the lists and the files of that split."
+            )
 
 
 def _report_skipped(data: Data, args: argparse.Namespace, ranks: Ranks) -> list[str]:
@@ -162,7 +165,8 @@ def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
     done, wanted = len(state["history"]), session.args.epochs
     if done > wanted:
         raise RecipeError(
-            f"{folder.path} holds {done} epochs already. Found `--epochs {wanted}`. Fix: another `--output`."
+            f"Expected at most {wanted} epochs in {folder.path}, as `--epochs` says. Found {done}. "
+            f"Fix: --epochs {done}, or another `--output`."
         )
     return state
 
@@ -190,12 +194,19 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
     """
     args, data = session.args, session.data
     if list(data.classes) != state["classes"]:
-        raise RecipeError(f"{path} was trained for the classes {state['classes']}. Found {list(data.classes)}.")
+        raise RecipeError(
+            f"Expected data with the classes of {path}, {state['classes']}. Found {list(data.classes)}. "
+            "Fix: evaluate it with the data that it was trained on."
+        )
     model = build_model(session.recipe, args, data, session.precision, state["settings"]["method"])
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise RecipeError(f"{path} does not fit the model of these flags: {error}") from error
+        reason = " ".join(str(error).split())
+        raise RecipeError(
+            f"Expected weights of the model of these flags in {path}. Found others: {reason[:300]}. "
+            "Fix: leave out the flags that change the model; those of the training are in the checkpoint."
+        ) from error
     evaluator = build_evaluator(session.recipe, args, data, model, session.precision)
     loaders = build_loaders(args, data, session.precision)
     splits = {"val": loaders.val, "test": loaders.test} if args.validation else {"test": loaders.test}

@@ -107,7 +107,10 @@ def resolve(args: argparse.Namespace, recipe: Recipe, saved: Mapping[str, Any] |
         # A cache may hold smaller pictures: with and without are two runs, but where it lies makes no difference.
         resolved.cache_size = None if resolved.cache is None else resolved.cache_size or CACHE_SIZE
     if not resolved.validation and resolved.select == "val":
-        raise RecipeError("`--no-validation` leaves nothing to select the best epoch with. Fix: add --select test.")
+        raise RecipeError(
+            "Expected a split to select the best epoch with. Found --no-validation, which leaves none. "
+            "Fix: add --select test."
+        )
     return resolved
 
 
@@ -151,10 +154,13 @@ def options_of(method: str, args: argparse.Namespace, recipe: Recipe) -> dict[st
     for text in args.option:
         name, separator, value = text.partition("=")
         if not separator or not name:
-            raise RecipeError(f"`--option` should look like name=value. Found `{text}`. Try: --option alpha=0.5")
+            raise RecipeError(f"Expected `--option` like name=value. Found `{text}`. Fix: --option alpha=0.5")
         target, dot, short = name.rpartition(".")
         if dot and target not in args.methods:
-            raise RecipeError(f"`--option {text}` names a method that is not trained: {target}.")
+            raise RecipeError(
+                f"Expected `--option` to name a method of `--methods`. Found `{text}`, and {target} is not trained. "
+                f"Fix: add {target} to `--methods`, or leave the option out."
+            )
         if target == method or (not dot and method != "none"):
             options[short] = _literal(value)
     return options
