@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.errors import RecipeError
 from common.training.optimizers import Schedule, build_inner
 from common.training.settings import BUILTIN
 from common.training.tasks import ACCURACY, Metric
@@ -57,6 +58,11 @@ def test_plateau_watches_the_headline_in_its_direction() -> None:
     assert rates(args, [0.5, 0.6, 0.6, 0.7], steps=1) == pytest.approx([0.1, 0.1, 0.1, 0.01])
     error = Metric("mae", "MAE", percent=False, higher_is_better=False)
     assert rates(args, [0.5, 0.4, 0.4, 0.3], metric=error, steps=1) == pytest.approx([0.1, 0.1, 0.1, 0.01])
+
+
+def test_a_plateau_needs_a_factor_below_one() -> None:
+    with pytest.raises(RecipeError, match="--gamma below 1"):
+        rates(settings(schedule="plateau", gamma=1.0), [0.5])
 
 
 def test_cosine_rises_and_falls_by_step() -> None:

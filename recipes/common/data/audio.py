@@ -4,6 +4,7 @@ Every front end is called with a path, and with a seed in training, and gives fl
 """
 
 import argparse
+import math
 import pickle
 import struct
 import zlib
@@ -16,9 +17,10 @@ from typing import Any, ClassVar, Protocol
 import attrs
 import numpy as np
 import torch
-from attrs.validators import ge, gt, in_
+from attrs.validators import gt, in_
 from torch import Tensor
 
+from common.arguments import positive_float, positive_int
 from common.data.pickles import load_pickle
 from common.data.seeding import derived_seed
 from common.errors import RecipeError, require
@@ -58,12 +60,19 @@ def add_audio_arguments(add: Callable[..., Any]) -> None:
         add: `add_argument` of a parser or group.
     """
     add("--audio-frontend", choices=FRONT_ENDS, help="stored: spectrograms in npy, pkl or pt files instead of wav")
-    add("--audio-rate", type=int, metavar="HZ", help="default: 22,050 (stft22k) or 16,000")
-    add("--audio-seconds", type=float, metavar="S", help="stft22k: length, default 3; stft16k: window of twice that, 5")
-    add("--n-fft", type=int, metavar="SAMPLES", help="window of the spectrogram; default: 512 (stft22k) or 256")
-    add("--hop", type=int, metavar="SAMPLES", help="step of the spectrogram; default: 353 (stft22k) or 128")
-    add("--mel-bins", type=int, metavar="N", help="fbank: frequency bands, default 128")
-    add("--fbank-frames", type=int, metavar="N", help="fbank: length in steps of 10 ms, default 1024")
+    add("--audio-rate", type=positive_int, metavar="HZ", help="default: 22,050 (stft22k) or 16,000")
+    add(
+        "--audio-seconds",
+        type=positive_float,
+        metavar="S",
+        help="stft22k: length, default 3; stft16k: window of twice that, 5",
+    )
+    add(
+        "--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram; default: 512 (stft22k) or 256"
+    )
+    add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram; default: 353 (stft22k) or 128")
+    add("--mel-bins", type=positive_int, metavar="N", help="fbank: frequency bands, default 128")
+    add("--fbank-frames", type=positive_int, metavar="N", help="fbank: length in steps of 10 ms, default 1024")
     add("--crop", choices=CROPS, help="stft16k: which window is evaluated; training always takes a random one")
 
 
@@ -77,6 +86,18 @@ def front_end(args: argparse.Namespace) -> FrontEnd:
     if args.audio_frontend == "stft22k":
         return Spectrogram(**stft)
     return WindowSpectrogram(**stft, crop=args.crop, seed=args.seed)
+
+
+def above(bound: float, flag: str) -> Callable[[object, "attrs.Attribute[Any]", float], None]:
+    """Return a validator of a finite number above `bound`; its RecipeError names the flag that sets the number."""
+
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
+        if not bound < value < math.inf:
+            raise RecipeError(
+                f"Expected a finite number above {bound} for {flag}. Found {value}. Fix: {flag} {attribute.default}"
+            )
+
+    return check
 
 
 def read_waveform(path: Path, rate: int | None = None) -> Tensor:
@@ -137,14 +158,17 @@ class Spectrogram:
         seconds: Length to which every waveform is repeated and cut.
         n_fft: Window length of the Fourier transform in samples; gives n_fft // 2 + 1 rows.
         hop: Step between windows in samples; gives round(rate * seconds) // hop + 1 columns.
+
+    Raises:
+        RecipeError: If the numbers fit no spectrogram.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".wav",)
     what: ClassVar[str] = "wav file"
-    rate: int = attrs.field(default=22_050, validator=gt(0))
-    seconds: float = attrs.field(default=3.0, validator=gt(0))
-    n_fft: int = attrs.field(default=512, validator=ge(2))
-    hop: int = attrs.field(default=353, validator=gt(0))
+    rate: int = attrs.field(default=22_050, validator=above(0, "--audio-rate"))
+    seconds: float = attrs.field(default=3.0, validator=above(0, "--audio-seconds"))
+    n_fft: int = attrs.field(default=512, validator=above(1, "--n-fft"))
+    hop: int = attrs.field(default=353, validator=above(0, "--hop"))
 
     def __attrs_post_init__(self) -> None:
         if self.samples <= self.n_fft // 2:
@@ -203,14 +227,17 @@ class WindowSpectrogram:
         hop: Step in samples; gives round(rate * seconds) // hop + 1 columns.
         crop: Window in evaluation: "centre" or "random".
         seed: Of the random windows in evaluation.
+
+    Raises:
+        RecipeError: If the numbers fit no spectrogram.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".wav",)
     what: ClassVar[str] = "wav file"
-    rate: int = attrs.field(default=16_000, validator=gt(0))
-    seconds: float = attrs.field(default=5.0, validator=gt(0))
-    n_fft: int = attrs.field(default=256, validator=ge(2))
-    hop: int = attrs.field(default=128, validator=gt(0))
+    rate: int = attrs.field(default=16_000, validator=above(0, "--audio-rate"))
+    seconds: float = attrs.field(default=5.0, validator=above(0, "--audio-seconds"))
+    n_fft: int = attrs.field(default=256, validator=above(1, "--n-fft"))
+    hop: int = attrs.field(default=128, validator=above(0, "--hop"))
     crop: str = attrs.field(default="centre", validator=in_(CROPS))
     seed: int = 0
     _spectrogram: Spectrogram = attrs.field(init=False)
@@ -266,13 +293,16 @@ class Fbank:
         frames: Rows of the result.
         mean: Of the log energies.
         std: Of the log energies.
+
+    Raises:
+        RecipeError: If the numbers fit no spectrogram.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".wav",)
     what: ClassVar[str] = "wav file"
-    rate: int = attrs.field(default=16_000, validator=gt(0))
-    bins: int = attrs.field(default=128, validator=gt(3))
-    frames: int = attrs.field(default=1024, validator=gt(0))
+    rate: int = attrs.field(default=16_000, validator=above(0, "--audio-rate"))
+    bins: int = attrs.field(default=128, validator=above(3, "--mel-bins"))
+    frames: int = attrs.field(default=1024, validator=above(0, "--fbank-frames"))
     mean: float = -4.503877
     std: float = attrs.field(default=5.141276, validator=gt(0))
 

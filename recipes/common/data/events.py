@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import attrs
 import torch
-from attrs.validators import ge, gt
+from attrs.validators import ge
 from torch import Tensor
 
-from common.data.audio import Spectrogram, StoredSpectrogram, read_waveform
+from common.data.audio import Spectrogram, StoredSpectrogram, above, read_waveform
 from common.data.audiovisual import audio_source, choose, compact_frames, existing
 from common.data.compact import CompactMatrix
 from common.data.frames import Frames, frame_files, read_image
@@ -210,13 +210,16 @@ class EventSpectrogram:
         seconds: Length to which the event is repeated and cut.
         n_fft: Window length in samples; gives n_fft // 2 + 1 rows.
         hop: Step between windows in samples; their overlap is 353 in the PMR code.
+
+    Raises:
+        RecipeError: If the numbers fit no spectrogram.
     """
 
     what: ClassVar = "wav file"
-    rate: int = attrs.field(default=16_000, validator=gt(0))
-    seconds: float = attrs.field(default=10.0, validator=gt(0))
-    n_fft: int = attrs.field(default=512, validator=ge(2))
-    hop: int = attrs.field(default=159, validator=gt(0))
+    rate: int = attrs.field(default=16_000, validator=above(0, "--audio-rate"))
+    seconds: float = attrs.field(default=10.0, validator=above(0, "--audio-seconds"))
+    n_fft: int = attrs.field(default=512, validator=above(1, "--n-fft"))
+    hop: int = attrs.field(default=159, validator=above(0, "--hop"))
 
     def __attrs_post_init__(self) -> None:
         if self.hop > self.n_fft or self.n_fft > self.rate * self.seconds:

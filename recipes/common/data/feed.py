@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from common.arguments import positive_int
 from common.data.cache import Cache, entries_of, open_cache
 from common.data.compact import Compact
 from common.data.media import Parts, Sample, SampleDataset, Source, one_thread
@@ -29,8 +30,13 @@ def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of recipes whose samples are files."""
     add = parser.add_argument_group("feed").add_argument
     add("--cache", metavar="DIR", help="decode the data once into this folder; auto: beside the data")
-    add("--cache-size", type=_pixels, metavar="PIXELS", help=f"shorter side of cached pictures, default {CACHE_SIZE}")
-    add("--cache-workers", type=int, metavar="N", help="processes that build the cache; default: one per core")
+    add(
+        "--cache-size",
+        type=positive_int,
+        metavar="PIXELS",
+        help=f"shorter side of cached pictures, default {CACHE_SIZE}",
+    )
+    add("--cache-workers", type=positive_int, metavar="N", help="processes that build the cache; default: one per core")
     add(
         "--device-transforms",
         action=argparse.BooleanOptionalAction,
@@ -226,10 +232,3 @@ def _way(folder: Path, source: Source, samples: Sequence[tuple[Sample, Any]], sh
 def _first(batch: Any) -> Any:
     """Return the first sample of a batch of one, or several, tensors."""
     return batch[0] if isinstance(batch, Tensor) else [_first(each) for each in batch]
-
-
-def _pixels(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"should be at least 1, found {value}")
-    return value

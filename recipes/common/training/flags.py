@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 
+from common.arguments import (
+    factor,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    seed,
+    share,
+)
 from common.training.optimizers import OPTIMIZERS, SCHEDULES
 from common.training.recipe import Recipe
-from common.training.settings import FAIR, positive_int
+from common.training.settings import FAIR
 
 SWITCH = argparse.BooleanOptionalAction
 
@@ -32,7 +41,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action=SWITCH, help="throw away these runs in the output folder")
     add("--eval", metavar="CHECKPOINT", help="evaluate a checkpoint on val and test; no training")
     add("--log-every", type=positive_int, metavar="STEPS", help="steps between two looks at the loss")
-    add("--save-every", type=int, metavar="STEPS", help="steps between two checkpoints; 0: each epoch")
+    add("--save-every", type=non_negative_int, metavar="STEPS", help="steps between two checkpoints; 0: each epoch")
 
 
 def _add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,26 +72,31 @@ def _add_optimisation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=positive_int)
     add("--batch-size", type=positive_int)
     add("--optimizer", choices=OPTIMIZERS)
-    add("--lr", type=float, help="learning rate")
-    add("--momentum", type=float, help="of SGD")
-    add("--weight-decay", type=float)
+    add("--lr", type=positive_float, help="learning rate")
+    add("--momentum", type=share, help="of SGD")
+    add("--weight-decay", type=non_negative_float)
     add("--schedule", choices=SCHEDULES, help="how the learning rate changes")
     add("--step-size", type=positive_int, metavar="EPOCHS", help="step: epochs between two cuts of the learning rate")
     add("--milestones", type=positive_int, nargs="+", metavar="EPOCH", help="multistep: when it is cut")
-    add("--gamma", type=float, help="step, multistep, plateau: factor of such a cut")
-    add("--patience", type=int, metavar="EPOCHS", help="plateau: epochs without a better score before it is cut")
-    add("--warmup-epochs", type=int, metavar="EPOCHS", help="cosine: epochs of a linear rise")
-    add("--warmup-lr", type=float, help="cosine: where that begins")
-    add("--final-lr", type=float, help="cosine: where it ends after the last epoch")
-    add("--clip-grad-norm", type=float, metavar="NORM", help="clip the norm of the modulated gradient")
+    add("--gamma", type=factor, help="step, multistep, plateau: factor of such a cut")
+    add(
+        "--patience",
+        type=non_negative_int,
+        metavar="EPOCHS",
+        help="plateau: epochs without a better score before it is cut",
+    )
+    add("--warmup-epochs", type=non_negative_int, metavar="EPOCHS", help="cosine: epochs of a linear rise")
+    add("--warmup-lr", type=non_negative_float, help="cosine: where that begins")
+    add("--final-lr", type=non_negative_float, help="cosine: where it ends after the last epoch")
+    add("--clip-grad-norm", type=positive_float, metavar="NORM", help="clip the norm of the modulated gradient")
     add("--accumulate", type=positive_int, metavar="K", help="batches per optimizer step")
-    add("--seed", type=int)
+    add("--seed", type=seed)
 
 
 def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", help="cpu, cuda, cuda:1, ...; default: CUDA if there")
-    add("--workers", type=int, help="processes that load data")
+    add("--workers", type=non_negative_int, help="processes that load data")
     add("--threads", type=positive_int, help="threads of torch; default: all cores, 1 with --seeds or --jobs")
     add("--amp", choices=("off", "bf16", "fp16"), help="mixed precision")
     add("--channels-last", action=SWITCH)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 from torch.optim.optimizer import Optimizer
 
+from common.errors import RecipeError
 from common.training.tasks import Metric
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -35,6 +36,9 @@ class Schedule:
         optimizer: Whose learning rate is changed.
         metric: What ``plateau`` watches.
         steps_per_epoch: Optimizer steps of an epoch, for ``cosine``.
+
+    Raises:
+        RecipeError: If ``plateau`` could not change the learning rate.
     """
 
     def __init__(self, args: argparse.Namespace, optimizer: Optimizer, metric: Metric, steps_per_epoch: int) -> None:
@@ -78,6 +82,8 @@ def _scheduler(
     if args.schedule == "multistep":
         return MultiStepLR(optimizer, args.milestones, args.gamma)
     if args.schedule == "plateau":
+        if args.gamma >= 1:
+            raise RecipeError(f"Expected --gamma below 1 with --schedule plateau. Found {args.gamma}. Fix: --gamma 0.1")
         mode: Literal["max", "min"] = "max" if metric.higher_is_better else "min"
         return ReduceLROnPlateau(optimizer, mode, args.gamma, args.patience)
     if args.schedule == "cosine":

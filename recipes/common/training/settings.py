@@ -72,7 +72,9 @@ def positive_int(text: str) -> int:
     """Parse an integer of at least 1."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"should be at least 1, found {value}")
+        raise argparse.ArgumentTypeError(
+            f"Expected a whole number of at least 1. Found `{text}`. Fix: give such a number."
+        )
     return value
 
 

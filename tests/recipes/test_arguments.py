@@ -1,0 +1,77 @@
+"""Flags with numbers: what they take, and what they say to all else."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from common import arguments
+from common.data.audio import Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments
+from common.data.events import EventSpectrogram
+from common.data.feed import add_feed_arguments
+from common.errors import RecipeError
+from common.training.cli import build_parser
+from recipes.tiny_recipe import RECIPE
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("positive_int", ("1", "70"), ("0", "-1", "1.5", "nan", "many", "")),
+        ("non_negative_int", ("0", "3"), ("-1", "0.5")),
+        ("seed", ("0", "4294967295"), ("-1", "4294967296", "one")),
+        ("positive_float", ("1e-9", "3"), ("0", "-0.1", "nan", "inf", "much")),
+        ("non_negative_float", ("0", "1e30"), ("-1e-9", "nan", "inf")),
+        ("share", ("0", "0.5", "1"), ("-0.1", "1.1", "nan")),
+        ("factor", ("0.1", "1"), ("0", "1.1", "nan")),
+    ],
+)
+def test_numbers_out_of_bounds_are_explained(kind: str, good: tuple[str, ...], bad: tuple[str, ...]) -> None:
+    parse: Callable[[str], float] = getattr(arguments, kind)
+    assert [parse(text) for text in good] == [float(text) for text in good]
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"Expected a .*number.*Found `{text}`.*Fix: "):
+            parse(text)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("--seed -1", "--lr nan", "--lr 0", "--lr -1", "--momentum 1.5", "--weight-decay -1", "--gamma nan"),
+        *("--epochs 0", "--patience -1", "--warmup-epochs -1", "--warmup-lr -1", "--final-lr inf", "--save-every -1"),
+        *("--clip-grad-norm 0", "--workers -1", "--cache-workers 0", "--cache-size 0"),
+        *("--audio-seconds 0", "--audio-seconds nan", "--audio-rate 0", "--n-fft 0", "--hop 0", "--mel-bins 0"),
+        "--fbank-frames 0",
+    ],
+)
+def test_flags_refuse_such_numbers(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = build_parser(RECIPE)
+    add_audio_arguments(parser.add_argument)
+    add_feed_arguments(parser)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(flags.split())
+    assert stopped.value.code == 2
+    flag, value = flags.split()
+    assert f"argument {flag}: Expected" in (error := capsys.readouterr().err)
+    assert f"Found `{value}`. Fix: " in error
+
+
+@pytest.mark.parametrize(
+    ("front_end", "values", "flag"),
+    [
+        (Spectrogram, {"n_fft": 1}, "--n-fft"),
+        (WindowSpectrogram, {"seconds": 0.0}, "--audio-seconds"),
+        (WindowSpectrogram, {"n_fft": 1}, "--n-fft"),
+        (EventSpectrogram, {"seconds": float("inf")}, "--audio-seconds"),
+        (EventSpectrogram, {"n_fft": 1}, "--n-fft"),
+        (Fbank, {"bins": 3}, "--mel-bins"),
+    ],
+)
+def test_front_ends_name_the_flag_of_a_number_that_they_refuse(
+    front_end: Callable[..., Any], values: dict[str, float], flag: str
+) -> None:
+    with pytest.raises(RecipeError, match=rf"Expected a finite number above \d for {flag}. Found .* Fix: {flag} \d"):
+        front_end(**values)
