@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.models.heads import check_width
 from common.models.sequence import padding
 
 
@@ -26,6 +27,9 @@ class GuidedAttentionNet(nn.Module):
         heads: Attention heads.
         hidden: Hidden width of the feed-forward parts.
         dropout: Rate, 0 to 1, of everything.
+
+    Raises:
+        RecipeError: If `width` is no multiple of `heads`.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class GuidedFusion(nn.Module):
         self, outputs: int, tokens: int, width: int, layers: int, heads: int, hidden: int, dropout: float
     ) -> None:
         super().__init__()
+        check_width(width, heads)
         self.blocks = nn.ModuleList(
             Block(tokens if index < layers - 1 else None, width, heads, hidden, dropout) for index in range(layers)
         )

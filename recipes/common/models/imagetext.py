@@ -37,8 +37,6 @@ def frozen_feature_net(
     Raises:
         RecipeError: If `width` is no multiple of 5, or if a projection is shared by features of different sizes.
     """
-    if width % HEADS:
-        raise RecipeError(f"Expected a multiple of {HEADS} for --width. Found {width}. Fix: --width 40")
     # Defaults of food_run.py in the code of CGGM.
     dropouts = Dropouts(attention=0.2, relu=0.15, embedding=0.2, residual=0.15, output=0.1)
     network = MSANet(sizes, num_classes, layers, fusion_layers, HEADS, width, dropouts)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.models.heads import check_width
+
 
 @attrs.frozen
 class Dropouts:
@@ -45,6 +47,9 @@ class MSANet(nn.Module):
         heads: Attention heads; divide `width`.
         width: Width that every modality is projected to; even.
         dropouts: Dropout rates.
+
+    Raises:
+        RecipeError: If `width` is no multiple of `heads`.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, dropouts: Dropouts) -> None:
         super().__init__()
+        check_width(width, heads)
         self.scale = math.sqrt(width)
         self.dropout = nn.Dropout(dropouts.embedding)
         self.layers = nn.ModuleList(_layer(width, heads, dropouts) for _ in range(layers))

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from common.models.heads import check_width
+
 STEPS = ("first", "last")
 
 
@@ -55,6 +57,9 @@ class TransformerEncoder(nn.Module):
         step: Which step answers, one of `STEPS`.
         mask: Whether nobody attends to padding, and `step` counts real steps only; the authors do neither. A sequence
             that is all 0, as where a modality is masked, is taken as it is.
+
+    Raises:
+        RecipeError: If `width` is no multiple of `heads`.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         if step not in STEPS:
             raise ValueError(f"`step` should be one of {', '.join(STEPS)}. Found `step = {step!r}`.")
+        check_width(width, heads)
         self.step, self.mask = step, mask
         self.conv = nn.Conv1d(size, width, kernel_size=1, bias=False)
         layer = nn.TransformerEncoderLayer(width, heads, batch_first=True)
