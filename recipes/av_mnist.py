@@ -27,17 +27,17 @@ from common.data.digit_files import MODALITIES, DigitPart, Rows, find_digit_file
 from common.data.digits import DigitsAndSounds
 from common.data.generate import generated_folder
 from common.errors import RecipeError
-from common.models.fusion import ConcatFusion, SumFusion
-from common.models.lenet import LeNet, MLPFusion
+from common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
+from common.models.lenet import LeNet
 from common.models.maxout import MaxoutFusion
-from common.models.resnet import FEATURE_SIZE, AudioEncoder
-from common.models.small import SMALL_SIZE, LateFusionNet, SmallEncoder
+from common.models.resnet import FEATURE_SIZE, PictureEncoder
+from common.models.small import SMALL_SIZE, SmallEncoder
 from common.training import Data, Recipe, main
 from common.training.settings import positive_int
 
 CLASSES = tuple("0123456789")
 MODELS = ("resnet", "maxout", "lenet", "small")
-HEADS = {"concat": ConcatFusion, "sum": SumFusion}
+HEADS = ("concat", "sum")
 SPLITS = ("multibench", "agm")
 MINIATURE = DigitsAndSounds()
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--audio-size", type=positive_int, metavar="PIXELS", help="height and width of the spectrograms on disk")
     add("--model", choices=MODELS, help="two ResNet-18; these under a MaxOut network; two LeNets; two small networks")
     add("--batch-norm", action=argparse.BooleanOptionalAction, help="in the encoders of small")
-    add("--fusion", choices=tuple(HEADS), help="head of resnet and small; the others have one of their own")
+    add("--fusion", choices=HEADS, help="head of resnet and small; the others have one of their own")
 
 
 def load(args: argparse.Namespace) -> Data:
@@ -128,9 +128,9 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
         )
     if args.model == "lenet":
         return build_lenets(args)
-    encoder = partial(SmallEncoder, batch_norm=args.batch_norm) if args.model == "small" else AudioEncoder
-    size = SMALL_SIZE if args.model == "small" else FEATURE_SIZE
-    head = MaxoutFusion(2 * size, len(CLASSES)) if args.model == "maxout" else HEADS[args.fusion](size, len(CLASSES))
+    encoder = partial(SmallEncoder, batch_norm=args.batch_norm) if args.model == "small" else PictureEncoder
+    sizes = dict.fromkeys(MODALITIES, SMALL_SIZE if args.model == "small" else FEATURE_SIZE)
+    head = (MaxoutFusion if args.model == "maxout" else FUSIONS[args.fusion])(sizes, len(CLASSES))
     return LateFusionNet({name: encoder() for name in MODALITIES}, head)
 
 
@@ -143,14 +143,12 @@ def build_lenets(args: argparse.Namespace) -> nn.Module:
                 f"Expected {name} of at least {nets[name].smallest_input} pixels for --model lenet. Found {size}. "
                 "Fix: another --model; the small set has one of its own."
             )
-    return LateFusionNet(nets, MLPFusion(sum(net.feature_size for net in nets.values()), len(CLASSES)))
+    sizes = {name: net.feature_size for name, net in nets.items()}
+    return LateFusionNet(nets, ConcatFusion(sizes, len(CLASSES), hidden=100))
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe the model to the optimizer; a sum of two heads needs to be told which head is whose."""
-    heads = {"audio": "fusion_module.fc_audio", "image": "fusion_module.fc_visual"}
-    description = {"modalities": {name: f"{name}_net" for name in MODALITIES}, "fusion": "fusion_module"}
-    return {**description, "unimodal": heads} if args.fusion == "sum" else description
+    return describe(MODALITIES, args.fusion)
 
 
 RECIPE = Recipe(

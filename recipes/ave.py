@@ -45,7 +45,8 @@ from common.data.media import Reader
 from common.data.prepare import prepare_parser, verify
 from common.data.segment_features import SegmentFeatures, read_segment_features
 from common.data.tensors import TensorSet
-from common.models import FUSIONS, AudioVisualNet
+from common.models.clips import audio_visual_net
+from common.models.fusion import FUSIONS
 from common.models.psp import PairLoss, PSPNet
 from common.training import Data, Recipe, main
 from common.training.settings import positive_int
@@ -127,7 +128,7 @@ def prepare_main(arguments: list[str]) -> int:
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return AudioVisualNet(len(data.classes), args.fusion)
+    return audio_visual_net(len(data.classes), args.fusion)
 
 
 def add_event_arguments(parser: argparse.ArgumentParser) -> None:

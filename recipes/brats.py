@@ -29,6 +29,7 @@ from common.data.prepare import prepare_parser, verify
 from common.data.volumes import AllSlices, Case, LabelledSlices, Labels, open_cases, rotate_flip_noise, slices_per_case
 from common.errors import RecipeError
 from common.models import deeplab, unet
+from common.models.fusion import describe
 from common.training import Data, Recipe, main
 from common.training.segmentation import segmentation
 from common.training.settings import positive_int
@@ -133,7 +134,7 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    return {"modalities": {name: f"{name}_net" for name in MODALITIES}, "fusion": "fusion_module"}
+    return describe(MODALITIES)
 
 
 def made_up(first: int, count: int) -> tuple[str, ...]:

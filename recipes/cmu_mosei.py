@@ -30,8 +30,9 @@ from common.data.made_up_sequences import MadeUpSequences, MadeUpTalks
 from common.data.mosei import FILES, MELS, Spoken, read_mosei, read_talks
 from common.data.sequences import MODALITIES, Packed
 from common.data.tensors import TensorSet
+from common.models.fusion import ConcatFusion, LateFusionNet, describe
 from common.models.guided_attention import GuidedAttentionNet
-from common.models.sequence import STEPS, ConcatHead, SequenceNet, TransformerEncoder
+from common.models.sequence import STEPS, TransformerEncoder
 from common.training import Data, Recipe, main
 from common.training.sentiment import (
     CLASSES,
@@ -184,13 +185,11 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
         modality: TransformerEncoder(sequence.shape[-1], width, heads=4, layers=layers, step=args.step, mask=args.mask)
         for modality, sequence in zip(MODALITIES, sample, strict=True)
     }
-    return SequenceNet(encoders, ConcatHead(width * len(MODALITIES), outputs))
+    return LateFusionNet(encoders, ConcatFusion(dict.fromkeys(encoders, width), outputs))
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe the model to the optimizer."""
-    modalities = SPOKEN if args.model == "agm" else MODALITIES
-    return {"modalities": {name: f"{name}_net" for name in modalities}, "fusion": "fusion_module"}
+    return describe(SPOKEN if args.model == "agm" else MODALITIES)
 
 
 # BalanceBenchmark, with all parameters: the default is to scale 4-D convolutions, and here are none.

@@ -25,8 +25,9 @@ from common.data.made_up_sequences import MadeUpSequences
 from common.data.mosi import FILES, PackedFile, read_mosi
 from common.data.sequences import MODALITIES, Packed, joined
 from common.data.tensors import TensorSet
+from common.models.fusion import ConcatFusion, LateFusionNet, describe
 from common.models.msa import MSANet
-from common.models.sequence import ConcatHead, GRUEncoder, SequenceNet, TransformerEncoder
+from common.models.sequence import GRUEncoder, TransformerEncoder
 from common.training import Data, Recipe, main
 from common.training.sentiment import REGRESSION, sentiment_regression
 from common.training.settings import positive_int
@@ -110,14 +111,11 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
         else TransformerEncoder(size, widths[modality], heads=5, layers=5, step="last")
         for modality, size in sizes.items()
     }
-    return SequenceNet(encoders, ConcatHead(sum(widths.values()), 1, hidden=HIDDEN[args.model]))
+    return LateFusionNet(encoders, ConcatFusion(widths, 1, hidden=HIDDEN[args.model]))
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe the model to the optimizer."""
-    suffix = ".encoder" if args.model == "cggm" and args.balanced == "encoder" else ""
-    nets = {modality: f"{modality}_net{suffix}" for modality in MODALITIES}
-    return {"modalities": nets, "fusion": "fusion_module"}
+    return describe(MODALITIES, part=".encoder" if args.model == "cggm" and args.balanced == "encoder" else "")
 
 
 RECIPE = Recipe(

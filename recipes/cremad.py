@@ -33,7 +33,8 @@ from common.data.media import Reader
 from common.data.prepare import prepare_parser, verify
 from common.data.splits import Split, hold_out, listed_split, random_split, speaker_split
 from common.data.video import VideoJob, find_videos, prepare_videos
-from common.models import FUSIONS, AudioVisualNet
+from common.models.clips import audio_visual_net
+from common.models.fusion import FUSIONS, describe
 from common.training import Data, Recipe, main
 from common.training.settings import positive_int
 
@@ -150,14 +151,11 @@ def prepare_main(arguments: list[str]) -> int:
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return AudioVisualNet(len(data.classes), args.fusion)
+    return audio_visual_net(len(data.classes), args.fusion)
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe the model to the optimizer; a sum of two heads needs to be told which head is whose."""
-    heads = {"audio": "fusion_module.fc_audio", "visual": "fusion_module.fc_visual"}
-    description = {"modalities": {"audio": "audio_net", "visual": "visual_net"}, "fusion": "fusion_module"}
-    return {**description, "unimodal": heads} if args.fusion == "sum" else description
+    return describe(("audio", "visual"), args.fusion)
 
 
 OGM = {"alpha": 0.8, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE code, advice for CREMA-D

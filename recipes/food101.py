@@ -34,6 +34,7 @@ from common.data.imagetext import PictureTransform, feature_sources, picture_sou
 from common.data.media import Reader, SampleDataset, Source
 from common.data.titles import FORMATS, read_titles, split_titles
 from common.errors import RecipeError
+from common.models.fusion import describe
 from common.models.imagetext import end_to_end_net, frozen_feature_net
 from common.models.pretrained import local_folder
 from common.training import Data, Recipe, main
@@ -170,10 +171,7 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe the model to the optimizer."""
-    suffix = ".encoder" if args.train == "frozen" and args.balanced == "encoder" else ""
-    nets = {modality: f"{modality}_net{suffix}" for modality in MODALITIES}
-    return {"modalities": nets, "fusion": "fusion_module"}
+    return describe(MODALITIES, part=".encoder" if args.train == "frozen" and args.balanced == "encoder" else "")
 
 
 def prepare_main(arguments: list[str]) -> int:

@@ -26,6 +26,7 @@ from common.data.generate import generated_folder
 from common.data.media import Reader, SampleDataset
 from common.data.mmin import MadeUpUtterances, find_root, read_split, sources
 from common.data.splits import Split
+from common.models.fusion import describe
 from common.models.msa import Dropouts, MSANet
 from common.training import Data, Recipe, main
 from common.training.settings import positive_int
@@ -97,10 +98,7 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe the model to the optimizer."""
-    suffix = ".encoder" if args.balanced == "encoder" else ""
-    nets = {modality: f"{modality}_net{suffix}" for modality in MODALITIES}
-    return {"modalities": nets, "fusion": "fusion_module"}
+    return describe(MODALITIES, part=".encoder" if args.balanced == "encoder" else "")
 
 
 RECIPE = Recipe(

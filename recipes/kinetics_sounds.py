@@ -39,7 +39,7 @@ from common.data.kinetics import CLASSES, LISTS, PLACES, read_split, video_jobs
 from common.data.prepare import prepare_parser, verify
 from common.data.video import prepare_videos
 from common.data.youtube import clip_key
-from common.models import AudioVisualNet
+from common.models.clips import audio_visual_net
 from common.training import Data, Recipe, main
 
 
@@ -95,7 +95,7 @@ def prepare_main(arguments: list[str]) -> int:
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return AudioVisualNet(len(data.classes), args.fusion)
+    return audio_visual_net(len(data.classes), args.fusion)
 
 
 OGM = {"alpha": 0.1, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE code; it names no value for this dataset

@@ -33,8 +33,8 @@ from common.data.two_stream import FLIPS, TwoStreams, two_stream_sources
 from common.data.ucf import CLASS_LIST, VIDEOS, find_folders, read_classes, read_split
 from common.data.video import find_videos
 from common.errors import require
-from common.models import FUSIONS
-from common.models.two_stream import two_stream_net
+from common.models.clips import two_stream_net
+from common.models.fusion import FUSIONS, describe
 from common.training import Data, Recipe, main
 from common.training.settings import positive_int
 
@@ -105,10 +105,7 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe the model to the optimizer; a sum of two heads needs to be told which head is whose."""
-    heads = {"rgb": "fusion_module.fc_audio", "flow": "fusion_module.fc_visual"}
-    description = {"modalities": {"rgb": "rgb_net", "flow": "flow_net"}, "fusion": "fusion_module"}
-    return {**description, "unimodal": heads} if args.fusion == "sum" else description
+    return describe(("rgb", "flow"), args.fusion)
 
 
 # trainer_config.yaml of the BalanceBenchmark code, for all of its datasets; its last epoch of 80 is after the end.

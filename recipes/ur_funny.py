@@ -27,8 +27,9 @@ from common.data.made_up_sequences import MadeUpSequences
 from common.data.sequences import MODALITIES, Packed, joined, trim_padding
 from common.data.tensors import TensorSet
 from common.errors import RecipeError
+from common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
 from common.models.maxout import MaxoutFusion
-from common.models.sequence import ConcatHead, GRUEncoder, SequenceNet, SumHead, TransformerEncoder
+from common.models.sequence import GRUEncoder, TransformerEncoder
 from common.training import Data, Recipe, main
 from common.training.settings import positive_int
 
@@ -40,6 +41,8 @@ WIDTHS = {
 """Of the encoders of MultiBench."""
 HIDDEN = {"gru": 512, "transformer": 256}
 """Of its heads."""
+HEADS = {"concat": FUSIONS["concat"], "sum": FUSIONS["sum"], "maxout": MaxoutFusion}
+"""Of AGM's model."""
 MADE_UP = MadeUpSequences(strengths=(0.3, 0.16, 0.09), two_classes=True)
 
 
@@ -47,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the model."""
     add = parser.add_argument_group("UR-FUNNY").add_argument
     add("--model", choices=("agm", *WIDTHS), help="three transformers of AGM, or late fusion of MultiBench")
-    add("--fusion", choices=("concat", "sum", "maxout"), help="head of AGM's model; maxout is its early fusion")
+    add("--fusion", choices=tuple(HEADS), help="head of AGM's model; maxout is its early fusion")
     add("--width", type=positive_int, help="of AGM's transformers; a multiple of 4, the number of heads")
     add("--layers", type=positive_int, help="of AGM's transformers")
     add("--mask", action=argparse.BooleanOptionalAction, help="do not attend to padding; the papers do")
@@ -116,7 +119,7 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
         else TransformerEncoder(size, widths[modality], heads=5, layers=5, step="last", mask=args.mask)
         for modality, size in sizes.items()
     }
-    return SequenceNet(encoders, ConcatHead(sum(widths.values()), len(CLASSES), hidden=HIDDEN[args.model]))
+    return LateFusionNet(encoders, ConcatFusion(widths, len(CLASSES), hidden=HIDDEN[args.model]))
 
 
 def build_agm(args: argparse.Namespace, sizes: Mapping[str, int]) -> nn.Module:
@@ -124,18 +127,11 @@ def build_agm(args: argparse.Namespace, sizes: Mapping[str, int]) -> nn.Module:
         modality: TransformerEncoder(size, args.width, heads=4, layers=args.layers, mask=args.mask)
         for modality, size in sizes.items()
     }
-    joint = args.width * len(MODALITIES)
-    if args.fusion == "sum":
-        return SequenceNet(encoders, SumHead(dict.fromkeys(MODALITIES, args.width), len(CLASSES)))
-    head = ConcatHead if args.fusion == "concat" else MaxoutFusion
-    return SequenceNet(encoders, head(joint, len(CLASSES)))
+    return LateFusionNet(encoders, HEADS[args.fusion](dict.fromkeys(encoders, args.width), len(CLASSES)))
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe the model to the optimizer; a sum of heads needs to be told which head is whose."""
-    heads = {modality: f"fusion_module.fc_{modality}" for modality in MODALITIES}
-    description = {"modalities": {name: f"{name}_net" for name in MODALITIES}, "fusion": "fusion_module"}
-    return {**description, "unimodal": heads} if args.fusion == "sum" else description
+    return describe(MODALITIES, args.fusion)
 
 
 OGM = {"param_filter": "all"}  # ours: the default is to scale 4-D convolutions, and here are none

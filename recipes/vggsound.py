@@ -42,7 +42,7 @@ from common.data.splits import Split
 from common.data.video import VideoJob, find_videos, prepare_videos
 from common.data.youtube import disjoint, read_named_list, read_vggsound
 from common.errors import RecipeError
-from common.models import AudioVisualNet
+from common.models.clips import audio_visual_net
 from common.training import Data, Recipe, main
 from common.training.settings import positive_int
 
@@ -161,7 +161,7 @@ def video_job(root: Path, video: Path) -> VideoJob:
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return AudioVisualNet(len(data.classes), args.fusion)
+    return audio_visual_net(len(data.classes), args.fusion)
 
 
 OGM = {"alpha": 0.1, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE code, advice for VGGSound

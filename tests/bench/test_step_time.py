@@ -19,7 +19,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from common.models.audiovisual import AudioVisualNet
+from common.models.clips import audio_visual_net
+from common.models.fusion import LateFusionNet
 from modbalance import BalancedOptimizer, list_methods
 from support.reference import agm, cggm, dgl, mslr, ogm_ge
 
@@ -38,10 +39,10 @@ def batch_on(device: torch.device) -> Batch:
     return audio.to(device), visual.to(device), torch.randint(6, (size,)).to(device)
 
 
-def pair(device: torch.device) -> tuple[AudioVisualNet, Optimizer]:
+def pair(device: torch.device) -> tuple[LateFusionNet, Optimizer]:
     """Return the model and its optimizer, the same every time."""
     torch.manual_seed(0)
-    model = AudioVisualNet(6).to(device)
+    model = audio_visual_net(6).to(device)
     return model, SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
 
@@ -76,12 +77,12 @@ def loop(model: nn.Module, optimizer: Optimizer, criterion: nn.Module, batch: Ba
 class Parts:
     """The model as the twins take it."""
 
-    model: AudioVisualNet
+    model: LateFusionNet
     inner: Optimizer
 
     @property
     def encoders(self) -> list[nn.Module]:
-        return [self.model.audio_net, self.model.visual_net]
+        return [self.model.get_submodule("audio_net"), self.model.get_submodule("visual_net")]
 
     @property
     def head(self) -> nn.Linear:

@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 import av_mnist
 from common.data.digits import DigitsAndSounds, enlarged, formants
 from common.errors import RecipeError
+from common.models.fusion import LateFusionNet
 from common.models.maxout import MaxoutFusion
-from common.models.small import SMALL_SIZE, LateFusionNet, SmallEncoder
+from common.models.small import SMALL_SIZE, SmallEncoder
 from common.training import Data, main
 from common.training.cli import build_parser
 from common.training.settings import BUILTIN, resolve
@@ -211,7 +212,7 @@ def test_lenets_refuse_pictures_that_vanish() -> None:
 def narrow_maxout() -> torch.nn.Module:
     """The model maxout on small encoders, which take less time than two ResNet-18."""
     encoders = {name: SmallEncoder() for name in ("audio", "image")}
-    return LateFusionNet(encoders, MaxoutFusion(2 * SMALL_SIZE, 10, hidden=(16, 8)))
+    return LateFusionNet(encoders, MaxoutFusion(dict.fromkeys(encoders, SMALL_SIZE), 10, hidden=(16, 8)))
 
 
 @pytest.mark.parametrize("flags", [{"model": "maxout"}, {"model": "lenet"}, {"model": "small", "fusion": "sum"}])

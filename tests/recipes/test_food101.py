@@ -26,7 +26,7 @@ from common.data.lists import Row
 from common.data.prepare import checksum
 from common.data.titles import read_titles
 from common.errors import RecipeError
-from common.models.imagetext import PictureEncoder, TextEncoder, end_to_end_net, frozen_feature_net
+from common.models.imagetext import TextEncoder, end_to_end_net, frozen_feature_net
 from common.models.pretrained import load_network
 from common.report.curves import Picture
 from common.training import Data, main
@@ -264,16 +264,16 @@ def test_the_end_to_end_network_joins_512_and_1024_features(models: Path) -> Non
     assert count["fusion_module"] == 1536 * 101 + 101
 
 
-def test_resnet18_may_start_from_a_file(tmp_path: Path) -> None:
+def test_resnet18_may_start_from_a_file(models: Path, tmp_path: Path) -> None:
     network = torchvision.models.resnet18(weights=None)
     torch.save(network.state_dict(), tmp_path / "resnet18.pth")
-    encoder = PictureEncoder(tmp_path / "resnet18.pth").eval()
+    encoder = end_to_end_net(101, models / "bert", tmp_path / "resnet18.pth").eval().get_submodule("image_net")
     network.fc = torch.nn.Identity()
     picture = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(encoder(picture), network.eval()(picture))
     (tmp_path / "other.pth").write_bytes(b"x")
     with pytest.raises(RecipeError, match=r"other\.pth"):
-        PictureEncoder(tmp_path / "other.pth")
+        end_to_end_net(101, models / "bert", tmp_path / "other.pth")
 
 
 def test_without_text_weights_training_says_how_to_get_them(root: Path) -> None:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from common.models import FUSIONS, AudioVisualNet
-from common.models.fusion import ConcatFusion, FiLMFusion, GatedFusion, SumFusion
+from common.models.clips import audio_visual_net
+from common.models.fusion import FUSIONS, ConcatFusion, FiLMFusion, GatedFusion, SumFusion
 from common.models.initialise import initialise
-from common.models.resnet import AudioEncoder, VisualEncoder
+from common.models.resnet import PictureEncoder, VisualEncoder
 
 SIZE, CLASSES, BATCH = 5, 3, 4
+SIZES = {"audio": SIZE, "visual": SIZE}
 
 
 @pytest.fixture
@@ -22,25 +23,20 @@ def features() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_logits_have_one_column_per_class(fusion: str) -> None:
-    model = AudioVisualNet(6, fusion).eval()
+    model = audio_visual_net(6, fusion).eval()
     with torch.no_grad():
         logits = model(torch.randn(2, 1, 65, 40), torch.randn(2, 3, 2, 32, 32))
     assert logits.shape == (2, 6)
 
 
 def test_children_have_the_names_that_recipes_refer_to() -> None:
-    assert [name for name, _ in AudioVisualNet(6).named_children()] == ["audio_net", "visual_net", "fusion_module"]
-
-
-def test_unknown_fusion_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"concat, sum, film, gated.*'mlp'"):
-        AudioVisualNet(6, "mlp")
+    assert [name for name, _ in audio_visual_net(6).named_children()] == ["audio_net", "visual_net", "fusion_module"]
 
 
 def test_encoder_has_the_size_of_resnet18_without_its_classifier() -> None:
     # torchvision's ResNet-18 has 11,689,512 parameters, 513,000 of them in the classifier.
     assert _size(VisualEncoder()) == 11_689_512 - 513_000
-    assert _size(AudioEncoder()) == 11_689_512 - 513_000 - 2 * 64 * 7 * 7
+    assert _size(PictureEncoder()) == 11_689_512 - 513_000 - 2 * 64 * 7 * 7
 
 
 def test_feature_of_a_clip_is_the_mean_over_its_frames() -> None:
@@ -54,7 +50,7 @@ def test_feature_of_a_clip_is_the_mean_over_its_frames() -> None:
 
 def test_audio_feature_is_the_mean_over_frequency_and_time() -> None:
     torch.manual_seed(0)
-    encoder = AudioEncoder().eval()
+    encoder = PictureEncoder().eval()
     spectrogram = torch.randn(2, 1, 65, 40)
     with torch.no_grad():
         maps = encoder.trunk(spectrogram)
@@ -64,7 +60,7 @@ def test_audio_feature_is_the_mean_over_frequency_and_time() -> None:
 
 def test_concat_adds_the_shares_of_both_halves(features: tuple[torch.Tensor, torch.Tensor]) -> None:
     audio, visual = features
-    head = ConcatFusion(SIZE, CLASSES)
+    head = ConcatFusion(SIZES, CLASSES)
     weight, bias = head.fc_out.weight, head.fc_out.bias
     expected = audio @ weight[:, :SIZE].T + visual @ weight[:, SIZE:].T + bias
     torch.testing.assert_close(head(audio, visual), expected)
@@ -72,13 +68,14 @@ def test_concat_adds_the_shares_of_both_halves(features: tuple[torch.Tensor, tor
 
 def test_sum_adds_the_logits_of_both_branches(features: tuple[torch.Tensor, torch.Tensor]) -> None:
     audio, visual = features
-    head = SumFusion(SIZE, CLASSES)
-    torch.testing.assert_close(head(audio, visual), head.fc_audio(audio) + head.fc_visual(visual))
+    head = SumFusion(SIZES, CLASSES)
+    heard, seen = head.get_submodule("fc_audio")(audio), head.get_submodule("fc_visual")(visual)
+    torch.testing.assert_close(head(audio, visual), heard + seen)
 
 
 def test_film_scales_and_shifts_the_visual_feature(features: tuple[torch.Tensor, torch.Tensor]) -> None:
     audio, visual = features
-    head = FiLMFusion(SIZE, CLASSES)
+    head = FiLMFusion(SIZES, CLASSES)
     parameters = audio @ head.fc_film.weight.T + head.fc_film.bias
     gamma, beta = parameters[:, :SIZE], parameters[:, SIZE:]
     torch.testing.assert_close(head(audio, visual), head.fc_out(gamma * visual + beta))
@@ -86,8 +83,8 @@ def test_film_scales_and_shifts_the_visual_feature(features: tuple[torch.Tensor,
 
 def test_gate_of_the_audio_multiplies_the_visual_projection(features: tuple[torch.Tensor, torch.Tensor]) -> None:
     audio, visual = features
-    head = GatedFusion(SIZE, CLASSES)
-    expected = head.fc_out(head.fc_visual(visual) / (1 + torch.exp(-head.fc_audio(audio))))
+    head = GatedFusion(SIZES, CLASSES)
+    expected = head.fc_out(head.fc_value(visual) / (1 + torch.exp(-head.fc_gate(audio))))
     torch.testing.assert_close(head(audio, visual), expected)
 
 

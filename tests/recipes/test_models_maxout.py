@@ -20,7 +20,7 @@ def test_a_unit_is_the_largest_of_its_linear_pieces() -> None:
 
 
 def test_evaluation_is_normalisation_and_maxout_in_turn() -> None:
-    head = MaxoutFusion(7, 3, hidden=(5, 4))
+    head = MaxoutFusion({"audio": 3, "image": 4}, 3, hidden=(5, 4))
     head(torch.randn(16, 3), torch.randn(16, 4))  # moves the running statistics
     head.eval()
     audio, image = torch.randn(2, 3), torch.randn(2, 4)
@@ -39,7 +39,7 @@ def test_evaluation_is_normalisation_and_maxout_in_turn() -> None:
 
 @pytest.mark.parametrize(("in_size", "num_classes"), [(1024, 10), (2304, 2)])
 def test_it_has_the_layers_and_the_size_of_agms(in_size: int, num_classes: int) -> None:
-    head = MaxoutFusion(in_size, num_classes)
+    head = MaxoutFusion({"both": in_size}, num_classes)
     linear = in_size * 4096 + 4096 + 2048 * 2048 + 2048 + 1024 * num_classes + num_classes
     norms = 2 * (in_size + 2048 + 1024)
     assert sum(parameter.numel() for parameter in head.parameters()) == linear + norms
@@ -50,7 +50,8 @@ def test_it_has_the_layers_and_the_size_of_agms(in_size: int, num_classes: int) 
 
 
 def test_three_modalities_enter_side_by_side() -> None:
-    head = MaxoutFusion(9, 2, hidden=(8, 8)).eval()
-    features = [torch.randn(4, size) for size in (2, 3, 4)]
+    sizes = {"text": 2, "audio": 3, "vision": 4}
+    head = MaxoutFusion(sizes, 2, hidden=(8, 8)).eval()
+    features = [torch.randn(4, size) for size in sizes.values()]
     assert head(*features).shape == (4, 2)
     torch.testing.assert_close(head(*features), head(torch.cat(features, dim=1)))

@@ -118,11 +118,6 @@ def test_the_fusion_gets_a_sequence_of_each_modality_in_order() -> None:
     assert logits.shape == (2, 4)
 
 
-def test_the_wrong_number_of_inputs_is_named() -> None:
-    with pytest.raises(ValueError, match=r"Expected text, audio\. Found 1 inputs"):
-        MSANet({"text": 6, "audio": 3}, 4, 1, 1, heads=2, width=8)(torch.randn(2, 3, 6))
-
-
 def test_every_dropout_has_its_own_rate() -> None:
     torch.manual_seed(0)
     rates = Dropouts(attention=0.11, relu=0.12, embedding=0.13, residual=0.14, output=0.15)

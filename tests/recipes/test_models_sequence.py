@@ -1,13 +1,15 @@
 """Sequence models: shapes, parameter counts, padding that does not show, and modalities that are all zeros."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from common.models.fusion import ConcatFusion, LateFusionNet, SumFusion
 from common.models.guided_attention import Block, GuidedAttentionNet
-from common.models.sequence import ConcatHead, GRUEncoder, SequenceNet, SumHead, TransformerEncoder, padding
+from common.models.sequence import GRUEncoder, TransformerEncoder, padding
 
 Encoder = Callable[[bool], nn.Module]
 ENCODERS: dict[str, Encoder] = {
@@ -124,11 +126,11 @@ def test_heads_and_the_whole_network() -> None:
     sizes = {"text": 8, "audio": 8, "vision": 8}
     values = [sequences()] * 3
     for head, size in (
-        (ConcatHead(24, 2), 24 * 2 + 2),
-        (ConcatHead(24, 2, hidden=7), 24 * 7 + 7 + 7 * 2 + 2),
-        (SumHead(sizes, 2), 3 * (8 * 2 + 2)),
+        (ConcatFusion(sizes, 2), 24 * 2 + 2),
+        (ConcatFusion(sizes, 2, hidden=7), 24 * 7 + 7 + 7 * 2 + 2),
+        (SumFusion(sizes, 2), 3 * (8 * 2 + 2)),
     ):
-        net = SequenceNet({modality: encoder("first", mask=True) for modality in sizes}, head).eval()
+        net = LateFusionNet({modality: encoder("first", mask=True) for modality in sizes}, head).eval()
         assert num_parameters(head) == size
         logits = net(*values)
         features = [net.get_submodule(f"{modality}_net")(values[0]) for modality in sizes]
@@ -136,7 +138,7 @@ def test_heads_and_the_whole_network() -> None:
         torch.testing.assert_close(logits, head(*features))
     total = sum(head.get_submodule(f"fc_{modality}")(features[0]) for modality in sizes)
     torch.testing.assert_close(logits, total)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="Found 1 inputs"):
         net(values[0])
 
 
@@ -145,7 +147,7 @@ def test_an_unknown_step_is_named() -> None:
         TransformerEncoder(5, 8, 2, 1, step="middle")
 
 
-def guided(tokens: int = 6) -> GuidedAttentionNet:
+def guided(tokens: int = 6) -> Any:
     torch.manual_seed(0)
     vectors = torch.randn(11, 4)
     return GuidedAttentionNet(vectors, 5, 2, tokens=tokens, width=8, layers=3, heads=2, hidden=16).eval()
@@ -166,7 +168,7 @@ def test_size_of_the_guided_attention_network() -> None:
 
 def test_word_vectors_are_copied_and_trained() -> None:
     vectors = torch.randn(11, 4)
-    net = GuidedAttentionNet(vectors, 5, 2, tokens=6, width=8, layers=1, heads=2, hidden=16)
+    net: Any = GuidedAttentionNet(vectors, 5, 2, tokens=6, width=8, layers=1, heads=2, hidden=16)
     torch.testing.assert_close(net.text_net.embedding.weight.detach(), vectors)
     net(torch.randint(1, 11, (2, 6)), sequences()[:2]).sum().backward()
     assert net.text_net.embedding.weight.grad is not None

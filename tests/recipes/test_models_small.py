@@ -10,9 +10,9 @@ import torch
 from scipy.signal import correlate2d
 from torch import Tensor, nn
 
-from common.models.fusion import ConcatFusion
-from common.models.lenet import LeNet, MLPFusion
-from common.models.small import LateFusionNet, SmallEncoder
+from common.models.fusion import ConcatFusion, LateFusionNet
+from common.models.lenet import LeNet
+from common.models.small import SmallEncoder
 
 
 def size_of(model: nn.Module) -> int:
@@ -58,10 +58,10 @@ def test_the_weights_of_a_lenet_are_kaiming_uniform() -> None:
 
 
 def test_the_head_of_multibench() -> None:
-    head = MLPFusion(240, 10)
+    head = ConcatFusion({"audio": 192, "image": 48}, 10, hidden=100)
     assert size_of(head) == 240 * 100 + 100 + 100 * 10 + 10
     audio, image = torch.randn(3, 192), torch.randn(3, 48)
-    first = head.layers[0]
+    first = head.hidden[0]
     assert isinstance(first, nn.Linear)
     hidden = (torch.cat([audio, image], dim=1) @ first.weight.T + first.bias).clamp(min=0)
     torch.testing.assert_close(head(audio, image), hidden @ head.fc_out.weight.T + head.fc_out.bias)
@@ -86,9 +86,9 @@ class Doubling(nn.Module):
 
 
 def test_late_fusion_calls_encoders_and_fusion_in_order() -> None:
-    net = LateFusionNet({"audio": Doubling(), "image": nn.Identity()}, ConcatFusion(3, 2))
+    net = LateFusionNet({"audio": Doubling(), "image": nn.Identity()}, ConcatFusion({"audio": 3, "image": 3}, 2))
     assert [name for name, _ in net.named_children()] == ["audio_net", "image_net", "fusion_module"]
     audio, image = torch.randn(4, 3), torch.randn(4, 3)
     torch.testing.assert_close(net(audio, image), net.fusion_module(2 * audio, image))
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match=r"Expected audio, image\. Found 1 inputs"):
         net(audio)

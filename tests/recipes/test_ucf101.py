@@ -16,8 +16,8 @@ import ucf101
 from common.data.generate import generated_folder
 from common.data.motion import MOTIONS, MadeUpMotion, motion
 from common.errors import RecipeError
-from common.models import FUSIONS
-from common.models.two_stream import two_stream_net
+from common.models.clips import two_stream_net
+from common.models.fusion import FUSIONS
 from common.models.weights import read_state_dict
 from common.training import Data, main
 from common.training.cli import build_parser

@@ -18,7 +18,7 @@ from common.data.splits import Split, hold_out
 from common.data.video import VideoJob
 from common.data.youtube import clip_key
 from common.errors import RecipeError
-from common.models import FUSIONS
+from common.models.fusion import FUSIONS, describe
 from common.training import Data
 from common.training.settings import positive_int
 
@@ -208,7 +208,5 @@ def flat_job(root: Path, video: Path) -> VideoJob:
 
 
 def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Describe `AudioVisualNet` to the optimizer; a sum of two heads needs to be told which head is whose."""
-    heads = {"audio": "fusion_module.fc_audio", "visual": "fusion_module.fc_visual"}
-    description = {"modalities": {"audio": "audio_net", "visual": "visual_net"}, "fusion": "fusion_module"}
-    return {**description, "unimodal": heads} if args.fusion == "sum" else description
+    """Describe `audio_visual_net` to the optimizer."""
+    return describe(("audio", "visual"), args.fusion)

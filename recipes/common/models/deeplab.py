@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import require
-from common.models.small import LateFusionNet
+from common.models.fusion import LateFusionNet
 
 BACKBONES = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 """Bottleneck blocks per stage."""

@@ -1,64 +1,131 @@
-"""Heads that turn an audio and a visual feature into logits. B batch, D feature size, C classes."""
+"""Late fusion: one encoder per modality and a head on their features. B batch, D_m feature size, C outputs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class ConcatFusion(nn.Module):
-    """One linear layer on both features side by side."""
+class LateFusionNet(nn.Module):
+    """One encoder per modality, and a module that turns their features into outputs.
 
-    def __init__(self, feature_size: int, num_classes: int) -> None:
+    The submodules are called `<modality>_net` and `fusion_module`.
+
+    Args:
+        encoders: By modality, in the order of the inputs.
+        fusion: Called with one feature per modality, in that order.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module) -> None:
         super().__init__()
-        self.fc_out = nn.Linear(2 * feature_size, num_classes)
+        self.modalities = tuple(encoders)
+        for name, encoder in encoders.items():
+            self.add_module(f"{name}_net", encoder)
+        self.fusion_module = fusion
 
-    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
-        """(B, D), (B, D) -> (B, C)."""
-        logits: Tensor = self.fc_out(torch.cat([audio, visual], dim=1))
+    def forward(self, *inputs: Any) -> Tensor:
+        """One input per modality -> (B, C)."""
+        if len(inputs) != len(self.modalities):
+            raise ValueError(f"Expected {', '.join(self.modalities)}. Found {len(inputs)} inputs.")
+        features = [self.get_submodule(f"{name}_net")(x) for name, x in zip(self.modalities, inputs, strict=True)]
+        outputs: Tensor = self.fusion_module(*features)
+        return outputs
+
+
+def describe(modalities: Iterable[str], fusion: str = "concat", *, part: str = "") -> dict[str, Any]:
+    """Describe a `LateFusionNet` to the optimizer; a sum of heads needs to be told which head is whose.
+
+    Args:
+        modalities: Names.
+        fusion: Key of its head in `FUSIONS`.
+        part: Of each encoder, such as `.encoder`, if methods do not act on all of it.
+    """
+    nets = {name: f"{name}_net{part}" for name in modalities}
+    heads = {"unimodal": {name: f"fusion_module.fc_{name}" for name in nets}} if fusion == "sum" else {}
+    return {"modalities": nets, "fusion": "fusion_module", **heads}
+
+
+class ConcatFusion(nn.Module):
+    """All features side by side into one linear layer, or into a network with one hidden layer and ReLU.
+
+    Args:
+        sizes: D_m by modality, in order.
+        outputs: C.
+        hidden: Size of the hidden layer; None: none.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], outputs: int, hidden: int | None = None) -> None:
+        super().__init__()
+        size = sum(sizes.values())
+        self.hidden = nn.Sequential() if hidden is None else nn.Sequential(nn.Linear(size, hidden), nn.ReLU())
+        self.fc_out = nn.Linear(hidden or size, outputs)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """One (B, D_m) per modality -> (B, C)."""
+        logits: Tensor = self.fc_out(self.hidden(torch.cat(features, dim=1)))
         return logits
 
 
 class SumFusion(nn.Module):
-    """One linear layer per modality; their logits are added."""
+    """One linear layer `fc_<modality>` per modality; their outputs are added.
 
-    def __init__(self, feature_size: int, num_classes: int) -> None:
+    Args:
+        sizes: D_m by modality, in order.
+        outputs: C.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
         super().__init__()
-        self.fc_audio = nn.Linear(feature_size, num_classes)
-        self.fc_visual = nn.Linear(feature_size, num_classes)
+        self.modalities = tuple(sizes)
+        for name, size in sizes.items():
+            self.add_module(f"fc_{name}", nn.Linear(size, outputs))
 
-    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
-        """(B, D), (B, D) -> (B, C)."""
-        logits: Tensor = self.fc_audio(audio) + self.fc_visual(visual)
-        return logits
+    def forward(self, *features: Tensor) -> Tensor:
+        """One (B, D_m) per modality -> (B, C)."""
+        parts = (self.get_submodule(f"fc_{name}")(z) for name, z in zip(self.modalities, features, strict=True))
+        return reduce(torch.add, parts)
 
 
 class FiLMFusion(nn.Module):
-    """Audio scales and shifts the visual feature (Perez et al., AAAI 2018)."""
+    """The first of two features scales and shifts the second (Perez et al., AAAI 2018)."""
 
-    def __init__(self, feature_size: int, num_classes: int) -> None:
+    def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
         super().__init__()
-        self.fc_film = nn.Linear(feature_size, 2 * feature_size)
-        self.fc_out = nn.Linear(feature_size, num_classes)
+        first, second = sizes.values()
+        self.fc_film = nn.Linear(first, 2 * second)
+        self.fc_out = nn.Linear(second, outputs)
 
-    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
-        """(B, D), (B, D) -> (B, C)."""
-        gamma, beta = self.fc_film(audio).chunk(2, dim=1)
-        logits: Tensor = self.fc_out(gamma * visual + beta)
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """(B, D_1), (B, D_2) -> (B, C)."""
+        gamma, beta = self.fc_film(first).chunk(2, dim=1)
+        logits: Tensor = self.fc_out(gamma * second + beta)
         return logits
 
 
 class GatedFusion(nn.Module):
-    """Audio opens and closes the visual feature (Kiela et al., AAAI 2018)."""
+    """The first of two features opens and closes the second (Kiela et al., AAAI 2018)."""
 
-    def __init__(self, feature_size: int, num_classes: int) -> None:
+    def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
         super().__init__()
-        self.fc_audio = nn.Linear(feature_size, feature_size)
-        self.fc_visual = nn.Linear(feature_size, feature_size)
-        self.fc_out = nn.Linear(feature_size, num_classes)
+        first, second = sizes.values()
+        self.fc_gate = nn.Linear(first, second)
+        self.fc_value = nn.Linear(second, second)
+        self.fc_out = nn.Linear(second, outputs)
 
-    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
-        """(B, D), (B, D) -> (B, C)."""
-        gate = torch.sigmoid(self.fc_audio(audio))
-        logits: Tensor = self.fc_out(gate * self.fc_visual(visual))
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """(B, D_1), (B, D_2) -> (B, C)."""
+        gate = torch.sigmoid(self.fc_gate(first))
+        logits: Tensor = self.fc_out(gate * self.fc_value(second))
         return logits
+
+
+FUSIONS: dict[str, Callable[[Mapping[str, int], int], nn.Module]] = {
+    "concat": ConcatFusion,
+    "sum": SumFusion,
+    "film": FiLMFusion,
+    "gated": GatedFusion,
+}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.models.fusion import LateFusionNet
 from common.models.heads import check_width
 from common.models.sequence import padding
 
 
-class GuidedAttentionNet(nn.Module):
+class GuidedAttentionNet(LateFusionNet):
     """Text and audio encoders, and a stack of self- and guided-attention blocks on their tokens.
+
+    The inputs are word indices (B, T), 0 behind the last word, and audio (B, T, D).
 
     Source: `Model_LA` of the code of AGM (Li et al., ICCV 2023), after Delbrouck et al., "A Transformer-based
     joint-encoding for Emotion Recognition and Sentiment Analysis", Challenge-HML 2020. The encoders are `text_net` and
@@ -45,15 +48,8 @@ class GuidedAttentionNet(nn.Module):
         hidden: int = 1024,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.text_net = WordEncoder(vectors, width)
-        self.audio_net = FrameEncoder(audio_size, width)
-        self.fusion_module = GuidedFusion(outputs, tokens, width, layers, heads, hidden, dropout)
-
-    def forward(self, text: Tensor, audio: Tensor) -> Tensor:
-        """Word indices (B, T), 0 behind the last word, and audio (B, T, D) to outputs (B, C)."""
-        outputs: Tensor = self.fusion_module(self.text_net(text), self.audio_net(audio))
-        return outputs
+        encoders = {"text": WordEncoder(vectors, width), "audio": FrameEncoder(audio_size, width)}
+        super().__init__(encoders, GuidedFusion(outputs, tokens, width, layers, heads, hidden, dropout))
 
 
 class WordEncoder(nn.Module):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from common.errors import RecipeError
+from common.models.fusion import ConcatFusion, LateFusionNet
 from common.models.msa import Dropouts, MSANet
 from common.models.pretrained import load_network
-from common.models.resnet import FEATURE_SIZE, resnet18_trunk
-from common.models.small import LateFusionNet
+from common.models.resnet import FEATURE_SIZE, PictureEncoder
 from common.models.weights import load_resnet18
 
 HEADS = 5
@@ -52,28 +51,6 @@ def frozen_feature_net(
     return network
 
 
-class PictureEncoder(nn.Module):
-    """A picture to one feature vector: ResNet-18, then the mean over space.
-
-    Args:
-        weights: A state dict of torchvision's `resnet18`; None starts from random weights.
-
-    Raises:
-        RecipeError: If `weights` is no such file.
-    """
-
-    def __init__(self, weights: Path | None = None) -> None:
-        super().__init__()
-        self.trunk = resnet18_trunk(3)
-        if weights is not None:
-            load_resnet18(self.trunk, weights)
-
-    def forward(self, picture: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 512)."""
-        maps: Tensor = self.trunk(picture)
-        return maps.mean(dim=(2, 3))
-
-
 class TextEncoder(nn.Module):
     """Token ids to one feature vector: a transformer's pooled first token, a linear layer, dropout.
 
@@ -102,29 +79,22 @@ class TextEncoder(nn.Module):
         return feature
 
 
-class UnevenConcatFusion(nn.Module):
-    """One linear layer on features of different sizes side by side."""
-
-    def __init__(self, sizes: Sequence[int], num_classes: int) -> None:
-        super().__init__()
-        self.fc_out = nn.Linear(sum(sizes), num_classes)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """One feature (B, D_m) per modality -> (B, C)."""
-        logits: Tensor = self.fc_out(torch.cat(features, dim=1))
-        return logits
-
-
 def end_to_end_net(num_classes: int, text_model: Path, resnet: Path | None) -> LateFusionNet:
     """Return ResNet-18 and a pretrained text encoder under one linear layer, all of which are trained.
 
     Args:
         num_classes: Number of classes.
         text_model: Folder of the text encoder with its weights.
-        resnet: See `PictureEncoder`.
+        resnet: A state dict of torchvision's `resnet18` to start from; None: random weights.
+
+    Raises:
+        RecipeError: If one of these is no such file or folder.
     """
-    encoders = {"image": PictureEncoder(resnet), "text": TextEncoder(load_network(text_model, pooler=True))}
-    return LateFusionNet(encoders, UnevenConcatFusion((FEATURE_SIZE, TEXT_SIZE), num_classes))
+    picture = PictureEncoder(3)
+    if resnet is not None:
+        load_resnet18(picture.trunk, resnet)
+    encoders = {"image": picture, "text": TextEncoder(load_network(text_model, pooler=True))}
+    return LateFusionNet(encoders, ConcatFusion({"image": FEATURE_SIZE, "text": TEXT_SIZE}, num_classes))
 
 
 def _hidden_size(transformer: nn.Module) -> int:

@@ -1,11 +1,7 @@
-"""The small networks that MultiBench trains on AV-MNIST. B batch, C classes."""
+"""The small networks that MultiBench trains on AV-MNIST. B batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
-import torch
 from torch import Tensor, nn
 
 
@@ -47,26 +43,3 @@ class LeNet(nn.Module):
 def _initialise(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_uniform_(layer.weight)
-
-
-class MLPFusion(nn.Module):
-    """All features side by side into a network with hidden layers.
-
-    Args:
-        in_size: Sizes of all features together.
-        num_classes: Number of classes C.
-        hidden: Sizes of the hidden layers, each followed by ReLU.
-    """
-
-    def __init__(self, in_size: int, num_classes: int, hidden: Sequence[int] = (100,)) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in pairwise((in_size, *hidden)):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        self.fc_out = nn.Linear(hidden[-1], num_classes)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """One (B, size) per modality -> (B, C)."""
-        logits: Tensor = self.fc_out(self.layers(torch.cat(features, dim=1)))
-        return logits

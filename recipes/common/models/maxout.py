@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -32,7 +32,7 @@ class MaxoutFusion(nn.Module):
     """All features side by side into a MaxOut network: "early fusion" in the code of AGM (Li et al., ICCV 2023).
 
     Args:
-        in_size: Sizes of all features together: 1024 for two ResNet-18.
+        sizes: Size of each feature by modality, in order.
         num_classes: Number of classes C.
         hidden: Sizes of the MaxOut layers; each is followed by batch norm and dropout.
         pieces: Linear layers per MaxOut unit.
@@ -41,7 +41,7 @@ class MaxoutFusion(nn.Module):
 
     def __init__(
         self,
-        in_size: int,
+        sizes: Mapping[str, int],
         num_classes: int,
         hidden: Sequence[int] = (2048, 1024),
         *,
@@ -49,6 +49,7 @@ class MaxoutFusion(nn.Module):
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
+        in_size = sum(sizes.values())
         layers: list[nn.Module] = [nn.BatchNorm1d(in_size, eps=1e-4)]
         for before, after in pairwise((in_size, *hidden)):
             layers += [Maxout(before, after, pieces), nn.BatchNorm1d(after), nn.Dropout(dropout)]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.models.fusion import LateFusionNet
 from common.models.heads import check_width
 
 
@@ -32,15 +33,14 @@ class Dropouts:
     output: float = 0.1
 
 
-class MSANet(nn.Module):
+class MSANet(LateFusionNet):
     """One transformer encoder per modality, joined along time, and a fusion encoder that answers at position 0.
 
     Source: `MSAModel` (and, for two modalities, `FoodModel`) of the code of Guo et al., "Classifier-guided Gradient
-    Modulation for Enhanced Multimodal Learning", NeurIPS 2024. The encoders are `<modality>_net`, the fusion is
-    `fusion_module`.
+    Modulation for Enhanced Multimodal Learning", NeurIPS 2024.
 
     Args:
-        sizes: Features D_m by modality, in the order in which the modalities are passed and joined.
+        sizes: Features D_m by modality, in the order in which sequences (B, T_m, D_m) are passed and joined.
         outputs: Number of outputs C: classes, or 1 for regression.
         layers: Layers of the encoder of each modality.
         fusion_layers: Layers of the fusion encoder.
@@ -62,22 +62,8 @@ class MSANet(nn.Module):
         width: int = 40,
         dropouts: Dropouts = Dropouts(),
     ) -> None:
-        super().__init__()
-        self.modalities = tuple(sizes)
-        for modality, size in sizes.items():
-            self.add_module(f"{modality}_net", SequenceEncoder(size, width, layers, heads, dropouts))
-        self.fusion_module = MSAFusion(outputs, width, fusion_layers, heads, dropouts)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """One sequence (B, T_m, D_m) per modality, in the order of `sizes`, to outputs (B, C)."""
-        if len(inputs) != len(self.modalities):
-            raise ValueError(f"Expected {', '.join(self.modalities)}. Found {len(inputs)} inputs.")
-        features = [
-            self.get_submodule(f"{modality}_net")(sequence)
-            for modality, sequence in zip(self.modalities, inputs, strict=True)
-        ]
-        outputs: Tensor = self.fusion_module(*features)
-        return outputs
+        encoders = {name: SequenceEncoder(size, width, layers, heads, dropouts) for name, size in sizes.items()}
+        super().__init__(encoders, MSAFusion(outputs, width, fusion_layers, heads, dropouts))
 
 
 class SequenceEncoder(nn.Module):

@@ -29,16 +29,16 @@ def resnet18_trunk(in_channels: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(kept))
 
 
-class AudioEncoder(nn.Module):
-    """A spectrogram to one feature vector: ResNet-18, then the mean over frequency and time."""
+class PictureEncoder(nn.Module):
+    """A picture, such as a spectrogram, to one feature vector: ResNet-18, then the mean over space."""
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
         self.trunk = resnet18_trunk(in_channels)
 
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        """(B, channels, F, W) -> (B, 512)."""
-        maps: Tensor = self.trunk(spectrogram)
+    def forward(self, picture: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, 512)."""
+        maps: Tensor = self.trunk(picture)
         return maps.mean(dim=(2, 3))
 
 

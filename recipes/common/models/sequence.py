@@ -1,45 +1,15 @@
-"""Encoders of feature sequences that answer with one feature, and heads for any number of them.
+"""Encoders of feature sequences that answer with one feature.
 
-B batch, T time steps and D features of one modality, C outputs. Steps whose features are all 0 are padding.
+B batch, T time steps and D features of one modality. Steps whose features are all 0 are padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor, nn
 
 from common.models.heads import check_width
 
 STEPS = ("first", "last")
-
-
-class SequenceNet(nn.Module):
-    """One encoder per modality and a fusion module on their features.
-
-    The encoders are `<modality>_net`, the fusion is `fusion_module`.
-
-    Args:
-        encoders: By modality, in the order in which modalities are passed: (B, T, D) -> (B, width).
-        fusion: From one feature (B, width) per modality to outputs (B, C).
-    """
-
-    def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module) -> None:
-        super().__init__()
-        self.modalities = tuple(encoders)
-        for modality, encoder in encoders.items():
-            self.add_module(f"{modality}_net", encoder)
-        self.fusion_module = fusion
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """One sequence per modality to outputs (B, C)."""
-        features = [
-            self.get_submodule(f"{modality}_net")(sequence)
-            for modality, sequence in zip(self.modalities, inputs, strict=True)
-        ]
-        outputs: Tensor = self.fusion_module(*features)
-        return outputs
 
 
 class TransformerEncoder(nn.Module):
@@ -102,49 +72,6 @@ class GRUEncoder(nn.Module):
         states, _ = self.gru(sequence)
         feature: Tensor = self.dropout(one_step(states, "last", padding(sequence) if self.mask else None))
         return feature
-
-
-class ConcatHead(nn.Module):
-    """All features side by side into one linear layer, or into a network with one hidden layer and ReLU.
-
-    Args:
-        in_size: Sizes of all features together.
-        outputs: Number of outputs C.
-        hidden: Size of the hidden layer; None: none.
-    """
-
-    def __init__(self, in_size: int, outputs: int, hidden: int | None = None) -> None:
-        super().__init__()
-        self.hidden = nn.Sequential() if hidden is None else nn.Sequential(nn.Linear(in_size, hidden), nn.ReLU())
-        self.fc_out = nn.Linear(hidden or in_size, outputs)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """One (B, width) per modality -> (B, C)."""
-        outputs: Tensor = self.fc_out(self.hidden(torch.cat(features, dim=1)))
-        return outputs
-
-
-class SumHead(nn.Module):
-    """One linear layer `fc_<modality>` per modality; their outputs are added.
-
-    Args:
-        sizes: Size of each feature by modality, in order.
-        outputs: Number of outputs C.
-    """
-
-    def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
-        super().__init__()
-        self.modalities = tuple(sizes)
-        for modality, size in sizes.items():
-            self.add_module(f"fc_{modality}", nn.Linear(size, outputs))
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """One (B, width) per modality -> (B, C)."""
-        parts = [
-            self.get_submodule(f"fc_{modality}")(feature)
-            for modality, feature in zip(self.modalities, features, strict=True)
-        ]
-        return torch.stack(parts).sum(dim=0)
 
 
 def padding(sequence: Tensor) -> Tensor:

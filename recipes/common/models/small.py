@@ -1,10 +1,8 @@
-"""Networks for small sets, and a frame that joins any encoders with any fusion. B batch, D feature size, C classes."""
+"""A network for small sets. B batch, D feature size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,27 +33,3 @@ class SmallEncoder(nn.Module):
         """(B, in_channels, H, W) -> (B, D)."""
         feature: Tensor = self.layers(picture)
         return feature
-
-
-class LateFusionNet(nn.Module):
-    """One encoder per modality, and a module that turns their features into logits.
-
-    The submodules are called `<modality>_net` and `fusion_module`.
-
-    Args:
-        encoders: By modality, in the order of the inputs.
-        fusion: Called with one feature per modality, in that order.
-    """
-
-    def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module) -> None:
-        super().__init__()
-        self.modalities = tuple(encoders)
-        for name, encoder in encoders.items():
-            self.add_module(f"{name}_net", encoder)
-        self.fusion_module = fusion
-
-    def forward(self, *inputs: Any) -> Tensor:
-        """One input per modality -> (B, C)."""
-        features = [self.get_submodule(f"{name}_net")(x) for name, x in zip(self.modalities, inputs, strict=True)]
-        logits: Tensor = self.fusion_module(*features)
-        return logits

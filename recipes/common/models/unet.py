@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import require
-from common.models.small import LateFusionNet
+from common.models.fusion import LateFusionNet
 
 LEVELS = 5
 DEEPEST = 2 ** (LEVELS - 1)
