@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
+import attrs
 import pytest
 
 from common.comparison import compare
@@ -44,7 +46,13 @@ def test_spaces(text: str, space: Space) -> None:
     assert parse_space(text) == space
 
 
-@pytest.mark.parametrize("text", ["lr", "=1,2", "lr=1:b", "lr=1:2:3:4", "lr=1:2:cubic", "batch_size=1.5:3:int", "lr="])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("lr", "=1,2", "lr=1:b", "lr=1:2:3:4", "lr=1:2:cubic", "batch_size=1.5:3:int", "lr="),
+        *("lr=2:1", "lr=0:1:log", "lr=nan:1", "lr=0:inf"),
+    ],
+)
 def test_a_space_that_cannot_be_read_is_explained(text: str) -> None:
     with pytest.raises(RecipeError, match=r"low:high:log.*Found `"):
         parse_space(text)
@@ -70,12 +78,31 @@ def test_options_and_flags_are_searched_together(tmp_path: Path) -> None:
         assert 1e-3 <= float(row["lr"]) <= 1e-1
 
 
+def test_the_values_of_a_trial_are_those_that_its_flags_would_get(tmp_path: Path) -> None:
+    flags = ("--search", "optimizer=sgd", "batch_size=5", "plain=true", "milestones=1", "method=ogm_ge")
+    assert sweep(tmp_path, *flags, "ogm_ge.alpha=0.3", "ogm.alpha=0.4", "--trials", "1") == 0
+    settings = json.loads((tmp_path / "trial-0" / "ogm_ge" / "config.json").read_text())["settings"]
+    names = ("optimizer", "batch_size", "plain", "milestones", "options")
+    assert [settings[name] for name in names] == ["sgd", 5, True, [1], {"alpha": 0.3}]
+
+
+def test_a_study_keeps_its_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(tmp_path, "--search", "lr=0.1,0.2", "--trials", "1") == 0
+    assert sweep(tmp_path, "--search", "lr=0.1,0.3", "--trials", "1") == 2
+    error = capsys.readouterr().err
+    assert "Expected `--search lr` as in the earlier trials" in error
+    assert "Fix: another --study" in error
+    assert "Traceback" not in error
+
+
 def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--search", "lr=1e30,0.05", "--sampler", "grid", "--trials", "2", "--log-every", "1", "--epochs", "2")
     assert main(RECIPE, ["sweep", "--output", str(tmp_path), *flags]) == 0
     assert [row["lr"] for row in rows(tmp_path)] == ["0.05"]
     assert main(RECIPE, ["sweep", "--output", str(tmp_path / "all"), *flags[:1], "lr=1e30", *flags[2:]]) == 1
-    assert "No trial finished" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "No trial finished" in printed.out
+    assert "Traceback" not in printed.err
 
 
 @pytest.mark.parametrize(
@@ -84,6 +111,12 @@ def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path: Path, capsys: pytes
         (("--search", "lr=1:2", "--select", "test"), "validation split"),
         (("--search", "lr=1:2", "--methods", "none", "ogm"), "--search method=none,ogm"),
         (("--search", "speed=1:2"), "Found `speed`"),
+        (("--search", "output=a,b"), "Found `output`"),
+        (("--search", "optimizer=sgd,sdg"), "invalid choice: 'sdg'"),
+        (("--search", "lr=-1:1"), "Found `--lr=-1.0`"),
+        (("--search", "epochs=1:2"), "a whole number of at least 1"),
+        (("--search", "plain=yes,no"), "true or false for a switch"),
+        (("--search", "lr=1:2", "--storage", "nowhere"), "Expected a database at nowhere"),
         (("--search", "lr=1:2", "--sampler", "grid"), "categories only"),
     ],
 )
@@ -92,3 +125,9 @@ def test_what_a_sweep_refuses(
 ) -> None:
     assert sweep(tmp_path, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_protocol_that_selects_on_test_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = attrs.evolve(RECIPE, protocols={"official": {"select": "test"}})
+    assert main(recipe, ["sweep", "--output", str(tmp_path), "--search", "protocol=fair,official"]) == 2
+    assert "Found `--select test`, given or of the protocol" in capsys.readouterr().err
