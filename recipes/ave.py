@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.arguments import non_negative_float, positive_float, positive_int, seed_int, share_float
 from common.data.audiovisual import FRAME_CHOICES
 from common.data.clip_data import add_short_side, balance
 from common.data.events import (
@@ -49,7 +50,6 @@ from common.models.clips import audio_visual_net
 from common.models.fusion import FUSIONS
 from common.models.psp import PairLoss, PSPNet
 from common.training import Data, Recipe, main
-from common.training.settings import positive_int
 from common.training.tasks import CollectingMeter, Metric, Task, classification_metrics
 
 CLASSES = (  # in the order of their first row in testSet.txt, as in the PMR and DGL code, and of right_labels.h5
@@ -65,14 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the clips and their model."""
     add = parser.add_argument_group("AVE").add_argument
     add("--split", choices=("official", "random"), help="lists on disk, or 80/10/10 %% of every class")
-    add("--split-seed", type=int, help="decides what is held out, independently of --seed")
+    add("--split-seed", type=seed_int, help="decides what is held out, independently of --seed")
     overlap = "keep videos in train that are in val or test too, listed as another event"
     add("--overlap", action=argparse.BooleanOptionalAction, help=overlap)
-    add("--min-found", type=float, metavar="SHARE", help="share of the listed clips that must be on disk")
+    add("--min-found", type=share_float, metavar="SHARE", help="share of the listed clips that must be on disk")
     sound = "event: its seconds, 10 s at 16 kHz; start: the first 3 s at 22 kHz; dgl: the same, refilled to (224, 224)"
     add("--audio-frontend", choices=FRONT_ENDS, help=f"{sound}; stored: Audio-1004-SE/ID.pkl")
     add("--audio-rate", type=positive_int, metavar="HZ", help="sampling rate; default: that of the front end")
-    add("--audio-seconds", type=float, metavar="S", help="length of the sound; default: that of the front end")
+    add("--audio-seconds", type=positive_float, metavar="S", help="length of the sound; default: that of the front end")
     add("--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram; default: 512")
     add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram; default: 159 (event) or 256")
     add("--fps", type=positive_int, help="read the folder Image-<fps>-FPS-SE")
@@ -134,8 +134,15 @@ def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
 def add_event_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the localisation of events."""
     add = parser.add_argument_group("AVE events").add_argument
-    add("--threshold", type=float, metavar="SHARE", help="similarity above which segments of two modalities match")
-    add("--pair-weight", type=float, metavar="WEIGHT", help="of the loss on the similarity of both modalities")
+    add(
+        "--threshold", type=share_float, metavar="SHARE", help="similarity above which segments of two modalities match"
+    )
+    add(
+        "--pair-weight",
+        type=non_negative_float,
+        metavar="WEIGHT",
+        help="of the loss on the similarity of both modalities",
+    )
 
 
 def load_events(args: argparse.Namespace) -> Data:

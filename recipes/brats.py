@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from common.arguments import positive_int, seed_int
 from common.data.cases import CaseFiles
 from common.data.generate import generated_folder
 from common.data.nifti import prepare_volumes
@@ -32,7 +33,6 @@ from common.models import deeplab, unet
 from common.models.fusion import describe
 from common.training import Data, Recipe, main
 from common.training.segmentation import segmentation
-from common.training.settings import positive_int
 
 MODALITIES = ("flair", "t1ce", "t1", "t2")
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
@@ -47,7 +47,7 @@ FILES = CaseFiles(SUFFIX, "h5", "*_flair.nii*", "python recipes/brats.py prepare
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this dataset and its models."""
     add = parser.add_argument_group("BraTS").add_argument
-    add("--split-seed", type=int, help="of the 80/10/10 %% split of cases without folders; of --evaluation slice")
+    add("--split-seed", type=seed_int, help="of the 80/10/10 %% split of cases without folders; of --evaluation slice")
     add("--crop", type=positive_int, metavar="PIXELS", help="side of the centre crop in training, a multiple of 16")
     add("--eval-crop", type=positive_int, metavar="PIXELS", help="the same in evaluation; 240 is the whole slice")
     add("--first-slices", type=positive_int, metavar="N", help="random slices are drawn from the first N, if any has")

@@ -25,6 +25,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from common.arguments import positive_int
 from common.data.generate import generated_folder
 from common.data.made_up_sequences import MadeUpSequences, MadeUpTalks
 from common.data.mosei import FILES, MELS, Spoken, read_mosei, read_talks
@@ -43,7 +44,6 @@ from common.training.sentiment import (
     sentiment_regression,
     seven_labels,
 )
-from common.training.settings import positive_int
 from common.training.tasks import Task, classification
 
 SPOKEN = MODALITIES[:2]

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from common.arguments import positive_int
 from common.data.generate import generated_folder
 from common.data.made_up_sequences import MadeUpSequences
 from common.data.mosi import FILES, PackedFile, read_mosi
@@ -30,7 +31,6 @@ from common.models.msa import MSANet
 from common.models.sequence import GRUEncoder, TransformerEncoder
 from common.training import Data, Recipe, main
 from common.training.sentiment import REGRESSION, sentiment_regression
-from common.training.settings import positive_int
 
 HEADLINES = ("mae", *(metric.key for metric in REGRESSION if metric.key != "mae"))
 WIDTHS = {

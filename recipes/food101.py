@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import nn
 
+from common.arguments import positive_int, seed_int, share_float
 from common.data.dishes import MadeUpDishes
 from common.data.encode import encode_main
 from common.data.frozen import KEEP
@@ -38,7 +39,6 @@ from common.models.fusion import describe
 from common.models.imagetext import end_to_end_net, frozen_feature_net
 from common.models.pretrained import local_folder
 from common.training import Data, Recipe, main
-from common.training.settings import positive_int
 
 NAMES = """
     apple_pie baby_back_ribs baklava beef_carpaccio beef_tartare beet_salad beignets bibimbap bread_pudding
@@ -80,9 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("UPMC Food-101").add_argument
     add("--train", choices=TRAIN, help="a transformer on features of frozen networks, or ResNet-18 and a text encoder")
     add("--lists", choices=("auto", *FORMATS), help="which lists are read if there are several; auto: csv")
-    add("--val-share", type=float, help="share of every class of the training list that is held out to select with")
-    add("--split-seed", type=int, help="decides what is held out, independently of --seed")
-    add("--min-found", type=float, metavar="SHARE", help="share of the listed samples that must be there")
+    add(
+        "--val-share",
+        type=share_float,
+        help="share of every class of the training list that is held out to select with",
+    )
+    add("--split-seed", type=seed_int, help="decides what is held out, independently of --seed")
+    add("--min-found", type=share_float, metavar="SHARE", help="share of the listed samples that must be there")
     add("--text-length", type=positive_int, metavar="TOKENS", help="titles are cut or padded to this length")
     frozen = parser.add_argument_group("--train frozen").add_argument
     frozen("--features", metavar="DIR", help="what `prepare` has made; default: DATA_ROOT/features")

@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from common.arguments import positive_int, share_float
 from common.data.generate import generated_folder
 from common.data.media import Reader, SampleDataset
 from common.data.mmin import MadeUpUtterances, find_root, read_split, sources
@@ -29,7 +30,6 @@ from common.data.splits import Split
 from common.models.fusion import describe
 from common.models.msa import Dropouts, MSANet
 from common.training import Data, Recipe, main
-from common.training.settings import positive_int
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 """In the order of the one-hot labels, as notes of the MMIN authors' group give it; happy includes excited."""
@@ -42,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this dataset and its model."""
     add = parser.add_argument_group("IEMOCAP").add_argument
     add("--fold", type=int, choices=range(1, 11), metavar="1..10", help="which lists; the papers take 1")
-    add("--min-found", type=float, metavar="SHARE", help="share of the listed utterances that must be in the h5 files")
+    add(
+        "--min-found",
+        type=share_float,
+        metavar="SHARE",
+        help="share of the listed utterances that must be in the h5 files",
+    )
     for modality in MODALITIES:
         add(f"--{modality}-length", type=positive_int, metavar="STEPS", help="time steps that are kept")
     add("--layers", type=positive_int, help="of the encoder of each modality")

@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import nn
 
+from common.arguments import positive_int, seed_int, share_float
 from common.data.feed import add_feed_arguments, feed
 from common.data.generate import generated_folder
 from common.data.media import Reader
@@ -36,15 +37,14 @@ from common.errors import require
 from common.models.clips import two_stream_net
 from common.models.fusion import FUSIONS, describe
 from common.training import Data, Recipe, main
-from common.training.settings import positive_int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this dataset and its model."""
     add = parser.add_argument_group("UCF-101").add_argument
     add("--fold", type=int, choices=(1, 2, 3), help="official split")
-    add("--split-seed", type=int, help="decides which groups are held out, independently of --seed")
-    add("--min-found", type=float, metavar="SHARE", help="share of the listed clips that must be on disk")
+    add("--split-seed", type=seed_int, help="decides which groups are held out, independently of --seed")
+    add("--min-found", type=share_float, metavar="SHARE", help="share of the listed clips that must be on disk")
     add("--flow", choices=FLOW_METHODS, help="read <flow>_flow/{u,v}")
     add("--frames", type=positive_int, help="frames, and flows, per clip")
     add("--image-size", type=positive_int, metavar="PIXELS")

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T", int, float)
 
 _MOST_SEED = 2**32 - 1
-"""NumPy and scikit-learn take no greater one."""
+"""scikit-learn takes no greater one."""
 
 
 def _number(parse: Callable[[str], T], accepts: Callable[[T], bool], what: str) -> Callable[[str], T]:
@@ -28,8 +28,8 @@ def _number(parse: Callable[[str], T], accepts: Callable[[T], bool], what: str) 
 
 positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
 non_negative_int = _number(int, lambda value: value >= 0, "a whole number of at least 0")
-seed = _number(int, lambda value: 0 <= value <= _MOST_SEED, f"a whole number from 0 to {_MOST_SEED}")
+seed_int = _number(int, lambda value: 0 <= value <= _MOST_SEED, f"a whole number from 0 to {_MOST_SEED}")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a finite number above 0")
 non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a finite number of at least 0")
-share = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-factor = _number(float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+share_float = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+factor_float = _number(float, lambda value: 0 < value <= 1, "a number above 0, at most 1")

@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
+import ave
+import brats
+import food101
+import ucf101
+import vggsound
 from common import arguments
 from common.data.audio import Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments
 from common.data.events import EventSpectrogram
 from common.data.feed import add_feed_arguments
+from common.data.seeding import permutation
 from common.errors import RecipeError
 from common.training.cli import build_parser
 from recipes.tiny_recipe import RECIPE
@@ -22,11 +28,11 @@ from recipes.tiny_recipe import RECIPE
     [
         ("positive_int", ("1", "70"), ("0", "-1", "1.5", "nan", "many", "")),
         ("non_negative_int", ("0", "3"), ("-1", "0.5")),
-        ("seed", ("0", "4294967295"), ("-1", "4294967296", "one")),
+        ("seed_int", ("0", "4294967295"), ("-1", "4294967296", "one")),
         ("positive_float", ("1e-9", "3"), ("0", "-0.1", "nan", "inf", "much")),
         ("non_negative_float", ("0", "1e30"), ("-1e-9", "nan", "inf")),
-        ("share", ("0", "0.5", "1"), ("-0.1", "1.1", "nan")),
-        ("factor", ("0.1", "1"), ("0", "1.1", "nan")),
+        ("share_float", ("0", "0.5", "1"), ("-0.1", "1.1", "nan")),
+        ("factor_float", ("0.1", "1"), ("0", "1.1", "nan")),
     ],
 )
 def test_numbers_out_of_bounds_are_explained(kind: str, good: tuple[str, ...], bad: tuple[str, ...]) -> None:
@@ -75,3 +81,15 @@ def test_front_ends_name_the_flag_of_a_number_that_they_refuse(
 ) -> None:
     with pytest.raises(RecipeError, match=rf"Expected a finite number above \d for {flag}. Found .* Fix: {flag} \d"):
         front_end(**values)
+
+
+@pytest.mark.parametrize("module", [ave, brats, food101, ucf101, vggsound], ids=lambda module: module.__name__)
+def test_a_negative_seed_of_the_split_is_refused(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser(module.RECIPE).parse_args(["--split-seed", "-1"])
+    assert "argument --split-seed: Expected a whole number from 0" in capsys.readouterr().err
+
+
+def test_a_negative_seed_that_came_another_way_is_refused_where_it_is_used() -> None:
+    with pytest.raises(RecipeError, match=r"Expected seeds of at least 0\. Found -1\. Fix: "):
+        permutation(3, -1)

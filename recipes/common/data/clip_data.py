@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from common.arguments import positive_int, seed_int, share_float
 from common.data.audio import AUDIO_DEFAULTS, FrontEnd, StoredSpectrogram, add_audio_arguments, front_end
 from common.data.audiovisual import FRAME_CHOICES, audio_source, clip_frames_source, existing, index_files, listed
 from common.data.feed import feed
@@ -20,7 +21,6 @@ from common.data.youtube import clip_key
 from common.errors import RecipeError
 from common.models.fusion import FUSIONS, describe
 from common.training import Data
-from common.training.settings import positive_int
 
 VAL_SHARE = 0.1
 """Of every class of the training list, where no list says what is for validation."""
@@ -114,8 +114,8 @@ def add_clip_arguments(add: Callable[..., Any]) -> None:
     add_audio_arguments(add)
     add("--audio-dir", nargs="+", metavar="DIR", help="under the data root, instead of the known layouts; may hold *")
     add("--visual-dir", nargs="+", metavar="DIR", help="likewise, of the frame folders")
-    add("--split-seed", type=int, help="decides what is held out for validation, independently of --seed")
-    add("--min-found", type=float, metavar="SHARE", help="share of the listed clips that must be on disk")
+    add("--split-seed", type=seed_int, help="decides what is held out for validation, independently of --seed")
+    add("--min-found", type=share_float, metavar="SHARE", help="share of the listed clips that must be on disk")
     add("--frames", type=positive_int, help="frames per clip")
     add("--frame-choice", choices=FRAME_CHOICES, help="random or centre ones of segments, their starts, or the first")
     add("--image-size", type=positive_int, metavar="PIXELS")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from common.arguments import positive_int
 from common.data.features import prepare_features
 from common.data.frozen import KEEP, Entry, FrozenPictures, FrozenTexts
 from common.data.imagetext import picture_entry_of, text_entry_of
 from common.data.prepare import prepare_parser, verify
 from common.data.titles import FORMATS, TitleLists, read_titles
 from common.models.pretrained import local_folder
-from common.training.settings import positive_int
 
 MOST_WORKERS = 8
 """Each has a copy of a network."""

@@ -3,10 +3,21 @@
 import numpy as np
 import torch
 
+from common.errors import RecipeError
+
 
 def derived_seed(*numbers: int) -> int:
-    """Return a 64-bit seed that depends on all of `numbers` (each >= 0), such as (seed, epoch, index)."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    """Return a 64-bit seed that depends on all of `numbers` (each >= 0), such as (seed, epoch, index).
+
+    Raises:
+        RecipeError: If one of them is negative.
+    """
+    try:
+        return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    except ValueError as error:
+        raise RecipeError(
+            f"Expected seeds of at least 0. Found {min(numbers)}. Fix: a --seed and a --split-seed of at least 0."
+        ) from error
 
 
 def permutation(size: int, *numbers: int) -> list[int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 
 from common.arguments import (
-    factor,
+    factor_float,
     non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
-    seed,
-    share,
+    seed_int,
+    share_float,
 )
 from common.training.optimizers import OPTIMIZERS, SCHEDULES
 from common.training.recipe import Recipe
@@ -73,12 +73,12 @@ def _add_optimisation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive_int)
     add("--optimizer", choices=OPTIMIZERS)
     add("--lr", type=positive_float, help="learning rate")
-    add("--momentum", type=share, help="of SGD")
+    add("--momentum", type=share_float, help="of SGD")
     add("--weight-decay", type=non_negative_float)
     add("--schedule", choices=SCHEDULES, help="how the learning rate changes")
     add("--step-size", type=positive_int, metavar="EPOCHS", help="step: epochs between two cuts of the learning rate")
     add("--milestones", type=positive_int, nargs="+", metavar="EPOCH", help="multistep: when it is cut")
-    add("--gamma", type=factor, help="step, multistep, plateau: factor of such a cut")
+    add("--gamma", type=factor_float, help="step, multistep, plateau: factor of such a cut")
     add(
         "--patience",
         type=non_negative_int,
@@ -90,7 +90,7 @@ def _add_optimisation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--final-lr", type=non_negative_float, help="cosine: where it ends after the last epoch")
     add("--clip-grad-norm", type=positive_float, metavar="NORM", help="clip the norm of the modulated gradient")
     add("--accumulate", type=positive_int, metavar="K", help="batches per optimizer step")
-    add("--seed", type=seed)
+    add("--seed", type=seed_int)
 
 
 def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
