@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import pickle
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -19,18 +21,21 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import cremad
 from common.data.audio import Fbank, Spectrogram, StoredSpectrogram, WindowSpectrogram
 from common.data.audiovisual import audio_source, clip_frames_source
-from common.data.cache import Cache, Shard, entries_of, open_cache
+from common.data.cache import Cache, entries_of, open_cache
 from common.data.compact import CompactSound
 from common.data.feed import CachedDataset, beside, feed
 from common.data.frames import Frames
 from common.data.lists import Row
 from common.data.media import Parts, Reader, SampleDataset, Source
 from common.data.sampler import ResumableBatchSampler
+from common.data.shards import Shard, digest, write_shard
 from common.data.splits import Split
 from common.data.two_stream import TwoStreams, two_stream_sources
 from common.errors import RecipeError
@@ -236,27 +241,98 @@ def test_large_pictures_are_kept_smaller_in_their_proportions(tmp_path: Path) ->
 
 
 def shards(root: Path, modality: str) -> list[Shard]:
-    return [Shard(path) for path in sorted((root.parent / "cache").glob(f"{modality}-*/*.bin"))]
+    return [Shard(path) for path in sorted((root.parent / "cache").glob(f"{modality}-*/*.safetensors"))]
 
 
 def test_a_shard_is_as_documented(root: Path) -> None:
     cached(root, sources_of(root))
-    (path,) = (root.parent / "cache").glob("audio-*/*.bin")
-    content = path.read_bytes()
-    table_at, rows, text_size, _, magic = struct.unpack("<4Q8s", content[-40:])
-    assert magic == b"MBSHARD1"
-    table = np.frombuffer(content[table_at : table_at + 48 * rows], "<i8").reshape(rows, 6)
-    text = json.loads(content[table_at + 48 * rows : -40])
-    assert len(content) == table_at + 48 * rows + text_size + 40
-    assert (text["format"], text["modality"], text["settings"]) == (1, "audio", "waveform, 1000 Hz")
-    assert [name for name, _ in text["samples"]] == sorted(names(1))
-    for (sample, offset, dtype, *lengths), (name, _) in zip(table.tolist(), text["samples"], strict=True):
-        expected = soundfile.read(root / "audio" / f"{name}.wav", dtype="int16")[0]
-        assert (offset % 64, dtype, lengths) == (0, 1, [len(expected), -1, -1])
-        assert text["samples"][sample][0] == name
-        assert np.array_equal(np.frombuffer(content, "<i2", len(expected), offset), expected)
-    note = json.loads((path.parent / "cache.json").read_text())
-    assert (note["format"], note["samples"], note["bytes"], note["files"]) == (1, 12, len(content), [path.name])
+    for modality in ("audio", "visual"):
+        (path,) = (root.parent / "cache").glob(f"{modality}-*/*.safetensors")
+        with safe_open(path, "pt") as file:
+            (text,) = file.metadata().values()
+        content, tensors = json.loads(text), load_file(path)
+        assert path.name == f"00000-of-00001-{hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]}.safetensors"
+        assert (content["format"], content["modality"]) == (2, modality)
+        assert [name for name, _ in content["samples"]] == sorted(names(1))
+        for number, (name, _) in enumerate(content["samples"]):
+            found = tensors.pop(f"{number:05d}/000000")
+            assert np.array_equal(found, (expected_sound if modality == "audio" else expected_frames)(root, name))
+        assert not tensors
+        assert json.loads((path.parent / "cache.json").read_text()) == {
+            **{key: content[key] for key in ("format", "modality", "settings")},
+            "samples per file": 64,
+        }
+
+
+def expected_sound(root: Path, name: str) -> Any:
+    return soundfile.read(root / "audio" / f"{name}.wav", dtype="int16")[0][None]
+
+
+def expected_frames(root: Path, name: str) -> Any:
+    frames = []
+    for path in sorted((root / "Image-01-FPS" / name).iterdir()):
+        with Image.open(path) as picture:
+            frames.append(np.asarray(picture.convert("RGB")))
+    return np.stack(frames)
+
+
+def test_arrays_of_any_types_and_shapes_come_back(tmp_path: Path) -> None:
+    small, large = torch.arange(6, dtype=torch.uint8).view(2, 3), torch.arange(8, dtype=torch.uint8).view(4, 2)
+    samples = [
+        [small, small + 1, large, small + 2],
+        [torch.tensor(2.5)],
+        [small, small.short()],
+        [],
+        [torch.zeros(0), large.t()],
+    ]
+    header = json.dumps({"samples": [("name", str(number)) for number in range(len(samples))]})
+    path = tmp_path / f"00000-of-00001-{digest(header)}.safetensors"
+    write_shard(path, header, samples)
+    for shard in (Shard(path), pickle.loads(pickle.dumps(Shard(path)))):
+        for number, expected in enumerate(samples):
+            found = list(shard[number])
+            assert [array.dtype for array in found] == [array.dtype for array in expected]
+            assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def test_a_shard_goes_to_other_processes_without_what_it_has_opened(root: Path) -> None:
+    cached(root, sources_of(root))
+    shard = shards(root, "visual")[0]
+    before = pickle.dumps(shard)
+    assert shard[3][1].shape == (20, 24, 3)
+    assert pickle.dumps(shard) == before
+    assert vars(pickle.loads(before)) == {"path": shard.path}
+
+
+def test_one_frame_is_read_without_the_others(root: Path) -> None:
+    cached(root, sources_of(root))
+    shard = shards(root, "visual")[0]
+    frame = shard[0][2]
+    assert frame.data_ptr() == shard[0][0].data_ptr() + 2 * frame.nbytes
+
+
+@pytest.mark.parametrize(("room", "expected"), [(1 << 20, 64), (20 * 24 * 3 * 3 * 5, 4), (1, 1)])
+def test_the_bytes_of_a_sample_decide_how_many_a_file_holds(
+    root: Path, monkeypatch: pytest.MonkeyPatch, room: int, expected: int
+) -> None:
+    monkeypatch.setattr("common.data.cache.SHARD_BYTES", room)
+    cached(root, sources_of(root))
+    before = [shard.path for shard in shards(root, "visual")]
+    (note,) = (root.parent / "cache").glob("visual-*/cache.json")
+    assert json.loads(note.read_text())["samples per file"] == expected
+    assert (len(before) == 1) == (expected == 64)
+    monkeypatch.setattr("common.data.cache.SHARD_BYTES", 1 << 12)  # the first build has decided
+    cached(root, sources_of(root))
+    assert [shard.path for shard in shards(root, "visual")] == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"samples per file": 0}', '{"samples per file": null}'])
+def test_a_damaged_note_is_named_with_the_fix(root: Path, text: str) -> None:
+    cached(root, sources_of(root))
+    (note,) = (root.parent / "cache").glob("audio-*/cache.json")
+    note.write_text(text)
+    with pytest.raises(RecipeError, match=r"Expected JSON with .*cache\.json.*Fix: remove .*audio-"):
+        cached(root, sources_of(root))
 
 
 def test_an_unchanged_cache_is_not_touched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,30 +372,41 @@ def test_a_changed_setting_makes_another_cache_and_keeps_the_old_one(root: Path)
 
 def test_another_format_makes_another_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached(root, sources_of(root))
-    monkeypatch.setattr("common.data.cache.FORMAT", 2)
+    monkeypatch.setattr("common.data.cache.FORMAT", 3)
     cached(root, sources_of(root))
     assert len(shards(root, "audio")) == 2
 
 
-@pytest.mark.parametrize("kept", [0, 30, -41, -1])
+@pytest.mark.parametrize("kept", [0, 6, 30, -41, -1])
 def test_a_file_that_is_cut_off_is_noticed(root: Path, kept: int) -> None:
     cached(root, sources_of(root))
     path = shards(root, "visual")[0].path
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(RecipeError, match=r"Expected a whole file of the cache.*\.bin.*Fix: remove it"):
+    with pytest.raises(RecipeError, match=r"Expected a whole file of the cache.*\.safetensors.*Fix: remove it"):
         cached(root, sources_of(root))
     path.unlink()
     sources = sources_of(root)
     assert_same_samples(cached(root, sources), SampleDataset(parts_of(sources).train, sources, training=True, seed=0))
 
 
-def test_a_damaged_table_of_contents_is_noticed(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        (b"waveform", b"wavefarm", "its metadata are damaged"),
+        (b"00003/000000", b"00093/000000", "out of range"),
+        (b"00003/000000", b"abcde/000000", "invalid literal"),
+        (b'"dtype":"I16"', b'"dtype":"F32"', "header"),
+        (b'"cache"', b'"cachE"', "cache"),
+        (b"__metadata__", b"__metatada__", "header"),
+    ],
+)
+def test_a_damaged_header_is_noticed(root: Path, old: bytes, new: bytes, what: str) -> None:
     cached(root, sources_of(root))
     path = shards(root, "audio")[0].path
-    content = bytearray(path.read_bytes())
-    content[-60] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(RecipeError, match="table of contents is damaged"):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=rf"Expected a whole file of the cache.*{what}"):
         cached(root, sources_of(root))
 
 
@@ -329,7 +416,7 @@ def test_a_file_that_cannot_be_decoded_is_named_and_leaves_no_cache(root: Path) 
     bad.write_bytes(b"no sound")
     with pytest.raises(RecipeError, match=rf"{bad.name}.*--skip-bad"):
         cached(root, sources)
-    assert not list((root.parent / "cache").rglob("*.bin"))
+    assert not list((root.parent / "cache").rglob("*.safetensors"))
     assert not list((root.parent / "cache").rglob("*.partial"))
 
 
@@ -344,7 +431,17 @@ def test_too_little_room_is_known_before_anything_is_written(root: Path, monkeyp
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(RecipeError, match=r"Expected room for the cache.*--cache-size"):
         cached(root, sources_of(root))
-    assert not list((root.parent / "cache").rglob("*.bin"))
+    assert not list((root.parent / "cache").rglob("*.safetensors"))
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing_half_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecipeError, match=r"Expected room for the cache.*No space left.*what is built stays"):
+        cached(root, sources_of(root))
+    assert {path.name for path in (root.parent / "cache").glob("*/*")} == {".lock", "cache.json"}
 
 
 def test_processes_build_what_one_builds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +453,8 @@ def test_processes_build_what_one_builds(root: Path, monkeypatch: pytest.MonkeyP
     cache = open_cache(root.parent / "several", "audio", compact, entries, workers=2)
     assert isinstance(cache, Cache)
     files = [
-        {path.name: path.read_bytes() for path in (root.parent / each).rglob("*.bin")} for each in ("one", "several")
+        {path.name: path.read_bytes() for path in (root.parent / each).rglob("*.safetensors")}
+        for each in ("one", "several")
     ]
     assert files[0] == files[1]
     assert len(files[0]) > 2
@@ -399,20 +497,19 @@ def test_a_kill_while_building_loses_at_most_what_was_in_work(root: Path, monkey
     paths = [str(Path(cremad.__file__).parent)]
     script.write_text(BUILD.format(paths=paths, audio=str(root / "audio"), folder=str(folder)))
     process = subprocess.Popen([sys.executable, script], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    wait_for(lambda: len(list(folder.rglob("*.bin"))) >= 3)
+    wait_for(lambda: len(list(folder.rglob("*.safetensors"))) >= 3)
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(1)  # until the children have noticed
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.bin")}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert 3 <= len(before) < 12
-    assert all(len(Shard(path)) > 0 for path in before)
-    assert not list(folder.rglob("cache.json"))
+    assert all(Shard(path).keys for path in before)
     monkeypatch.setattr("common.data.cache.PER_SHARD", 1)
     compact = CompactSound(SOUND)
     media = [(path.stem, path) for path in sorted((root / "audio").iterdir())]
     entries = entries_of(media, compact)
     cache = open_cache(folder, "audio", compact, entries, workers=1)
-    assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.rglob("*.bin")}.items()
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}.items()
     assert not list(folder.rglob("*.partial"))
     for entry in entries:
         expected = soundfile.read(entry.media, dtype="int16")[0]
@@ -457,7 +554,7 @@ def test_a_run_is_continued_bitwise_in_the_middle_of_an_epoch(
     monkeypatch.setattr(Picture, "save", lambda picture, path: [])
     flags = ["--data-root", str(root), "--cache", "auto", where, *SMALL]
     assert main(cremad.RECIPE, [*flags, "--output", str(tmp_path / "whole")]) == 0
-    assert list(beside(root).glob("audio-*/*.bin"))
+    assert list(beside(root).glob("audio-*/*.safetensors"))
 
     @contextmanager
     def stop() -> Iterator[StopRequest]:

@@ -23,8 +23,6 @@ from common.data.prepare import (
     Item,
     _append,
     _process,
-    atomic_file,
-    atomic_folder,
     checksum,
     prepare_parser,
     read_manifest,
@@ -32,6 +30,7 @@ from common.data.prepare import (
     verify,
 )
 from common.errors import RecipeError
+from common.files import atomic_file, atomic_folder
 
 RECIPES = Path(common.__file__).parents[1]
 

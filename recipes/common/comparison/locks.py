@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import RecipeError
+from common.files import lock
 from common.report.folder import LOCK
 
 
@@ -20,7 +21,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as handle:
-        if not _acquire(handle.fileno()):
+        if not lock(handle, wait=False):
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
             raise RecipeError(
@@ -31,15 +32,3 @@ def folder_lock(folder: Path) -> Iterator[None]:
         handle.write(f"{os.getpid()}\n")
         handle.flush()
         yield
-
-
-def _acquire(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where nobody is kept out
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

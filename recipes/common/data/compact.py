@@ -37,7 +37,7 @@ class Compact(Protocol):
         """Return what else of `media` `decode` depends on."""
 
     def decode(self, media: Any) -> Sequence[Tensor]:
-        """Return what is kept, of up to 3 dimensions each; RecipeError if a file cannot be read."""
+        """Return what is kept; RecipeError if a file cannot be read."""
 
     def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> Any:
         """Return what `finish` and `pack` take of one sample; seed None evaluates."""

@@ -19,10 +19,11 @@ from common.data.frames import Frames, frame_files, read_image
 from common.data.layout import listing
 from common.data.lists import Row
 from common.data.media import Source
-from common.data.prepare import Item, atomic_folder, run_prepare
+from common.data.prepare import Item, run_prepare
 from common.data.splits import Split, random_split
 from common.data.video import find_videos, sampled_frames, shrink, write_jpg, write_wav
 from common.errors import RecipeError, require
+from common.files import atomic_folder
 
 LISTS = ("trainSet.txt", "valSet.txt", "testSet.txt")
 ANNOTATIONS = "Annotations.txt"

@@ -23,8 +23,9 @@ from torch import Tensor
 from common.data.frozen import Entry, FrozenNetwork
 from common.data.lists import Row
 from common.data.media import Source
-from common.data.prepare import Item, atomic_file, run_prepare
+from common.data.prepare import Item, run_prepare
 from common.errors import RecipeError, require
+from common.files import atomic_file
 
 SHARD = 256
 """Samples of a shard: 77 MB of 197 tokens of 768 features, and what a kill costs each process."""

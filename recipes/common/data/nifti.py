@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.layout import listing
-from common.data.prepare import Item, atomic_file, run_prepare
+from common.data.prepare import Item, run_prepare
 from common.data.volumes import Labels
 from common.errors import RecipeError, require
+from common.files import atomic_file
 
 SUFFIXES = (".nii.gz", ".nii")
 

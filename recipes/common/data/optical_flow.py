@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.data.prepare import Item, atomic_folder
+from common.data.prepare import Item
 from common.data.video import sampled_frames, write_jpg
 from common.errors import RecipeError, require
+from common.files import atomic_folder
 
 FLOW_BOUND = 20.0
 """Pixels per frame; longer motion is clipped."""

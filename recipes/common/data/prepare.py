@@ -5,33 +5,26 @@ finished item adds one line to `manifest.jsonl`; `--verify` compares the files w
 """
 
 import argparse
-import errno
 import hashlib
 import json
-import multiprocessing
 import os
-import shutil
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import attrs
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from common.data.processes import in_processes, progress_bar
 from common.errors import RecipeError, message
+from common.files import DISK_FULL, lock, remove_partials
 
 MANIFEST = "manifest.jsonl"
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-SPEED_PERIOD = 600.0
-"""Seconds over which the speed is averaged: one item may take minutes, and rich forgets all speed after 30 s."""
 
 
 @attrs.frozen
@@ -66,35 +59,6 @@ def prepare_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to `path` on success and removed on failure."""
-    partial = _partial(path)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`, renamed to `path` on success and removed on failure.
-
-    Raises:
-        OSError: If there is a folder `path` with something in it, on leaving.
-    """
-    partial = _partial(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.rename(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def run_prepare(
     root: Path, items: Sequence[Item], make: Callable[[Item], object], *, workers: int, what: str = "videos"
 ) -> int:
@@ -118,16 +82,13 @@ def run_prepare(
     """
     _check(root, items)
     failures = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with (
-        _manifest(root) as manifest,
-        Progress(*columns, TimeRemainingColumn(), speed_estimate_period=SPEED_PERIOD) as progress,
-    ):
-        _remove_leftovers(items)
+    with _manifest(root) as manifest, progress_bar() as progress:
+        for folder in {output.parent for item in items for output in item.outputs}:
+            remove_partials(folder)  # also of sources that are gone by now
         recorded = read_manifest(root)
         waiting = [item for item in items if not (item.done and _names(root, item) <= recorded.keys())]
         task = progress.add_task(what.capitalize(), total=len(items), completed=len(items) - len(waiting))
-        for outcome in _run(waiting, make, root, workers):
+        for _, outcome in in_processes(partial(_process, make=make, root=root), waiting, workers, "--workers"):
             if isinstance(outcome, Failure):
                 failures.append(outcome)
             else:
@@ -205,10 +166,6 @@ def _feed(digest: Any, file: Path) -> None:
             digest.update(block)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
 def _relative(root: Path, path: Path) -> str:
     return Path(os.path.relpath(path, root)).as_posix()
 
@@ -229,16 +186,6 @@ def _check(root: Path, items: Sequence[Item]) -> None:
         )
 
 
-def _remove_leftovers(items: Sequence[Item]) -> None:
-    """Remove what killed runs left, also of sources that are gone by now."""
-    for folder in {output.parent for item in items for output in item.outputs}:
-        for path in folder.glob(".*.partial"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
 @contextmanager
 def _manifest(root: Path) -> Iterator[FileIO]:
     """Open the manifest for appending, without a half-written last line, and keep other runs out."""
@@ -248,26 +195,13 @@ def _manifest(root: Path) -> Iterator[FileIO]:
     except OSError as error:
         raise RecipeError(f"Expected to write {path}. Found: {error}. Fix: make the folder writable.") from error
     with handle:
-        _lock(handle, root)
+        if not lock(handle, wait=False):
+            raise RecipeError(
+                f"Expected one prepare at a time. Found another at work in {root}. Fix: wait for it, or end it."
+            )
         handle.seek(0)
         handle.truncate(handle.read().rfind(b"\n") + 1)
         yield handle
-
-
-def _lock(handle: Any, root: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        # The system releases it when the process ends, however it ends.
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RecipeError(
-            f"Expected one prepare at a time. Found another at work in {root}. Fix: wait for it, or end it."
-        ) from error
-    except OSError:
-        return  # some network file systems know no locks
 
 
 def _append(manifest: FileIO, line: Mapping[str, Any]) -> None:
@@ -280,37 +214,6 @@ def _append(manifest: FileIO, line: Mapping[str, Any]) -> None:
         with suppress(OSError):
             manifest.truncate(start)
         raise (_disk_full(error) if error.errno in DISK_FULL else error) from error
-
-
-def _run(
-    items: Sequence[Item], make: Callable[[Item], object], root: Path, workers: int
-) -> Iterator[dict[str, Any] | Failure]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
-        futures = [pool.submit(_process, item, make, root) for item in items]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise RecipeError(
-                "Expected the worker processes to finish. Found one killed (no memory, or a crash in a decoder). "
-                "Fix: run prepare again, it continues; use fewer --workers if memory is short."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def start_worker() -> None:
-    """End this worker when its parent is killed (it would wait for work for ever), and quietly on Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _process(item: Item, make: Callable[[Item], object], root: Path) -> dict[str, Any] | Failure:

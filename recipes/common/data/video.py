@@ -11,8 +11,9 @@ import attrs
 import numpy as np
 from PIL import Image
 
-from common.data.prepare import Item, atomic_file, atomic_folder, run_prepare
+from common.data.prepare import Item, run_prepare
 from common.errors import RecipeError, require
+from common.files import atomic_file, atomic_folder
 
 WAV_RATE = 16_000
 
