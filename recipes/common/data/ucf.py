@@ -201,11 +201,12 @@ def _holds_clips(folder: Path) -> bool:
 def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: Path | None, part: Path | None) -> RecipeError:
     wanted = [] if rgb else [f"frames in {' or '.join(RGB_FOLDERS)}, as v_.../frame000001.jpg"]
     wanted += [] if part else [f"optical flow in u/ and v/ of {' or '.join(flows)}, as v_.../frame000001.jpg"]
-    expected = f"Expected in {root}: {'; '.join(wanted)}."
+    absent = "; ".join(wanted)
     if any(next(root.glob(pattern), None) for pattern in VIDEOS):
         fix = f"python recipes/ucf101.py prepare --data-root {root} --flow {flow}"
-        return RecipeError(f"{expected} Found videos that are not prepared yet. Fix: {fix}")
+        return RecipeError(f"Expected in {root}: {absent}. Found videos that are not prepared yet. Fix: {fix}")
     return RecipeError(
-        f"{expected} Found {listing(root)}. Fix: point --data-root to the folder that holds them, "
+        f"Expected in {root}: {absent}. Found {listing(root)}. "
+        "Fix: point --data-root to the folder that holds them, "
         "or leave it out to train on a small generated set."
     )

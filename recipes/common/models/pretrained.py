@@ -34,11 +34,11 @@ def local_folder(model: str, flag: str, published: str) -> Path:
         try:
             folder = Path(hub.snapshot_download(model, local_files_only=True))
         except (OSError, ValueError) as error:  # not in the cache; not a possible name
-            found = f"Found neither that folder nor {model} in the Hugging Face cache"
+            found = f"neither that folder nor {model} in the Hugging Face cache"
             raise _absent(found, model, flag, published) from error
     missing = ["config.json"] * (not (folder / "config.json").is_file()) + ["weights"] * (not _weights(folder))
     if missing:
-        raise _absent(f"Found {folder} without {' and '.join(missing)}", model, flag, published)
+        raise _absent(f"{folder} without {' and '.join(missing)}", model, flag, published)
     return folder
 
 
@@ -112,7 +112,7 @@ def _be_quiet() -> None:
 
 def _absent(found: str, model: str, flag: str, published: str) -> RecipeError:
     return RecipeError(
-        f"Expected local weights for {flag} {model}. {found}; recipes download nothing. "
+        f"Expected local weights for {flag} {model}. Found {found}; recipes download nothing. "
         f"Fix: fetch them once where there is a network, `hf download {published} --local-dir DIR`, then {flag} DIR."
     )
 
