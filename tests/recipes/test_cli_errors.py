@@ -28,6 +28,7 @@ def _main(*arguments: str | Path) -> int:
         (["--methods", "ogm_ge", "--option", "alhpa=1"], "alpha"),
         (["--eval", "nowhere.pt"], "Found no file"),
         (["--device", "toaster"], "toaster"),
+        (["--device", "meta"], "Found `meta`"),
         (["--device", "cuda:99"], "Expected the device `cuda:99`"),
     ],
 )

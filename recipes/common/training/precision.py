@@ -70,7 +70,9 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
             return torch.device(name)
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+        if device.type not in ("cpu", "cuda"):
+            torch.zeros(1, device=device).item()  # torch knows the names of many that are not there
+    except (RuntimeError, AssertionError) as error:
         raise RecipeError(
             f"Expected `--device` to be cpu, cuda or cuda:N. Found `{name}`. Fix: --device cpu"
         ) from error
