@@ -11,9 +11,12 @@ class RecipeError(Exception):
     """
 
 
-def message(error: RecipeError) -> str:
+def message(error: BaseException) -> str:
     """Return the message alone, without the traceback that a DataLoader worker puts in front of it."""
-    return str(error).rpartition(f"{RecipeError.__name__}: ")[2].strip()
+    text = str(error)
+    if text.startswith("Caught "):
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    return text.strip()
 
 
 def require(module: str) -> ModuleType:

@@ -15,8 +15,8 @@ from recipes.test_statistics import CAPTION, runs
 
 SETTINGS = {"lr": 0.1, "method": "none", "note": "<b>not bold</b>"}
 CONFIGS = {
-    "runs/none": {"settings": SETTINGS, "versions": {"torch": "2.11"}},
-    "runs/ogm": {"settings": {**SETTINGS, "method": "ogm"}, "versions": {"torch": "2.11"}},
+    "runs/none": {"settings": SETTINGS, "run": {"device": "cpu"}, "versions": {"torch": "2.11"}},
+    "runs/ogm": {"settings": {**SETTINGS, "method": "ogm"}, "run": {"device": "cpu"}, "versions": {"torch": "2.11"}},
 }
 
 

@@ -100,9 +100,23 @@ def test_a_ceiling_is_no_contestant_and_has_no_parts() -> None:
 
 def test_gains_are_written_with_sign_and_interval() -> None:
     summary = table(runs(none=[0.5, 0.6], ogm=[0.55, 0.63]))
-    assert "| +4.0 [+3.0, +5.0] |" in markdown(summary)
+    assert "| +4.0 ± 1.4 [+3.0, +5.0] |" in markdown(summary)
     single = table(runs(none=[0.5], ogm=[0.55]))
     assert "vs none" not in markdown(single)
+
+
+def test_a_difference_says_how_many_seeds_it_rests_on() -> None:
+    missing: list[Outcome] = [Failure("none", seed, "killed") for seed in (1, 2)]
+    text = markdown(table([*runs(none=[0.5]), *missing, *runs(ogm=[0.55, 0.9, 0.9])]))
+    assert next(line for line in text.splitlines() if line.startswith("| ogm")).split("|")[9] == " +5.0 (seeds: 1) "
+    apart: list[Outcome] = [result("none", 0, 0.5), result("dgl", 1, 0.5), result("dgl", 2, 0.5)]
+    assert "| no shared seed |" in markdown(table(apart))
+
+
+def test_a_method_of_which_runs_failed_is_not_bold() -> None:
+    outcomes = runs(none=[0.5, 0.51, 0.52], ogm=[0.7, 0.71, 0.72])
+    assert table(outcomes).clear_winner() is not None
+    assert table([*outcomes, Failure("ogm", 3, "the loss became nan")]).clear_winner() is None
 
 
 def test_costs_and_failures_have_their_place() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from torch.utils.data import Dataset
 from common.data.seeding import derived_seed
 from common.errors import RecipeError
 from common.training import Data, Recipe, main
+
+if "TINY_RECIPE_PRINTS" in os.environ:
+    print(os.environ["TINY_RECIPE_PRINTS"])
 
 CLASSES = ("low", "middle", "high")
 SIDE = 4
@@ -44,6 +48,11 @@ class TinyDataset(Dataset[tuple[Tensor, Tensor, int]]):
 class BadDataset(TinyDataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
         raise ValueError("the seed is bad")
+
+
+class GreedyDataset(TinyDataset):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
+        raise torch.OutOfMemoryError("Tried to allocate 1.00 TiB")
 
 
 class TinyEncoder(nn.Module):
@@ -82,6 +91,7 @@ class TinyNet(nn.Module):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", type=float, help="seconds to load a sample")
     parser.add_argument("--bad-seed", type=int, help="seed with which loading a sample fails")
+    parser.add_argument("--greedy-seed", type=int, help="seed with which there is not enough memory")
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, help="no batch norm and no dropout")
     parser.add_argument("--bad", action=argparse.BooleanOptionalAction, help="let the data be unreadable")
 
@@ -89,8 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def load(args: argparse.Namespace) -> Data:
     if args.bad:
         raise RecipeError("Expected wav files in nowhere. Found none. Fix: --data-root DIR")
+    special = {args.bad_seed: BadDataset(22), args.greedy_seed: GreedyDataset(22)}
     return Data(
-        train=BadDataset(22) if args.seed == args.bad_seed else TinyDataset(22, args.delay),
+        train=special.get(args.seed, TinyDataset(22, args.delay)),
         val=TinyDataset(12),
         test=TinyDataset(12),
         classes=CLASSES,
@@ -113,7 +124,16 @@ RECIPE = Recipe(
     name="tiny",
     title="Tiny: three constants",
     add_arguments=add_arguments,
-    defaults={"epochs": 9, "batch_size": 4, "lr": 0.05, "delay": 0.0, "bad": False, "bad_seed": -1, "plain": False},
+    defaults={
+        "epochs": 9,
+        "batch_size": 4,
+        "lr": 0.05,
+        "delay": 0.0,
+        "bad": False,
+        "bad_seed": -1,
+        "greedy_seed": -1,
+        "plain": False,
+    },
     generated_defaults={"epochs": 3, "log_every": 2},
     method_options={"ogm_ge": {"alpha": 0.8}},
     load=load,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any
@@ -28,11 +29,14 @@ from common.report.view import Row, View
 from common.training.interrupt import INTERRUPTED, Interrupted, stop_on_signal
 from common.training.recipe import Recipe
 from common.training.run import Session, finished_result, open_session, train
-from common.training.trainer import RunFailed, reason
+from common.training.trainer import reason
 
 COMMAND = "run-one"
 """Sub-command that trains one run of a comparison; its settings come through standard input."""
 FAILED = 1
+FAILURE = "failure"
+_MESSAGE = "\x1e"
+"""What a message begins with (RFC 7464); other lines of a process are what its recipe or a library printed."""
 _PERIOD = 0.2  # seconds between two messages about steps
 _POLL = 0.1  # seconds
 
@@ -69,7 +73,7 @@ class _Pool:
         self.waiting = list(plan)
         self.children: list[Child] = []
         self.outcomes: dict[Run, Outcome] = {}
-        self.messages: queue.Queue[tuple[View, dict[str, Any]]] = queue.Queue()
+        self.messages: Messages = queue.Queue()
         self._devices = Devices(session)
 
     def note_finished(self) -> None:
@@ -113,21 +117,13 @@ class _Pool:
         self.screen.finished(run, outcome)
 
 
-def _hear(messages: queue.Queue[tuple[View, dict[str, Any]]]) -> None:
+def _hear(messages: Messages) -> None:
     """Hand what the children said to their views; wait a moment for something to be said."""
     with suppress(queue.Empty):
-        view, message = messages.get(timeout=_POLL)
+        child, message = messages.get(timeout=_POLL)
         while True:
-            _tell(view, message)
-            view, message = messages.get_nowait()
-
-
-def _tell(view: View, message: dict[str, Any]) -> None:
-    for _ in range(message.pop("steps")):
-        view.step_done()
-    event = message.pop("event", None)
-    if event is not None:
-        getattr(view, event)(**message)
+            child.tell(message)
+            child, message = messages.get_nowait()
 
 
 class Devices:
@@ -157,11 +153,12 @@ class Child:
         session: Session,
         plan: RunPlan,
         device: str,
-        messages: queue.Queue[tuple[View, dict[str, Any]]],
+        messages: Messages,
         view: View,
     ) -> None:
-        self.plan, self.device = plan, device
+        self.plan, self.device, self.view = plan, device, view
         self.is_interrupted = False
+        self._reason: str | None = None
         plan.folder.path.mkdir(parents=True, exist_ok=True)
         script = inspect.getfile(session.recipe.load)
         # Its own session, so that Ctrl-C reaches it once: from here.
@@ -180,13 +177,27 @@ class Child:
         with suppress(BrokenPipeError):  # it died at once; its log says why
             self._process.stdin.write(json.dumps({**vars(session.args), **own}) + "\n")
             self._process.stdin.flush()
-        self._reader = threading.Thread(target=self._read, args=(messages, view), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
         self._reader.start()
 
-    def _read(self, messages: queue.Queue[tuple[View, dict[str, Any]]], view: View) -> None:
+    def _read(self, messages: Messages) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            messages.put((view, json.loads(line)))
+        with (self.plan.folder.path / LOG).open("a") as log:
+            for line in self._process.stdout:
+                if line.startswith(_MESSAGE):
+                    messages.put((self, json.loads(line.removeprefix(_MESSAGE))))
+                else:
+                    log.write(line)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Hand what it said to its view."""
+        for _ in range(message.pop("steps")):
+            self.view.step_done()
+        event = message.pop("event", None)
+        if event == FAILURE:
+            self._reason = message["reason"]
+        elif event is not None:
+            getattr(self.view, event)(**message)
 
     @property
     def has_ended(self) -> bool:
@@ -200,8 +211,9 @@ class Child:
             self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
+        """End it at once, with all processes that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self.close()
 
     def close(self) -> None:
@@ -220,14 +232,19 @@ class Child:
             result = self.plan.folder.read_result()
             assert result is not None
             return Result(**result)
-        return Failure(run.method, run.seed, self._reason())
+        return Failure(run.method, run.seed, self._reason or self._guess())
 
-    def _reason(self) -> str:
-        log = self.plan.folder.path / LOG
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        if self._process.returncode < 0:
-            return f"killed by signal {-self._process.returncode}, perhaps for lack of memory; see {log}"
-        return f"{lines[-1].removeprefix('error: ')}" if lines else f"ended with status {self._process.returncode}"
+    def _guess(self) -> str:
+        """Return why it may have ended without a word."""
+        code, log = self._process.returncode, self.plan.folder.path / LOG
+        if code < 0:
+            return f"killed by signal {-code}, perhaps for lack of memory; see {log}"
+        if code == INTERRUPTED:
+            return "asked to stop by a signal; its state is saved, and --resume goes on"
+        return f"ended with status {code}; see {log}"
+
+
+Messages = queue.Queue[tuple[Child, dict[str, Any]]]
 
 
 class Messenger:
@@ -260,34 +277,40 @@ class Messenger:
         """Tell it."""
         self._send("stop")
 
+    def failed(self, reason: str) -> None:
+        """Tell why there is no result."""
+        self._send(FAILURE, reason=reason)
+
     def _send(self, event: str | None, **content: Any) -> None:
         message = {"steps": self._steps, **({} if event is None else {"event": event}), **content}
         self._steps, self._sent = 0, time.perf_counter()
-        print(json.dumps(message), file=self._stream, flush=True)
+        print(f"{_MESSAGE}{json.dumps(message)}", file=self._stream, flush=True)
 
 
 def run_one(recipe: Recipe) -> int:
     """Train the run whose settings come through standard input, and tell the parent through standard output."""
     settings = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    messenger = Messenger(sys.stdout)
-    sys.stdout = sys.stderr  # whatever else is printed goes to the log
+    messenger = Messenger(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)  # whatever else is printed goes to the log
     args = argparse.Namespace(**settings)
-    session = open_session(recipe, args, Console())
-    each = next(each for each in make_plan(session) if each.run == Run(args.child, args.seed))
-    with folder_lock(each.folder.path):
-        try:
+    try:
+        session = open_session(recipe, args, Console())
+        each = next(each for each in make_plan(session) if each.run == Run(args.child, args.seed))
+        with folder_lock(each.folder.path):
             train(session, each.run.method, each.options, each.folder, messenger)
-        except Interrupted:
-            return INTERRUPTED
-        except (RunFailed, MemoryError, torch.OutOfMemoryError) as error:
-            print(reason(error), file=sys.stderr)
-            return FAILED
+    except Interrupted:
+        return INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        messenger.failed(reason(error))
+        return FAILED
     return 0
 
 
 def _end_with_parent() -> None:
     """Wait for the end of standard input, which comes when the parent is gone, and end this process."""
-    while sys.stdin.read(1):
+    # Not by `sys.stdin`, whose lock a data worker that is forked meanwhile would wait for for ever.
+    while os.read(0, 1):
         pass
     os._exit(1)

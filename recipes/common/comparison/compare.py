@@ -28,7 +28,7 @@ from common.training.interrupt import Interrupted
 from common.training.job import check_methods
 from common.training.ranks import ALONE, Ranks
 from common.training.recipe import Recipe
-from common.training.run import Session, open_session, train
+from common.training.run import Session, open_session, train, write_skipped
 from common.training.trainer import RunFailed, reason
 
 
@@ -55,6 +55,7 @@ def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: R
     output = Path(args.output)
     with ExitStack() as stack:
         ranks.on_first(lambda: _take(output, plan, args, stack))
+        ranks.on_first(lambda: write_skipped(session))
         screen = make_screen(console, session, plan)
         outcomes = run_here(session, plan, screen) if args.jobs is None else run_in_processes(session, plan, screen)
         summary = summarize(outcomes, session.data.modalities, session.caption)
@@ -67,9 +68,8 @@ def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: R
 
 def _take(output: Path, plan: Sequence[RunPlan], args: argparse.Namespace, stack: ExitStack) -> None:
     """Keep others out of the output folder until ``stack`` is closed, and throw away what is to be trained anew."""
-    stale = [each for each in plan if each.must_be_cleared(args)]
     stack.enter_context(folder_lock(output))
-    for each in stale:
+    for each in [each for each in plan if each.must_be_cleared(args)]:
         each.folder.clear()
 
 
@@ -78,9 +78,9 @@ def run_here(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[
     outcomes: list[Outcome] = []
     with screen:
         for each in plan:
-            own = session_of_seed(session, each.run.seed)
             outcome: Outcome
             try:
+                own = session_of_seed(session, each.run.seed)
                 outcome = train(own, each.run.method, each.options, each.folder, screen.view(each.run))
             except Interrupted:
                 raise

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from common.errors import RecipeError
 from common.files import lock
@@ -31,4 +32,23 @@ def folder_lock(folder: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"{os.getpid()}\n")
         handle.flush()
-        yield
+        _held.add(handle)
+        try:
+            yield
+        finally:
+            _held.discard(handle)
+
+
+_held: set[IO[str]] = set()
+"""Locks of this process."""
+
+
+def _let_go() -> None:
+    """Close what a forked process has from its parent; a data worker would keep the lock of a parent that is gone."""
+    for handle in _held:
+        handle.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_let_go)

@@ -10,7 +10,7 @@ import attrs
 
 from common.report.folder import RunFolder
 from common.report.results import ONLY, Run
-from common.training.run import Session
+from common.training.run import Session, check_epochs
 from common.training.settings import options_of
 
 
@@ -24,7 +24,10 @@ class RunPlan:
 
     def must_be_cleared(self, args: argparse.Namespace) -> bool:
         """Return whether an earlier run is to be thrown away first; refuses a folder that is not to be touched."""
-        return self.folder.check(resume=args.resume, overwrite=args.overwrite, update=args.update)
+        if self.folder.check(resume=args.resume, overwrite=args.overwrite, update=args.update):
+            return True
+        check_epochs(self.folder, args.epochs)
+        return False
 
 
 def make_plan(session: Session) -> list[RunPlan]:

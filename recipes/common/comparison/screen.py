@@ -16,7 +16,7 @@ from rich.text import Text
 
 from common.comparison.plan import RunPlan
 from common.report.live import LiveView
-from common.report.results import Failure, Outcome, Run
+from common.report.results import Failure, Outcome, Result, Run
 from common.report.view import Columns, PlainView, Row, View, duration
 from common.training.run import Session
 
@@ -187,10 +187,30 @@ class RunState:
     def stop(self) -> None:
         """The trainer is done."""
 
+    def end(self, outcome: Outcome) -> None:
+        """The run ended, or had ended before."""
+        if isinstance(outcome, Result) and self.status == "waiting":
+            self.rows, self.epochs, self.num_steps = list(outcome.history), len(outcome.history), 1
+            self.steps = self.steps_before = self.total
+        self.status = "failed" if isinstance(outcome, Failure) else "done"
+        self.note = _ending(outcome, self.columns)
+
     @property
     def total(self) -> int:
         """Steps in all; 0 while nobody knows."""
         return self.epochs * self.num_steps
+
+    @property
+    def share(self) -> float:
+        """How much of it is behind us, in [0, 1]."""
+        if self.status in ("done", "failed"):
+            return 1.0
+        return self.steps / self.total if self.total else 0.0
+
+    @property
+    def share_before(self) -> float:
+        """How much of it was behind us when this call of the command line began, in [0, 1]."""
+        return self.steps_before / self.total if self.total else 0.0
 
     @property
     def best(self) -> str:
@@ -234,9 +254,7 @@ class LiveScreen:
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """Show how a run ended."""
-        state = self.states[run]
-        state.status = "failed" if isinstance(outcome, Failure) else "done"
-        state.note = _ending(outcome, self._columns)
+        self.states[run].end(outcome)
 
     def render(self) -> RenderableType:
         """Return the screen as it is now."""
@@ -267,9 +285,8 @@ class LiveScreen:
         text = f"{count['done']} of {len(states)} runs done, {count['running']} running"
         if count["failed"]:
             text += f", {count['failed']} failed"
-        known = [state for state in states if state.total]
-        share = sum(state.steps / state.total for state in known) / len(states)
-        before = sum(state.steps_before / state.total for state in known) / len(states)
+        share = sum(state.share for state in states) / len(states)
+        before = sum(state.share_before for state in states) / len(states)
         elapsed = time.perf_counter() - self._started
         left = duration(elapsed / (share - before) * (1 - share)) if share > before else "?"
         return f"{text}; {duration(elapsed)} passed, {left} left"

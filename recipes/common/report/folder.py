@@ -18,7 +18,10 @@ import attrs
 from common.errors import RecipeError
 
 LOCK = ".lock"
+_PART = ".part"
 LOG = "log.txt"
+SEED = "seed-"
+"""How the folders of several seeds begin."""
 _LIBRARIES = ("torch", "torchvision", "torchaudio", "scikit-learn", "modbalance")
 
 
@@ -52,6 +55,16 @@ class RunFolder:
         return self.path / "last.pt"
 
     @property
+    def result(self) -> Path:
+        """What came out; there once the run is finished."""
+        return self.path / "result.json"
+
+    @property
+    def config(self) -> Path:
+        """Settings and versions."""
+        return self.path / "config.json"
+
+    @property
     def metrics(self) -> Path:
         """One row per epoch."""
         return self.path / "metrics.csv"
@@ -75,7 +88,7 @@ class RunFolder:
         Raises:
             RecipeError: If the folder holds another run, or this one and nobody said what to do with it.
         """
-        if not self.path.exists() or all(path.name in (LOCK, LOG) for path in self.path.iterdir()):
+        if not self._files():
             return False
         config = self._read("config.json")
         if config is None:
@@ -100,16 +113,28 @@ class RunFolder:
         return False
 
     def clear(self) -> None:
-        """Throw away what a run left in the folder; ``config.json`` goes last, so that a kill leaves a run's folder."""
-        if not (self.path / "config.json").exists():
+        """Throw away what a run left in the folder.
+
+        After a kill the rest is still a run's folder, as ``config.json`` goes last, and an unfinished one without a
+        state to go on from, as these go first. Folders of seeds are runs of their own and stay.
+        """
+        if not self.config.exists():
             return
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == "config.json"):
+        order = {self.result: 0, self.last: 1, self.config: 3}
+        for path in sorted(self._files(), key=lambda path: order.get(path, 2)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _files(self) -> list[Path]:
+        """Return what this run left: no files of the process at work, none that a kill left half written."""
+        if not self.path.exists():
+            return []
+        found = [path for path in self.path.iterdir() if path.name not in (LOCK, LOG)]
+        return [path for path in found if not path.name.endswith(_PART) and not _is_seed(path)]
 
     def claim(self, run_settings: Mapping[str, Any]) -> None:
         """Make the folder that of this run, unfinished."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "result.json").unlink(missing_ok=True)
+        self.result.unlink(missing_ok=True)
         config = {
             "recipe": self.recipe,
             "settings": self.settings,
@@ -126,6 +151,13 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(history)
         self._write(self.metrics.name, text.getvalue())
+
+    def epochs_done(self) -> int:
+        """Return how many epochs the run has behind it."""
+        if not self.metrics.is_file():
+            return 0
+        with self.metrics.open(newline="", encoding="utf-8") as file:
+            return sum(1 for _ in csv.DictReader(file))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Mark the run as finished."""
@@ -167,9 +199,13 @@ class RunFolder:
         write_text(self.path / name, text)
 
 
+def _is_seed(path: Path) -> bool:
+    return path.is_dir() and path.name.startswith(SEED)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -96,7 +96,7 @@ def _pictures(summary: Summary) -> str:
     return f"""<h2>Scores at the end</h2>
 <div class="scroll"><figure style="min-width: 44rem">{_svg(score_figure(summary))}</figure></div>
 <h2>While training</h2>
-<p class="notes">Lines are means over seeds, bands reach from the lowest to the highest.</p>
+<p class="notes">Lines are means over seeds; with few methods, bands reach from the lowest to the highest.</p>
 <div class="panels">
 {panels}
 </div>"""
@@ -117,11 +117,11 @@ def _svg(figure: Any) -> str:
 def _settings(configs: Mapping[str, Mapping[str, Any]]) -> str:
     if not configs:
         return ""
-    settings = [dict(config["settings"]) for config in configs.values()]
-    first = settings[0]
-    shared = {name: value for name, value in first.items() if all(each.get(name, ...) == value for each in settings)}
-    parts = [_details("Settings of all runs", shared), _details("Versions", next(iter(configs.values()))["versions"])]
-    for folder, own in zip(configs, settings, strict=True):
+    # Versions and devices of runs that an earlier call has finished may be others.
+    facts = [{**config["settings"], **config["run"], "versions": config["versions"]} for config in configs.values()]
+    shared = {name: value for name, value in facts[0].items() if all(each.get(name, ...) == value for each in facts)}
+    parts = [_details("Settings, device and versions of all runs", shared)]
+    for folder, own in zip(configs, facts, strict=True):
         parts.append(_details(folder, {name: value for name, value in own.items() if name not in shared}))
     return "\n".join(parts)
 

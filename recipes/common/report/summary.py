@@ -100,18 +100,22 @@ class Summary:
         values = list(line.scores(column.key).values())
         return spread(values) if values else None
 
+    @property
+    def baseline(self) -> Line | None:
+        """What the others are compared with, if it was trained."""
+        return next((line for line in self.lines if line.method == BASELINE), None)
+
     def gain(self, line: Line) -> Spread | None:
         """Summarize the paired differences of the headline to the baseline; None for the baseline itself."""
-        baseline = next((other for other in self.lines if other.method == BASELINE), None)
-        if baseline is None or line is baseline:
+        if self.baseline is None or line is self.baseline:
             return None
         key = self.columns[0].key
-        return paired(line.scores(key), baseline.scores(key))
+        return paired(line.scores(key), self.baseline.scores(key))
 
     def clear_winner(self) -> Line | None:
         """Return the method whose headline is best, if its interval overlaps with that of no other method.
 
-        Models of a single modality do not take part.
+        Models of a single modality do not take part, and a method of which runs failed does not win by the others.
         """
         column = self.columns[0]
         known = [
@@ -123,6 +127,8 @@ class Summary:
             return None
         sign = 1 if column.metric.higher_is_better else -1
         best, found = max(known, key=lambda pair: sign * pair[1].mean)
+        if best.failures:
+            return None
         return best if not any(found.overlaps(other) for line, other in known if line is not best) else None
 
 
@@ -162,7 +168,7 @@ def header(summary: Summary, columns: Sequence[Column]) -> list[str]:
     """Return the titles of `cells`."""
     titles = [column.title for column in columns]
     if summary.num_seeds > 1:
-        titles = ["seeds", *titles, f"vs {BASELINE} [95 % interval]"]
+        titles = ["seeds", *titles, f"vs {BASELINE}, paired [95 % interval]"]
     return ["method", *titles, "best epoch", "time/step", "passes", "memory"]
 
 
@@ -191,12 +197,14 @@ def _scores(summary: Summary, line: Line, columns: Sequence[Column], marks: Mark
 def _gain(summary: Summary, line: Line, marks: Marks) -> str:
     gain = summary.gain(line)
     if gain is None:
-        return "-"
+        return "no shared seed" if summary.baseline not in (None, line) and line.results else "-"
     metric = summary.columns[0].metric
     scale, digits = (100, 1) if metric.percent else (1, 3)
     text = f"{scale * gain.mean:+.{digits}f}"
-    if gain.low is not None and gain.high is not None:
-        text += f" [{scale * gain.low:+.{digits}f}, {scale * gain.high:+.{digits}f}]"
+    if gain.std is not None and gain.low is not None and gain.high is not None:
+        text += f" ± {scale * gain.std:.{digits}f} [{scale * gain.low:+.{digits}f}, {scale * gain.high:+.{digits}f}]"
+    if gain.count != summary.num_seeds:
+        text += f" (seeds: {gain.count})"
     return marks.escape(text)
 
 

@@ -27,12 +27,14 @@ _LATEX_SPECIAL = {"\\": r"\textbackslash{}", "±": r"$\pm$", **{c: rf"\{c}" for 
 LATEX = Marks(lambda text: rf"\textbf{{{text}}}", lambda text: "".join(_LATEX_SPECIAL.get(c, c) for c in text))
 
 COST_NOTE = (
-    "time/step: with loading of its data. passes: forward passes of the encoders per epoch, where 1 is once over the "
-    "training data. memory: peak, of the device on CUDA, else of the process."
+    "time/step: with loading of its data, without what a method does between epochs; runs that share a machine slow "
+    "each other. passes: forward passes of the encoders per epoch, those between epochs too, where 1 is once over the "
+    "training data. memory: peak since the last start, of the device on CUDA, else of the process."
 )
 SEEDS_NOTE = (
-    "mean ± standard deviation over seeds; difference of the first score to `none`, paired by seed, with the bootstrap "
-    "95 % interval of the mean (percentile, 10,000 resamples). Bold: best, and no interval overlaps with it."
+    "mean ± standard deviation over seeds; difference of the first score to `none`, paired by seed: mean ± standard "
+    "deviation, and the bootstrap 95 % interval of the mean (percentile, 10,000 resamples). Bold: best, none of its "
+    "runs failed, and no interval overlaps with its own."
 )
 
 

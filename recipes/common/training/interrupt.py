@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,20 +16,26 @@ class Interrupted(Exception):
     """Training stopped on request; everything needed to go on is on disk."""
 
 
+_SAME_REQUEST = 1.0
+"""Seconds in which further signals are the same request: a scheduler signals parents and children, parents children."""
+
+
 class StopRequest:
     """Whether somebody asked the run to stop. A second request stops at once."""
 
     def __init__(self) -> None:
         self.is_set = False
+        self._since = 0.0
 
     def __bool__(self) -> bool:
         return self.is_set
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first signal; on the second raise ``KeyboardInterrupt``."""
-        if self.is_set:
+        """Remember the first signal; on a second one, later than right after it, raise ``KeyboardInterrupt``."""
+        if not self.is_set:
+            self.is_set, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > _SAME_REQUEST:
             raise KeyboardInterrupt
-        self.is_set = True
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import gc
+from pathlib import Path
 
 import attrs
 import torch
@@ -90,8 +91,10 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` begin anew; the peak of a process cannot be reset."""
+    """Free what earlier runs left and let `peak_memory` begin anew; the peak of a process cannot be reset."""
+    gc.collect()  # models and their hooks refer to each other in circles
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
@@ -103,12 +106,16 @@ def peak_memory(device: torch.device, is_alone: bool) -> float | None:
 
 
 def _process_peak() -> float | None:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # What getrusage says of a child begins with the peak of its parent on Linux.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024.0 * float(line.split()[1])
     try:
         import resource
     except ImportError:  # not on Windows
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
 
 
 def describe_device(precision: Precision) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from common.errors import RecipeError
 from common.report.curves import Picture
-from common.report.folder import RunFolder, write_text
+from common.report.folder import SEED, RunFolder, write_text
 from common.report.results import Caption, Result, Run
 from common.report.tables import print_scores
 from common.report.view import View
@@ -26,8 +26,9 @@ from common.training.recipe import Data, Recipe
 from common.training.settings import choose_methods, identity
 from common.training.trainer import Trainer
 
+SKIPPED = "skipped.txt"
 _SHOWN = 10
-_RUN_SETTINGS = ("epochs", "workers", "device", "save_every")
+_RUN_SETTINGS = ("epochs", "workers", "jobs", "save_every")
 
 
 @attrs.frozen
@@ -65,7 +66,7 @@ class Session:
         """Return the folder of one run: ``OUTPUT/METHOD``, with several seeds ``OUTPUT/METHOD/seed-SEED``."""
         path = Path(self.args.output) / run.folder
         if self.args.seeds is not None:
-            path /= f"seed-{run.seed}"
+            path /= f"{SEED}{run.seed}"
         return RunFolder(path, self.recipe.name, identity(self.args, run.method, options))
 
     def say(self, *lines: str) -> None:
@@ -82,7 +83,7 @@ def open_session(recipe: Recipe, args: argparse.Namespace, console: Console, ran
     lines = [recipe.title]
     if data.generated:
         lines.append("GENERATED DATA: no --data-root given; a small made-up set shows that everything works.")
-    lines += [*data.summary, *_report_skipped(data, args, ranks), f"device: {describe_device(precision)}"]
+    lines += [*data.summary, *_skipped(data, args), f"device: {describe_device(precision)}"]
     if not ranks.is_alone:
         lines.append(f"processes: {ranks.size}, with {args.batch_size // ranks.size} samples of each batch")
     args.methods, left_out = choose_methods(args.methods, _excluded(data, args))
@@ -100,8 +101,8 @@ def _check_splits(data: Data, args: argparse.Namespace) -> None:
             )
 
 
-def _report_skipped(data: Data, args: argparse.Namespace, ranks: Ranks) -> list[str]:
-    """Write the list of what is absent or unreadable, and say where it is."""
+def _skipped(data: Data, args: argparse.Namespace) -> list[str]:
+    """Say how much is absent or unreadable, and where `write_skipped` lists it."""
     if not data.skipped:
         return []
     if args.strict:
@@ -110,11 +111,14 @@ def _report_skipped(data: Data, args: argparse.Namespace, ranks: Ranks) -> list[
             f"Expected every listed sample, as --strict says. Found {len(data.skipped):,} absent or unreadable:\n  "
             f"{shown}\nFix: complete the data, or leave --strict out."
         )
-    path = Path(args.output) / "skipped.txt"
-    if ranks.is_first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "\n".join(data.skipped) + "\n")
-    return [f"{len(data.skipped):,} listed samples are absent or unreadable and left out; their list: {path}"]
+    where = "" if args.eval is not None else f"; their list: {Path(args.output) / SKIPPED}"
+    return [f"{len(data.skipped):,} listed samples are absent or unreadable and left out{where}"]
+
+
+def write_skipped(session: Session) -> None:
+    """List what is absent or unreadable in the output folder."""
+    if session.data.skipped:
+        write_text(Path(session.args.output) / SKIPPED, "\n".join(session.data.skipped) + "\n")
 
 
 def _excluded(data: Data, args: argparse.Namespace) -> dict[str, str]:
@@ -135,7 +139,9 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
         session.say(f"{method}: {folder.path} is finished; nothing to train.")
         return finished
     resumed = ranks.on_first(lambda: _saved_state(session, folder))
-    ranks.on_first(lambda: folder.claim({name: getattr(args, name) for name in _RUN_SETTINGS}))
+    own = {name: getattr(args, name) for name in _RUN_SETTINGS}
+    ranks.on_first(lambda: folder.claim({**own, "device": describe_device(session.precision)}))
+    reset_peak_memory(session.precision.device)
     job = build_job(session.recipe, args, session.data, session.precision, method, options, ranks)
     trainer = Trainer(job, folder, view)
     session.say(_description(job))
@@ -143,7 +149,6 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
         trainer.restore(resumed)
         session.say(f"going on at epoch {trainer.epoch + 1}, step {trainer.step_in_epoch + 1}")
     with stop_on_signal() as stop:
-        reset_peak_memory(session.precision.device)
         trainer.fit(stop)
         memory = peak_memory(session.precision.device, session.is_alone)
     result = ranks.on_first(lambda: _finish(trainer, memory))
@@ -162,13 +167,22 @@ def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
     if not folder.last.exists():
         return None
     state = checkpoint.load(folder.last)
-    done, wanted = len(state["history"]), session.args.epochs
+    check_epochs(folder, session.args.epochs)
+    return state
+
+
+def check_epochs(folder: RunFolder, wanted: int) -> None:
+    """Refuse to go on with a run that has more epochs than are wanted now.
+
+    Raises:
+        RecipeError: If it has.
+    """
+    done = folder.epochs_done()
     if done > wanted:
         raise RecipeError(
             f"Expected at most {wanted} epochs in {folder.path}, as `--epochs` says. Found {done}. "
             f"Fix: --epochs {done}, or another `--output`."
         )
-    return state
 
 
 def _finish(trainer: Trainer, memory: float | None) -> Result:

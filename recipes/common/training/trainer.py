@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from common.errors import message
 from common.report.events import EventLog
 from common.report.folder import RunFolder
 from common.report.view import View
@@ -29,7 +30,7 @@ class RunFailed(Exception):
 
 def reason(error: BaseException) -> str:
     """Return why a run failed, in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = message(error).splitlines() or [type(error).__name__]
     return f"out of memory: {lines[0]}" if isinstance(error, MemoryError | torch.OutOfMemoryError) else lines[0]
 
 
