@@ -152,15 +152,6 @@ def test_two_streams_from_the_cache_are_those_from_the_files(tmp_path: Path, tra
     assert all(torch.equal(x, y) for x, y in zip(on_device, batch(dataset, keys), strict=True))
 
 
-def test_a_modality_that_cannot_be_kept_is_read_from_its_files(root: Path) -> None:
-    sources = sources_of(root)
-    plain = (Source(*[getattr(sources[0], name) for name in ("modality", "what", "where", "find", "read", "check")]),)
-    dataset = cached(root, (*plain, sources[1]))
-    assert_same_samples(dataset, SampleDataset(parts_of(sources).train, sources, training=True, seed=0))
-    assert not list((root.parent / "cache").glob("audio-*"))
-    assert batch(dataset, [(0, 0), (0, 1)])[0].shape == (2, 1, 17, 26)
-
-
 def batch(dataset: CachedDataset, keys: list[tuple[int, int]]) -> list[Any]:
     return dataset.finish_batch(dataset.__getitems__(keys))
 

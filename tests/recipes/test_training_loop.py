@@ -30,7 +30,7 @@ def _trainer(folder: Path, *flags: str, method: str = "none", **options: object)
     job = build_job(RECIPE, args, RECIPE.load(args), set_up(args), method, options)
     run_folder = RunFolder(folder, "tiny", {})
     run_folder.claim({})
-    return Trainer(job, run_folder, PlainView(Console(quiet=True), Columns(job.modalities, "val", job.task)))
+    return Trainer(job, run_folder, PlainView(Console(quiet=True), Columns(job.evaluator.modalities, "val", job.task)))
 
 
 def _plain_loop(epochs: int) -> Mapping[str, Tensor]:

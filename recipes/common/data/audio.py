@@ -250,21 +250,14 @@ class WindowSpectrogram:
         """Return the spectrogram of a window, float32 of shape (1, n_fft // 2 + 1, columns)."""
         return self.of_batch(self.cut(read_waveform(path, self.rate), path, seed)[None])[0].contiguous()
 
-    def transform(self, waveform: Tensor, *, seed: int | None = None) -> Tensor:
-        """Return the spectrogram of a window, drawn by `seed` or in the centre, of a waveform (samples,)."""
-        return self.of_batch(self._window(waveform, seed)[None])[0].contiguous()
-
     def of_batch(self, waveforms: Tensor) -> Tensor:
         """Return the spectrograms of windows (B, samples), as `Spectrogram.of_batch`."""
         return self._spectrogram.of_batch(waveforms)
 
     def cut(self, waveform: Tensor, path: Path, seed: int | None) -> Tensor:
-        """Return what is transformed of a waveform (n,) of any number format: (samples,)."""
+        """Return the window of a waveform (n,) of any number format: (samples,)."""
         if seed is None and self.crop == "random":
             seed = derived_seed(self.seed, zlib.crc32(path.name.encode()))
-        return self._window(waveform, seed)
-
-    def _window(self, waveform: Tensor, seed: int | None) -> Tensor:
         size = self._spectrogram.samples
         tiled = repeated(waveform, 2 * size)
         start = size // 2

@@ -37,10 +37,10 @@ def wav_source(folder: Path, read: Callable[[Path], Tensor]) -> Source:
     return Source("audio", "wav file", str(folder), find, read_it, read_waveform, compact)
 
 
-def frames_source(folder: Path, frames: Frames, modality: str = "visual") -> Source:
+def frames_source(folder: Path, frames: Frames) -> Source:
     """Return the source of the numbered jpg files in `folder/<name>/`."""
     find, compact = partial(_find_frames, folder), partial(compact_frames, frames, "segments")
-    return Source(modality, "frames", str(folder), find, frames, _check_images, compact)
+    return Source("visual", "frames", str(folder), find, frames, _check_images, compact)
 
 
 def existing(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:

@@ -5,12 +5,11 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from common.arguments import positive_int
 from common.data.cache import Cache, entries_of, open_cache
@@ -62,11 +61,11 @@ def feed(args: argparse.Namespace, root: Path, parts: Parts, sources: Sequence[S
     samples = (*parts.train, *parts.val, *parts.test)
     workers = args.cache_workers or os.cpu_count() or 1
     short_side = args.cache_size or CACHE_SIZE
-    ways = tuple(
-        _way(folder, source, [(sample, sample.media[index]) for sample in samples], short_side, workers)
+    kept = tuple(
+        _kept(folder, source, [(sample, sample.media[index]) for sample in samples], short_side, workers)
         for index, source in enumerate(sources)
     )
-    return partial(CachedDataset, ways=ways, seed=args.seed)
+    return partial(CachedDataset, kept=kept, seed=args.seed)
 
 
 def beside(root: Path) -> Path:
@@ -75,31 +74,12 @@ def beside(root: Path) -> Path:
     return root.with_name(f"{root.name}-cache")
 
 
-class Way(Protocol):
-    """How the tensors of one modality come about; see `Compact`."""
-
-    def find(self, sample: Sample) -> Any:
-        """Return where a sample is."""
-
-    def pick(self, place: Any, media: Any, seed: int | None) -> Any:
-        """Return what the batch needs of a sample."""
-
-    def finish(self, picked: Sequence[Any]) -> Any:
-        """Return the tensor of a batch."""
-
-    def pack(self, picked: Sequence[Any]) -> Any:
-        """Return what is sent to the device."""
-
-    def finish_packed(self, packed: Any) -> Any:
-        """Return the tensor of a batch on the device."""
-
-
 @attrs.frozen
-class CachedWay:
-    """From the cache.
+class Kept:
+    """What the cache holds of one modality.
 
     Attributes:
-        compact: Of this modality.
+        compact: Makes tensors of it.
         cache: What is decoded.
         places: Where samples are in the cache.
     """
@@ -107,52 +87,6 @@ class CachedWay:
     compact: Compact
     cache: Cache
     places: dict[Sample, tuple[int, int]]
-
-    def find(self, sample: Sample) -> tuple[int, int]:
-        """Return its place in the cache."""
-        return self.places[sample]
-
-    def pick(self, place: tuple[int, int], media: Any, seed: int | None) -> Any:
-        """Return what the batch needs of a sample."""
-        return self.compact.pick(self.cache[place], media, seed)
-
-    def finish(self, picked: Sequence[Any]) -> Any:
-        """Return the tensor of a batch."""
-        return self.compact.finish(picked)
-
-    def pack(self, picked: Sequence[Any]) -> Any:
-        """Return what is sent to the device."""
-        return self.compact.pack(picked)
-
-    def finish_packed(self, packed: Any) -> Any:
-        """Return the tensor of a batch on the device."""
-        return self.compact.finish_packed(tuple(packed))
-
-
-@attrs.frozen
-class PlainWay:
-    """From the files: a modality that cannot be kept."""
-
-    source: Source
-
-    def find(self, sample: Sample) -> None:
-        """Say nothing: the media of a sample tell it."""
-
-    def pick(self, place: None, media: Any, seed: int | None) -> Any:
-        """Return the tensors of a sample."""
-        return self.source.read(media, seed=seed)
-
-    def finish(self, picked: Sequence[Any]) -> Any:
-        """Return the tensors of a batch."""
-        return default_collate(list(picked))
-
-    def pack(self, picked: Sequence[Any]) -> Any:
-        """Return the tensors of a batch."""
-        return default_collate(list(picked))
-
-    def finish_packed(self, packed: Any) -> Any:
-        """Return them as they are."""
-        return packed
 
 
 @attrs.frozen
@@ -171,15 +105,15 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
 
     Args:
         samples: The samples.
-        ways: One per modality.
+        kept: Of each modality.
         training: Whether to augment.
         seed: Of the augmentation.
     """
 
-    def __init__(self, samples: Sequence[Sample], ways: Sequence[Way], *, training: bool, seed: int) -> None:
-        self.samples, self.ways = tuple(samples), tuple(ways)
+    def __init__(self, samples: Sequence[Sample], kept: Sequence[Kept], *, training: bool, seed: int) -> None:
+        self.samples, self.kept = tuple(samples), tuple(kept)
         self.training, self.seed = training, seed
-        self.places = [[way.find(sample) for sample in self.samples] for way in self.ways]
+        self.places = [[each.places[sample] for sample in self.samples] for each in self.kept]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -187,7 +121,7 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
     def __getitem__(self, key: Key) -> tuple[Any, ...]:
         """Return one tensor per modality and the label of one sample."""
         *tensors, labels = self.finish_batch(self.__getitems__([key]))
-        return (*(_first(tensor) for tensor in tensors), int(labels[0]))
+        return (*(tensor[0] for tensor in tensors), int(labels[0]))
 
     def __getitems__(self, keys: Sequence[Key]) -> Picked:
         """Choose what a batch needs."""
@@ -195,40 +129,35 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
         seeds = [derived_seed(self.seed, *key) if self.training else None for key in keys]
         modalities = tuple(
             [
-                way.pick(self.places[number][index], self.samples[index].media[number], seed)
+                each.compact.pick(each.cache[self.places[number][index]], self.samples[index].media[number], seed)
                 for index, seed in zip(indices, seeds, strict=True)
             ]
-            for number, way in enumerate(self.ways)
+            for number, each in enumerate(self.kept)
         )
         return Picked(modalities, [self.samples[index].label for index in indices])
 
     def finish_batch(self, batch: Any) -> list[Any]:
         """Return the tensors of a batch, which `__getitems__` has picked, and its labels."""
         with one_thread():
-            tensors = [way.finish(picked) for way, picked in zip(self.ways, batch.modalities, strict=True)]
+            tensors = [each.compact.finish(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
         return [*tensors, torch.tensor(batch.labels)]
 
     def pack_batch(self, batch: Any) -> list[Any]:
         """Return what of a picked batch is sent to the device: bytes and 16-bit samples instead of float32."""
-        packed = [way.pack(picked) for way, picked in zip(self.ways, batch.modalities, strict=True)]
+        packed = [each.compact.pack(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
         return [*packed, torch.tensor(batch.labels)]
 
     def finish_packed(self, batch: Sequence[Any]) -> list[Any]:
         """Return the tensors of a batch that `pack_batch` has made, and its labels, on the device of the batch."""
         *packed, labels = batch
-        return [*(way.finish_packed(each) for way, each in zip(self.ways, packed, strict=True)), labels]
+        tensors = [each.compact.finish_packed(tuple(sent)) for each, sent in zip(self.kept, packed, strict=True)]
+        return [*tensors, labels]
 
 
-def _way(folder: Path, source: Source, samples: Sequence[tuple[Sample, Any]], short_side: int, workers: int) -> Way:
-    if source.compact is None:
-        return PlainWay(source)
+def _kept(folder: Path, source: Source, samples: Sequence[tuple[Sample, Any]], short_side: int, workers: int) -> Kept:
+    assert source.compact is not None, f"{source.modality} cannot be kept"
     compact = source.compact(short_side)
     entries = entries_of([(sample.name, media) for sample, media in samples], compact)
     cache = open_cache(folder, source.modality, compact, entries, workers=workers)
     places = {sample: cache.find(entry) for (sample, _), entry in zip(samples, entries, strict=True)}
-    return CachedWay(compact, cache, places)
-
-
-def _first(batch: Any) -> Any:
-    """Return the first sample of a batch of one, or several, tensors."""
-    return batch[0] if isinstance(batch, Tensor) else [_first(each) for each in batch]
+    return Kept(compact, cache, places)

@@ -1,13 +1,12 @@
 """Samples that are in memory, such as features of a packed file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.data.sampler import Key
-from common.data.seeding import derived_seed
 from common.errors import RecipeError
 
 
@@ -17,20 +16,9 @@ class TensorSet(Dataset[tuple[Any, ...]]):
     Args:
         inputs: For each modality its values by sample: a tensor (N, ...), a memory-mapped array or a sequence.
         targets: Targets by sample, N of them.
-        transform: From the inputs of a sample and a seed (None: evaluation) to what the model gets.
-        training: Whether `transform` gets a seed, a function of (seed, epoch, index).
-        seed: See `training`.
     """
 
-    def __init__(
-        self,
-        inputs: Sequence[Sequence[Any] | Tensor],
-        targets: Sequence[Any] | Tensor,
-        transform: Callable[[tuple[Any, ...], int | None], tuple[Any, ...]] | None = None,
-        *,
-        training: bool = False,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, inputs: Sequence[Sequence[Any] | Tensor], targets: Sequence[Any] | Tensor) -> None:
         sizes = [len(values) for values in (*inputs, targets)]
         if len(set(sizes)) > 1:
             raise RecipeError(
@@ -38,16 +26,11 @@ class TensorSet(Dataset[tuple[Any, ...]]):
                 "Fix: take a file in which every sample is complete."
             )
         self.inputs, self.targets = tuple(inputs), targets
-        self.transform = transform
-        self.training, self.seed = training, seed
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, key: Key) -> tuple[Any, ...]:
-        """Return one value per modality and the target of the sample `key[1]` as it looks in epoch `key[0]`."""
-        epoch, index = key
-        inputs = tuple(values[index] for values in self.inputs)
-        if self.transform is not None:
-            inputs = self.transform(inputs, derived_seed(self.seed, epoch, index) if self.training else None)
-        return (*inputs, self.targets[index])
+        """Return one value per modality and the target of the sample `key[1]`, the same in every epoch."""
+        _, index = key
+        return (*(values[index] for values in self.inputs), self.targets[index])

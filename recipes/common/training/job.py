@@ -79,11 +79,6 @@ class Job:
         """What is trained and measured."""
         return self.evaluator.task
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Names of the modalities in fusion order."""
-        return self.evaluator.modalities
-
 
 def build_job(
     recipe: Recipe,

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from common.training.tasks import Metric, Task
 
+SMOOTH = 0.01
+"""Added to the denominator of the Dice term of the loss."""
+
 Regions = Mapping[str, Sequence[int]]
 
 
@@ -17,20 +20,17 @@ class CrossEntropyDiceLoss(nn.Module):
     """Half weighted cross-entropy, half 1 - Dice of the probabilities of all classes but 0.
 
     The Dice coefficient is one number per batch: intersections and sizes are summed over samples, classes and pixels,
-    2 I / (P + T + smooth). That is the loss of the CGGM code for BraTS.
+    2 I / (P + T + 0.01). That is the loss of the CGGM code for BraTS.
 
     Args:
         weights: Of the C classes, for the cross-entropy.
-        smooth: Added to the denominator.
-        alpha: Share of the Dice term, in [0, 1].
     """
 
     weights: Tensor
 
-    def __init__(self, weights: Sequence[float], smooth: float = 0.01, alpha: float = 0.5) -> None:
+    def __init__(self, weights: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("weights", torch.tensor(weights))
-        self.smooth, self.alpha = smooth, alpha
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits (B, C, H, W) and class indices (B, H, W) to a scalar."""
@@ -40,9 +40,9 @@ class CrossEntropyDiceLoss(nn.Module):
         right = probability.gather(1, target.unsqueeze(1)).squeeze(1)
         is_foreground = target > 0
         intersection = (right * is_foreground).sum()
-        dice = 2 * intersection / ((1 - probability[:, 0]).sum() + is_foreground.sum() + self.smooth)
+        dice = 2 * intersection / ((1 - probability[:, 0]).sum() + is_foreground.sum() + SMOOTH)
         cross_entropy = F.cross_entropy(logits, target, self.weights)
-        return (1 - self.alpha) * cross_entropy + self.alpha * (1 - dice)
+        return 0.5 * cross_entropy + 0.5 * (1 - dice)
 
 
 class VolumeDice:
@@ -86,9 +86,7 @@ class VolumeDice:
         return {"dice": means.mean().item(), **dict(zip(self.regions, means.tolist(), strict=True))}
 
 
-def segmentation(
-    regions: Regions, titles: Mapping[str, str], *, depth: int, weights: Sequence[float], smooth: float = 1e-3
-) -> Task:
+def segmentation(regions: Regions, titles: Mapping[str, str], *, depth: int, weights: Sequence[float]) -> Task:
     """Return the task of labelling pixels: logits (B, C, H, W), class indices (B, H, W).
 
     The headline is the mean Dice coefficient of the regions. Methods score a modality by the softmax probability of
@@ -99,7 +97,6 @@ def segmentation(
         titles: Their names for people, by key.
         depth: Slices per volume, in the order of the evaluation sets.
         weights: Of the classes, for the cross-entropy.
-        smooth: Of the coefficients, in voxels.
     """
     metrics = (Metric("dice", "mean Dice"), *(Metric(key, titles[key]) for key in regions))
-    return Task(metrics, lambda: CrossEntropyDiceLoss(weights), lambda: VolumeDice(regions, depth, smooth))
+    return Task(metrics, lambda: CrossEntropyDiceLoss(weights), lambda: VolumeDice(regions, depth))

@@ -71,9 +71,7 @@ def sentiment_regression(
     )
 
 
-def sentiment_binary(
-    zero: str = "positive", weights: Tensor | None = None, loss: Callable[..., nn.Module] = nn.CrossEntropyLoss
-) -> Task:
+def sentiment_binary(zero: str = "positive", loss: Callable[[], nn.Module] = nn.CrossEntropyLoss) -> Task:
     """Return the task of telling negative from positive sentiment: logits (B, 2), class indices (B,).
 
     Targets come from `binary_labels`: two classes are trained and judged in one convention, since a neutral segment
@@ -81,17 +79,14 @@ def sentiment_binary(
 
     Args:
         zero: One of ``ZEROS``: the convention of the targets, for titles.
-        weights: Weights of the classes in the loss, (2,).
-        loss: Makes the training criterion; called with ``weight=``.
+        loss: Makes the training criterion.
 
     Raises:
         ValueError: If `zero` is none of the possible values.
     """
     _check("zero", zero, ZEROS)
     accuracy = Metric("accuracy", _ACC2[zero].title)
-    return Task(
-        (accuracy, *BINARY[1:]), lambda: loss(weight=weights), lambda: CollectingMeter(binary_metrics), chance=1 / 2
-    )
+    return Task((accuracy, *BINARY[1:]), loss, lambda: CollectingMeter(binary_metrics), chance=1 / 2)
 
 
 def binary_labels(sentiment: Tensor, zero: str) -> tuple[Tensor, Tensor]:
