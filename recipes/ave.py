@@ -38,12 +38,12 @@ from common.data.events import (
     find_event_folders,
     prepare_events,
 )
-from common.data.feed import add_feed_arguments, feed
+from common.data.feed import add_feed_arguments
 from common.data.frames import Frames
 from common.data.generate import generated_folder
 from common.data.made_up_events import MadeUpEvents, MadeUpFeatures
-from common.data.media import Reader
 from common.data.prepare import prepare_parser, verify
+from common.data.samples import open_samples
 from common.data.segment_features import SegmentFeatures, read_segment_features
 from common.data.tensors import TensorSet
 from common.models.clips import audio_visual_net
@@ -96,18 +96,8 @@ def load(args: argparse.Namespace) -> Data:
         event_audio_source(folders.audio, event_front_end(args)),
         event_frames_source(folders.frames, Frames(args.frames, args.image_size), args.frame_choice),
     )
-    parts = Reader(CLASSES, sources, args.min_found, args.skip_bad).read(split)
-    dataset = feed(args, root, parts, sources)
-    return Data(
-        train=dataset(parts.train, training=True),
-        val=dataset(parts.val, training=False),
-        test=dataset(parts.test, training=False),
-        classes=CLASSES,
-        modalities=("audio", "visual"),
-        generated=args.data_root is None,
-        summary=(f"data: {folders.audio}, {folders.frames}", f"split: {origin}", *parts.summary),
-        skipped=parts.skipped,
-    )
+    lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
+    return open_samples(args, root, CLASSES, split, sources, lines)
 
 
 def generated_root() -> Path:

@@ -24,13 +24,13 @@ from torch import nn
 
 from common.data.audio import Spectrogram
 from common.data.audiovisual import MadeUpClips, frames_source, wav_source
-from common.data.feed import add_feed_arguments, feed
+from common.data.feed import add_feed_arguments
 from common.data.frames import Frames
 from common.data.generate import generated_folder
 from common.data.layout import Folders, Layout
 from common.data.lists import Row
-from common.data.media import Reader
 from common.data.prepare import prepare_parser, verify
+from common.data.samples import open_samples
 from common.data.splits import Split, hold_out, listed_split, random_split, speaker_split
 from common.data.video import VideoJob, find_videos, prepare_videos
 from common.models.clips import audio_visual_net
@@ -84,18 +84,8 @@ def load(args: argparse.Namespace) -> Data:
         wav_source(folders.audio, Spectrogram(args.audio_rate, args.audio_seconds, args.n_fft, args.hop)),
         frames_source(folders.frames, Frames(args.frames, args.image_size)),
     )
-    parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
-    dataset = feed(args, root, parts, sources)
-    return Data(
-        train=dataset(parts.train, training=True),
-        val=dataset(parts.val, training=False),
-        test=dataset(parts.test, training=False),
-        classes=classes,
-        modalities=("audio", "visual"),
-        generated=args.data_root is None,
-        summary=(f"data: {folders.audio}, {folders.frames}", f"split: {origin}", *parts.summary),
-        skipped=parts.skipped,
-    )
+    lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
+    return open_samples(args, root, classes, split, sources, lines)
 
 
 def choose_split(args: argparse.Namespace, folders: Folders, classes: tuple[str, ...]) -> tuple[Split, str]:

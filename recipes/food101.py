@@ -20,7 +20,6 @@ BalanceBenchmark, and `--protocol benchmark` does what that code does.
 import argparse
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ from common.data.encode import encode_main
 from common.data.frozen import KEEP
 from common.data.generate import generated_folder
 from common.data.imagetext import PictureTransform, feature_sources, picture_source, token_source
-from common.data.media import Reader, SampleDataset, Source
+from common.data.media import Source
+from common.data.samples import open_samples
 from common.data.titles import FORMATS, read_titles, split_titles
 from common.errors import RecipeError
 from common.models.fusion import describe
@@ -113,19 +113,9 @@ def load(args: argparse.Namespace) -> Data:
     lists = read_titles(root, classes, args.lists)
     split, origin = split_titles(lists, args.val_share, args.split_seed, validation=args.validation)
     sources = frozen_sources(args, root) if args.train == "frozen" else end_to_end_sources(args, root)
-    parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
-    dataset = partial(SampleDataset, sources=sources, seed=args.seed)
     places = tuple(f"{source.modality}: {source.where}" for source in sources)
-    return Data(
-        train=dataset(parts.train, training=True),
-        val=dataset(parts.val, training=False),
-        test=dataset(parts.test, training=False),
-        classes=classes,
-        modalities=MODALITIES,
-        generated=is_generated,
-        summary=(f"data: {root}, {lists.kind} lists", *lists.notes, f"split: {origin}", *places, *parts.summary),
-        skipped=parts.skipped,
-    )
+    lines = (f"data: {root}, {lists.kind} lists", *lists.notes, f"split: {origin}", *places)
+    return open_samples(args, root, classes, split, sources, lines)
 
 
 def frozen_sources(args: argparse.Namespace, root: Path) -> tuple[Source, ...]:

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from torch import nn
 
 from common.arguments import positive_int, share_float
 from common.data.generate import generated_folder
-from common.data.media import Reader, SampleDataset
 from common.data.mmin import MadeUpUtterances, find_root, read_split, sources
+from common.data.samples import open_samples
 from common.data.splits import Split
 from common.models.fusion import describe
 from common.models.msa import Dropouts, MSANet
@@ -63,18 +62,7 @@ def load(args: argparse.Namespace) -> Data:
     notes = (f"data: {root}", f"split: fold {args.fold}", *check_sizes(split))
     split = split if args.validation else split.without_validation()
     read = sources(root, args.fold, {modality: getattr(args, f"{modality}_length") for modality in MODALITIES})
-    parts = Reader(CLASSES, read, args.min_found, args.skip_bad).read(split)
-    dataset = partial(SampleDataset, sources=read, seed=args.seed)
-    return Data(
-        train=dataset(parts.train, training=True),
-        val=dataset(parts.val, training=False),
-        test=dataset(parts.test, training=False),
-        classes=CLASSES,
-        modalities=MODALITIES,
-        generated=args.data_root is None,
-        summary=(*notes, *parts.summary),
-        skipped=parts.skipped,
-    )
+    return open_samples(args, root, CLASSES, split, read, notes)
 
 
 def check_sizes(split: Split) -> tuple[str, ...]:

@@ -24,12 +24,12 @@ from typing import Any
 from torch import nn
 
 from common.arguments import positive_int, seed_int, share_float
-from common.data.feed import add_feed_arguments, feed
+from common.data.feed import add_feed_arguments
 from common.data.generate import generated_folder
-from common.data.media import Reader
 from common.data.motion import MadeUpMotion
 from common.data.optical_flow import FLOW_METHODS, optical_flow, write_two_streams
 from common.data.prepare import Item, prepare_parser, run_prepare, verify
+from common.data.samples import open_samples
 from common.data.two_stream import FLIPS, TwoStreams, two_stream_sources
 from common.data.ucf import CLASS_LIST, VIDEOS, find_folders, read_classes, read_split
 from common.data.video import find_videos
@@ -63,18 +63,8 @@ def load(args: argparse.Namespace) -> Data:
     split, origin = read_split(folders.lists, classes, args.fold, args.split_seed, validation=args.validation)
     streams = TwoStreams(args.frames, args.image_size, args.flip)
     sources = two_stream_sources(folders.rgb, folders.right, folders.down, streams)
-    parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
-    dataset = feed(args, root, parts, sources)
-    return Data(
-        train=dataset(parts.train, training=True),
-        val=dataset(parts.val, training=False),
-        test=dataset(parts.test, training=False),
-        classes=classes,
-        modalities=("rgb", "flow"),
-        generated=args.data_root is None,
-        summary=(f"data: {folders.rgb}, {folders.right}, {folders.down}", f"split: {origin}", *parts.summary),
-        skipped=parts.skipped,
-    )
+    lines = (f"data: {folders.rgb}, {folders.right}, {folders.down}", f"split: {origin}")
+    return open_samples(args, root, classes, split, sources, lines)
 
 
 def prepare_main(arguments: list[str]) -> int:

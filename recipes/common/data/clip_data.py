@@ -11,10 +11,9 @@ import attrs
 from common.arguments import positive_int, seed_int, share_float
 from common.data.audio import AUDIO_DEFAULTS, FrontEnd, StoredSpectrogram, add_audio_arguments, front_end
 from common.data.audiovisual import FRAME_CHOICES, audio_source, clip_frames_source, existing, index_files, listed
-from common.data.feed import feed
 from common.data.frames import Frames
 from common.data.layout import listing
-from common.data.media import Reader
+from common.data.samples import open_samples
 from common.data.splits import Split, hold_out
 from common.data.video import VideoJob
 from common.data.youtube import clip_key
@@ -164,18 +163,7 @@ def open_clips(
             folders.frames, Frames(args.frames, args.image_size), key=clip_key, choice=args.frame_choice
         ),
     )
-    parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
-    dataset = feed(args, root, parts, sources)
-    return Data(
-        train=dataset(parts.train, training=True),
-        val=dataset(parts.val, training=False),
-        test=dataset(parts.test, training=False),
-        classes=classes,
-        modalities=("audio", "visual"),
-        generated=args.data_root is None,
-        summary=(*lines, *parts.summary),
-        skipped=parts.skipped,
-    )
+    return open_samples(args, root, classes, split, sources, lines)
 
 
 def check_kind(folders: Sequence[Path], read: FrontEnd) -> None:

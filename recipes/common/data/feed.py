@@ -47,7 +47,7 @@ def feed(args: argparse.Namespace, root: Path, parts: Parts, sources: Sequence[S
     """Return what opens the samples of one part: `opened(samples, training=...)`.
 
     Args:
-        args: With the flags of `add_feed_arguments`.
+        args: With the flags of `add_feed_arguments`, or without any.
         root: Of the data.
         parts: All samples; a cache keeps them whatever part they are in.
         sources: One per modality.
@@ -55,7 +55,7 @@ def feed(args: argparse.Namespace, root: Path, parts: Parts, sources: Sequence[S
     Raises:
         RecipeError: If the cache cannot be built or read.
     """
-    if args.cache is None:
+    if getattr(args, "cache", None) is None:
         return partial(SampleDataset, sources=sources, seed=args.seed)
     folder = beside(root) if args.cache == AUTO else Path(args.cache)
     samples = (*parts.train, *parts.val, *parts.test)
