@@ -27,12 +27,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.arguments import non_negative_float, positive_float, positive_int, seed_int, share_float
-from common.data.audiovisual import FRAME_CHOICES
+from common.data.audiovisual import FRAME_CHOICES, frames_source
 from common.data.clip_data import add_short_side, balance
 from common.data.events import (
     FRONT_ENDS,
     event_audio_source,
-    event_frames_source,
     event_front_end,
     event_split,
     find_event_folders,
@@ -94,7 +93,7 @@ def load(args: argparse.Namespace) -> Data:
         split, origin = split.without_validation(), f"{origin}; validation added to train"
     sources = (
         event_audio_source(folders.audio, event_front_end(args)),
-        event_frames_source(folders.frames, Frames(args.frames, args.image_size), args.frame_choice),
+        frames_source([folders.frames], Frames(args.frames, args.image_size), choice=args.frame_choice),
     )
     lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
     return open_samples(args, root, CLASSES, split, sources, lines)

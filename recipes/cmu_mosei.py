@@ -37,6 +37,7 @@ from common.models.sequence import STEPS, TransformerEncoder
 from common.training import Data, Recipe, main
 from common.training.sentiment import (
     CLASSES,
+    NOT_FOR_REGRESSION,
     SEVEN,
     ZEROS,
     binary_labels,
@@ -151,14 +152,10 @@ def excluded(args: argparse.Namespace) -> dict[str, str]:
     """Say which methods do not apply to `--task`."""
     if args.task != "regression":
         return {}
-    reasons = {
-        "mslr": "its learning rates follow the accuracy of each modality, and a regression has errors instead",
-        "relearning": "it compares clusters of features with classes, and sentiment is a number",
-        "cggm": "its probes are judged by their accuracy; in a regression add --option cggm.metric=sign",
-    }
     if {"metric=sign", "cggm.metric=sign"} & set(args.option):
-        del reasons["cggm"]
-    return reasons
+        return NOT_FOR_REGRESSION
+    cggm = "its probes are judged by their accuracy; in a regression add --option cggm.metric=sign"
+    return {**NOT_FOR_REGRESSION, "cggm": cggm}
 
 
 def generated_root() -> Path:

@@ -30,7 +30,7 @@ from common.models.fusion import ConcatFusion, LateFusionNet, describe
 from common.models.msa import MSANet
 from common.models.sequence import GRUEncoder, TransformerEncoder
 from common.training import Data, Recipe, main
-from common.training.sentiment import REGRESSION, sentiment_regression
+from common.training.sentiment import NOT_FOR_REGRESSION, REGRESSION, sentiment_regression
 
 HEADLINES = ("mae", *(metric.key for metric in REGRESSION if metric.key != "mae"))
 WIDTHS = {
@@ -42,10 +42,6 @@ HIDDEN = {"gru": 870, "transformer": 256}
 """Of its heads."""
 MADE_UP = MadeUpSequences()
 GENERATED = PackedFile("mosi_data.pkl", MADE_UP.shapes)
-EXCLUDED = {
-    "mslr": "its learning rates follow the accuracy of each modality, and a regression has errors instead",
-    "relearning": "it compares clusters of features with classes, and sentiment is a number",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +74,7 @@ def load(args: argparse.Namespace) -> Data:
         generated=args.data_root is None,
         summary=notes if args.validation else (*notes, "validation segments are for training too"),
         task=sentiment_regression(zero="negative", headline=args.headline),
-        excluded=EXCLUDED,
+        excluded=NOT_FOR_REGRESSION,
         skipped=tuple(f"{name}: {id_}: no text" for name, part in splits.items() for id_ in part.dropped),
     )
 

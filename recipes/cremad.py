@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from common.data.audio import Spectrogram
-from common.data.audiovisual import MadeUpClips, frames_source, wav_source
+from common.data.audiovisual import MadeUpClips, audio_source, frames_source
 from common.data.feed import add_feed_arguments
 from common.data.frames import Frames
 from common.data.generate import generated_folder
@@ -81,8 +81,8 @@ def load(args: argparse.Namespace) -> Data:
     folders = layout_of(args.fps).find(root)
     split, origin = choose_split(args, folders, classes)
     sources = (
-        wav_source(folders.audio, Spectrogram(args.audio_rate, args.audio_seconds, args.n_fft, args.hop)),
-        frames_source(folders.frames, Frames(args.frames, args.image_size)),
+        audio_source([folders.audio], Spectrogram(args.audio_rate, args.audio_seconds, args.n_fft, args.hop)),
+        frames_source([folders.frames], Frames(args.frames, args.image_size)),
     )
     lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
     return open_samples(args, root, classes, split, sources, lines)

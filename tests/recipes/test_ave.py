@@ -25,10 +25,10 @@ from common.data.events import (
     first_of_each,
     read_events,
     seconds_of,
-    write_event_frames,
 )
 from common.data.lists import Row
 from common.data.made_up_events import MadeUpEvents
+from common.data.video import write_frames
 from common.errors import RecipeError
 from common.training import main
 from common.training.cli import build_parser
@@ -301,13 +301,13 @@ def mp4(path: Path, seconds: float) -> None:
 
 def test_frames_inside_the_event(tmp_path: Path) -> None:
     mp4(tmp_path / "a.mp4", 4.0)
-    write_event_frames(tmp_path / "a.mp4", tmp_path / "two", 1, 1, 3)
+    write_frames(tmp_path / "a.mp4", tmp_path / "two", 1, seconds=(1, 3))
     # 10 frames per second: two seconds give ten frames at five per second.
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [f"{n:05d}.jpg" for n in range(10, 30, 2)]
-    write_event_frames(tmp_path / "a.mp4", tmp_path / "one", 1, 3, 4)
+    write_frames(tmp_path / "a.mp4", tmp_path / "one", 1, seconds=(3, 4))
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [f"{n:05d}.jpg" for n in range(30, 40)]
     with pytest.raises(ValueError, match="from second 7 to 9"):
-        write_event_frames(tmp_path / "a.mp4", tmp_path / "none", 1, 7, 9)
+        write_frames(tmp_path / "a.mp4", tmp_path / "none", 1, seconds=(7, 9))
     assert not (tmp_path / "none").exists()
 
 

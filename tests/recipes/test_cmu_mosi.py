@@ -17,6 +17,7 @@ import cmu_mosi
 from common.data.mosi import FILES
 from common.errors import RecipeError
 from common.training import Data, main
+from common.training.sentiment import NOT_FOR_REGRESSION
 from common.training.settings import BUILTIN
 
 from .brief_training import all_methods, train_briefly
@@ -212,7 +213,7 @@ def test_the_generated_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # S of CGGM may be nearly 0 on so small a batch
-@pytest.mark.parametrize("method", [name for name in all_methods() if name not in cmu_mosi.EXCLUDED])
+@pytest.mark.parametrize("method", [name for name in all_methods() if name not in NOT_FOR_REGRESSION])
 @pytest.mark.parametrize("changes", [{}, {"balanced": "encoder"}, {"model": "gru"}], ids=str)
 def test_every_method_that_applies_trains(method: str, changes: dict[str, str]) -> None:
     small = {"layers": 1, "fusion_layers": 1, "width": 20}
@@ -221,7 +222,7 @@ def test_every_method_that_applies_trains(method: str, changes: dict[str, str]) 
     assert all(np.isfinite(losses))
 
 
-@pytest.mark.parametrize("method", list(cmu_mosi.EXCLUDED))
+@pytest.mark.parametrize("method", list(NOT_FOR_REGRESSION))
 def test_what_does_not_apply_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     assert main(cmu_mosi.RECIPE, ["--methods", method, "--output", str(tmp_path)]) == 2
-    assert cmu_mosi.EXCLUDED[method] in capsys.readouterr().err
+    assert NOT_FOR_REGRESSION[method] in capsys.readouterr().err

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 import cremad
 from common.data.audio import Fbank, Spectrogram, StoredSpectrogram, WindowSpectrogram
-from common.data.audiovisual import audio_source, clip_frames_source
+from common.data.audiovisual import audio_source, frames_source
 from common.data.cache import Cache, entries_of, open_cache
 from common.data.compact import CompactSound
 from common.data.feed import CachedDataset, beside, feed
@@ -77,7 +77,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def sources_of(root: Path, sound: Any = SOUND, frames: Frames = FRAMES, choice: str = "segments") -> tuple[Source, ...]:
-    frame_source = clip_frames_source([root / "Image-01-FPS"], frames, choice=choice)
+    frame_source = frames_source([root / "Image-01-FPS"], frames, choice=choice)
     return audio_source([root / "audio"], sound), frame_source
 
 

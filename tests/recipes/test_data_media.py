@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.data.audio import Spectrogram
-from common.data.audiovisual import frames_source, wav_source
-from common.data.frames import Frames
+from common.data.audiovisual import audio_source, frames_source
+from common.data.frames import Frames, frame_files
 from common.data.lists import Row
 from common.data.media import Parts, Reader, SampleDataset, Source, drop_unreadable
 from common.data.sampler import ResumableBatchSampler
@@ -42,7 +42,7 @@ def open_clips(root: Path, *, training: bool, seed: int = 0) -> SampleDataset:
 
 
 def sources_of(root: Path) -> tuple[Source, ...]:
-    return wav_source(root / "AudioWAV", SOUND), frames_source(root / "Image-01-FPS", Frames(1, 16))
+    return audio_source([root / "AudioWAV"], SOUND), frames_source([root / "Image-01-FPS"], Frames(1, 16))
 
 
 def read(root: Path, *, min_found: float = 0.0, skip_bad: bool = False, labels: tuple[str, ...] = LABELS) -> Parts:
@@ -128,7 +128,7 @@ def test_classes_without_training_samples_are_named(root: Path) -> None:
 
 def test_unreadable_clips_are_dropped_and_listed(root: Path) -> None:
     clips = open_clips(root, training=False).samples
-    wav, frame = clips[0].media[0], clips[1].media[1][1]
+    wav, frame = clips[0].media[0], frame_files(clips[1].media[1])[1]
     wav.write_bytes(b"")
     frame.write_bytes(frame.read_bytes()[:300])
     good, faults = drop_unreadable(clips, sources_of(root))

@@ -1,7 +1,7 @@
 """Clips of a sound and some frames each: where they are, how they are read, and how small made-up ones are written.
 
-`wav_source` and `frames_source` look for one exact name in one folder. `audio_source` and `clip_frames_source` list
-several folders once and find clips by a key of their names, for datasets that people have unpacked in many ways.
+`audio_source` and `frames_source` list folders once and find clips by a key of their names, as people have unpacked
+datasets in many ways.
 """
 
 import io
@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 from torch import Tensor
 
-from common.data.audio import FrontEnd, Spectrogram, StoredSpectrogram, read_waveform
+from common.data.audio import FrontEnd, StoredSpectrogram
 from common.data.compact import CompactFrames, compact_sound
 from common.data.frames import FRAME_NAME, Frames, frame_files, read_image, segments
 from common.data.lists import Row
@@ -28,19 +28,6 @@ FRAME_CHOICES = ("segments", "start", "first")
 HDF5_ENDING = ".hdf5"
 HDF5_FRAMES = "video"
 """Dataset of an hdf5 file that holds the bytes of one jpg file per frame."""
-
-
-def wav_source(folder: Path, read: Callable[[Path], Tensor]) -> Source:
-    """Return the source of `folder/<name>.wav`; `read` turns the file into a tensor."""
-    compact = partial(compact_sound, read) if isinstance(read, Spectrogram) else None
-    find, read_it = partial(_find_wav, folder), partial(_read, read)
-    return Source("audio", "wav file", str(folder), find, read_it, read_waveform, compact)
-
-
-def frames_source(folder: Path, frames: Frames) -> Source:
-    """Return the source of the numbered jpg files in `folder/<name>/`."""
-    find, compact = partial(_find_frames, folder), partial(compact_frames, frames, "segments")
-    return Source("visual", "frames", str(folder), find, frames, _check_images, compact)
 
 
 def existing(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
@@ -72,7 +59,7 @@ def _of_one_shape(read: StoredSpectrogram, files: Mapping[str, Path]) -> StoredS
     return read
 
 
-def clip_frames_source(
+def frames_source(
     folders: Sequence[Path], frames: Frames, *, key: Callable[[str], str] = str, choice: str = "segments"
 ) -> Source:
     """Return the source of the frames of clips: folders of numbered jpg files, or hdf5 files of jpg bytes.
@@ -85,10 +72,10 @@ def clip_frames_source(
             evaluation; "start": the first frame of each segment; "first": the first frames of the clip.
     """
     entries = index_files(folders, ("", HDF5_ENDING), key)
-    find = partial(_find_clip_frames, Indexed(entries, key))
-    read = partial(_read_clip_frames, frames, choice)
-    compact = partial(_compact_clip_frames, frames, choice)
-    return Source("visual", "frames", listed(folders), find, read, _check_clip_frames, compact)
+    find = partial(_find_frames, Indexed(entries, key))
+    read = partial(_read_frames, frames, choice)
+    compact = partial(_compact_frames, frames, choice)
+    return Source("visual", "frames", listed(folders), find, read, _check_frames, compact)
 
 
 def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[str], str] = str) -> dict[str, Path]:
@@ -153,7 +140,7 @@ def _bad_hdf5(path: Path, reason: str) -> RecipeError:
     )
 
 
-def _find_clip_frames(find: Indexed, row: Row) -> Path | None:
+def _find_frames(find: Indexed, row: Row) -> Path | None:
     """Only look whether there is a frame: keeping the names of those of 200,000 clips takes a gigabyte."""
     path = find(row)
     if path is None or path.suffix == HDF5_ENDING:
@@ -168,7 +155,7 @@ def _clip_frames(path: Path) -> tuple[Path, ...]:
     return cast("tuple[Path, ...]", hdf5_frames(path))  # Pillow opens both
 
 
-def _read_clip_frames(frames: Frames, choice: str, path: Path, *, seed: int | None) -> Tensor:
+def _read_frames(frames: Frames, choice: str, path: Path, *, seed: int | None) -> Tensor:
     return frames(choose(_clip_frames(path), frames.count, choice), seed=seed)
 
 
@@ -179,16 +166,18 @@ def choose(files: Sequence[Path], count: int, choice: str) -> Sequence[Path]:
     return files[:count] if choice == "first" else [files[part[0]] for part in segments(len(files), count)]
 
 
-def _check_clip_frames(path: Path) -> None:
-    _check_images(_clip_frames(path))
+def _check_frames(path: Path) -> None:
+    for frame in _clip_frames(path):
+        read_image(frame)
 
 
-def _compact_clip_frames(frames: Frames, choice: str, short_side: int) -> CompactFrames:
-    pictures = partial(_chosen_clip_frames, frames.count, choice)
-    return CompactFrames(frames, short_side, _clip_files, pictures, kept_frames(frames.count, choice))
+def _compact_frames(frames: Frames, choice: str, short_side: int) -> CompactFrames:
+    pictures = partial(_chosen_frames, frames.count, choice)
+    kept = "all of a clip" if choice == "segments" else f"{frames.count} of a clip, {choice}"
+    return CompactFrames(frames, short_side, _clip_files, pictures, kept)
 
 
-def _chosen_clip_frames(count: int, choice: str, path: Path) -> Sequence[Path]:
+def _chosen_frames(count: int, choice: str, path: Path) -> Sequence[Path]:
     return choose(_clip_frames(path), count, choice)
 
 
@@ -196,43 +185,10 @@ def _clip_files(path: Path) -> tuple[Path, ...]:
     return (path,) if path.suffix == HDF5_ENDING else frame_files(path)
 
 
-def compact_frames(frames: Frames, choice: str, short_side: int) -> CompactFrames:
-    """Return how to keep the frames of media that are a tuple of files; `choice` as in `choose`."""
-    pictures = partial(_chosen, frames.count, choice)
-    return CompactFrames(frames, short_side, tuple, pictures, kept_frames(frames.count, choice))
-
-
-def kept_frames(count: int, choice: str) -> str:
-    """Say which frames of a clip are kept: those that `choose` gives."""
-    return "all of a clip" if choice == "segments" else f"{count} of a clip, {choice}"
-
-
-def _chosen(count: int, choice: str, files: Sequence[Path]) -> Sequence[Path]:
-    return choose(files, count, choice)
-
-
 def listed(folders: Sequence[Path], shown: int = 2) -> str:
     """Name a few folders."""
     more = f" and {len(folders) - shown} more" if len(folders) > shown else ""
     return ", ".join(str(folder) for folder in folders[:shown]) + more
-
-
-def _find_wav(folder: Path, row: Row) -> Path | None:
-    path = folder / f"{row.name}.wav"
-    return path if path.is_file() else None
-
-
-def _find_frames(folder: Path, row: Row) -> tuple[Path, ...] | None:
-    return frame_files(folder / row.name) or None
-
-
-def _read(read: Callable[[Path], Tensor], path: Path, *, seed: int | None) -> Tensor:
-    return read(path)
-
-
-def _check_images(files: Sequence[Path]) -> None:
-    for path in files:
-        read_image(path)
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ import attrs
 
 from common.arguments import positive_int, seed_int, share_float
 from common.data.audio import AUDIO_DEFAULTS, FrontEnd, StoredSpectrogram, add_audio_arguments, front_end
-from common.data.audiovisual import FRAME_CHOICES, audio_source, clip_frames_source, existing, index_files, listed
+from common.data.audiovisual import FRAME_CHOICES, audio_source, existing, frames_source, index_files, listed
 from common.data.frames import Frames
 from common.data.layout import listing
 from common.data.samples import open_samples
@@ -159,9 +159,7 @@ def open_clips(
     check_kind(folders.audio, read)
     sources = (
         audio_source(folders.audio, read, key=clip_key),
-        clip_frames_source(
-            folders.frames, Frames(args.frames, args.image_size), key=clip_key, choice=args.frame_choice
-        ),
+        frames_source(folders.frames, Frames(args.frames, args.image_size), key=clip_key, choice=args.frame_choice),
     )
     return open_samples(args, root, classes, split, sources, lines)
 

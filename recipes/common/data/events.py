@@ -2,10 +2,10 @@
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
 import torch
@@ -13,25 +13,20 @@ from attrs.validators import ge
 from torch import Tensor
 
 from common.data.audio import Spectrogram, StoredSpectrogram, above, read_waveform
-from common.data.audiovisual import audio_source, choose, compact_frames, existing
+from common.data.audiovisual import audio_source, existing
 from common.data.compact import CompactMatrix
-from common.data.frames import Frames, frame_files, read_image
 from common.data.layout import listing
 from common.data.lists import Row
 from common.data.media import Source
-from common.data.prepare import Item, run_prepare
 from common.data.splits import Split, random_split
-from common.data.video import find_videos, sampled_frames, shrink, write_jpg, write_wav
+from common.data.video import VideoJob, find_videos, prepare_videos
 from common.errors import RecipeError, require
-from common.files import atomic_folder
 
 LISTS = ("trainSet.txt", "valSet.txt", "testSet.txt")
 ANNOTATIONS = "Annotations.txt"
 COLUMNS = "class&video id&quality&start&end"
 SECONDS = 10
 """Length of every clip."""
-MIN_FRAMES = 10
-"""Frames that the PMR code takes of an event at least, where it lasts long enough or not."""
 FRONT_ENDS = ("event", "start", "dgl", "stored")
 AUDIO, STORED, VIDEOS = "Audios", "Audio-1004-SE", "AVE"
 
@@ -298,19 +293,6 @@ def event_audio_source(folder: Path, read: EventSpectrogram | StartSpectrogram |
     return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read, compact)
 
 
-def event_frames_source(folder: Path, frames: Frames, choice: str) -> Source:
-    """Return the source of the frames of events, numbered jpg files in `folder/<video id>/`.
-
-    Args:
-        folder: Holds a folder per video.
-        frames: Reads those that are chosen.
-        choice: See `common.data.audiovisual.choose`.
-    """
-    read = partial(_read_frames, frames, choice)
-    compact = partial(compact_frames, frames, choice)
-    return Source("visual", "frames", str(folder), partial(_find_frames, folder), read, _check_frames, compact)
-
-
 def _compact_sound(read: EventSpectrogram | StartSpectrogram, short_side: int) -> CompactMatrix:
     return CompactMatrix(read, _event_files, _event_seconds)
 
@@ -328,19 +310,6 @@ def _find_wav(folder: Path, row: Row) -> EventFile | None:
     return EventFile(path, *seconds_of(row)) if path.is_file() else None
 
 
-def _find_frames(folder: Path, row: Row) -> tuple[Path, ...] | None:
-    return frame_files(folder / row.name) or None
-
-
-def _read_frames(frames: Frames, choice: str, files: Sequence[Path], *, seed: int | None) -> Tensor:
-    return frames(choose(files, frames.count, choice), seed=seed)
-
-
-def _check_frames(files: Sequence[Path]) -> None:
-    for path in files:
-        read_image(path)
-
-
 def prepare_events(root: Path, classes: Sequence[str], *, fps: int, workers: int, short_side: int | None = None) -> int:
     """Write the sound of every video and the frames of its event; what is there is kept.
 
@@ -349,64 +318,20 @@ def prepare_events(root: Path, classes: Sequence[str], *, fps: int, workers: int
     Args:
         root: The data root.
         classes: Class names.
-        fps: Frames to keep per second of the event; more if that would be fewer than 10 in all.
+        fps: Frames to keep per second of the event; more if that would be too few, see `write_frames`.
         workers: Number of processes.
         short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
 
     Returns:
         The exit status of `run_prepare`.
     """
-    require("av")
-    require("soundfile")
     base = root / "AVE_Dataset" if (root / "AVE_Dataset").is_dir() else root
     lists = find_lists(root, base)
     names = [name for name in (*LISTS, ANNOTATIONS) if (lists / name).is_file()]
     rows = [row for name in names for row in read_events(lists / name, classes)]
     times = {row.name: seconds_of(row) for row in first_of_each(rows)}
     videos = [video for video in find_videos(base, [f"{VIDEOS}/*.mp4"]) if video.stem in times]
-    items = [
-        Item(video, (base / frames_name(fps) / video.stem, base / AUDIO / f"{video.stem}.wav")) for video in videos
+    jobs = [
+        VideoJob(video, base / frames_name(fps) / video.stem, base / AUDIO / f"{video.stem}.wav") for video in videos
     ]
-    return run_prepare(base, items, partial(_extract, fps=fps, times=times, short_side=short_side), workers=workers)
-
-
-def _extract(item: Item, fps: int, times: Mapping[str, tuple[int, int]], short_side: int | None) -> None:
-    frames, wav = item.outputs
-    if not wav.is_file():
-        write_wav(item.source, wav)
-    if not frames.is_dir():
-        write_event_frames(item.source, frames, fps, *times[item.source.stem], short_side=short_side)
-
-
-def write_event_frames(
-    video: Path, folder: Path, fps: int, start: int, end: int, *, short_side: int | None = None
-) -> None:
-    """Write the frames of an event, `folder/<number of the frame in the video, 5 digits>.jpg`, in one step.
-
-    Args:
-        video: Any file that ffmpeg can decode.
-        folder: Must not exist.
-        fps: The first frame of every interval of 1 / fps seconds is kept. Of an event so short that these are fewer
-            than 10, shorter intervals give 10 or more; the PMR code adds random frames of the event instead.
-        start: Where the event begins, in seconds from the first frame of the video.
-        end: Where it ends.
-        short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
-
-    Raises:
-        av.FFmpegError: If the video cannot be decoded.
-        ValueError: If it holds no frame of the event.
-    """
-    rate = max(fps, math.ceil(MIN_FRAMES / (end - start)))
-    with atomic_folder(folder) as partial_folder:
-        first: Any = None
-        for number, frame in sampled_frames(video, rate):
-            time = (
-                frame.pts * frame.time_base
-            )  # a fraction: floats may fall short of the second at which an event begins
-            first = time if first is None else first
-            if time - first >= end:
-                break
-            if time - first >= start:
-                write_jpg(partial_folder / f"{number:05d}.jpg", shrink(frame.to_image(), short_side))
-        if not any(partial_folder.iterdir()):
-            raise ValueError(f"it holds no video frames from second {start} to {end}")
+    return prepare_videos(base, jobs, fps=fps, workers=workers, short_side=short_side, seconds=times)

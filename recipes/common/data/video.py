@@ -1,6 +1,7 @@
 """From videos to frames and wav files, through PyAV."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
@@ -16,6 +17,8 @@ from common.errors import RecipeError, require
 from common.files import atomic_file, atomic_folder
 
 WAV_RATE = 16_000
+MIN_FRAMES = 10
+"""Of an event at least; where there are fewer, the PMR code adds random ones, and here intervals are shorter."""
 
 
 @attrs.frozen
@@ -50,7 +53,13 @@ def find_videos(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
 
 
 def prepare_videos(
-    root: Path, jobs: Iterable[VideoJob], *, fps: float, workers: int, short_side: int | None = None
+    root: Path,
+    jobs: Iterable[VideoJob],
+    *,
+    fps: float,
+    workers: int,
+    short_side: int | None = None,
+    seconds: Mapping[str, tuple[int, int]] | None = None,
 ) -> int:
     """Extract frames and sound of all videos that are not done yet; frames and wav files that are there are kept.
 
@@ -60,6 +69,7 @@ def prepare_videos(
         fps: Frames to keep per second of video.
         workers: Number of processes.
         short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
+        seconds: Begin and end of the event that frames are kept of, by stem of the video; None: of all of it.
 
     Returns:
         The exit status of `run_prepare`.
@@ -67,10 +77,12 @@ def prepare_videos(
     require("av")
     require("soundfile")
     items = [Item(job.video, (job.frames, job.wav)) for job in jobs]
-    return run_prepare(root, items, partial(_extract, fps=fps, short_side=short_side), workers=workers)
+    return run_prepare(root, items, partial(_extract, fps=fps, short_side=short_side, seconds=seconds), workers=workers)
 
 
-def write_frames(video: Path, folder: Path, fps: float, *, short_side: int | None = None) -> None:
+def write_frames(
+    video: Path, folder: Path, fps: float, *, short_side: int | None = None, seconds: tuple[int, int] | None = None
+) -> None:
     """Write `folder/<number of the frame in the video, 5 digits>.jpg`; the folder appears in one step.
 
     Args:
@@ -78,16 +90,26 @@ def write_frames(video: Path, folder: Path, fps: float, *, short_side: int | Non
         folder: Must not exist.
         fps: The first frame of every interval of 1 / fps seconds is kept.
         short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
+        seconds: Begin and end of an event, from the first frame of the video, of which alone frames are kept; if these
+            are fewer than 10, shorter intervals give 10 or more. None: all of the video.
 
     Raises:
         av.FFmpegError: If the video cannot be decoded.
         ValueError: If it holds no frame, or a frame without time stamp.
     """
+    start, end = seconds or (0, math.inf)
+    rate = max(fps, math.ceil(MIN_FRAMES / (end - start)))
+    first: Any = None
     with atomic_folder(folder) as partial_folder:
-        for number, frame in sampled_frames(video, fps):
-            write_jpg(partial_folder / f"{number:05d}.jpg", shrink(frame.to_image(), short_side))
+        for number, frame in sampled_frames(video, rate):
+            time = frame.pts * frame.time_base  # a fraction: floats may fall short of the second at which it begins
+            first = time if first is None else first
+            if time - first >= end:
+                break
+            if time - first >= start:
+                write_jpg(partial_folder / f"{number:05d}.jpg", shrink(frame.to_image(), short_side))
         if not any(partial_folder.iterdir()):
-            raise ValueError("it holds no video frames")
+            raise ValueError("it holds no video frames" + (f" from second {start} to {end}" if seconds else ""))
 
 
 def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
@@ -160,9 +182,10 @@ def write_jpg(path: Path, picture: Image.Image) -> None:
     path.write_bytes(content.getvalue())
 
 
-def _extract(item: Item, fps: float, short_side: int | None) -> None:
+def _extract(item: Item, fps: float, short_side: int | None, seconds: Mapping[str, tuple[int, int]] | None) -> None:
     frames, wav = item.outputs
     if not wav.is_file():
         write_wav(item.source, wav)
     if not frames.is_dir():
-        write_frames(item.source, frames, fps, short_side=short_side)
+        event = None if seconds is None else seconds[item.source.stem]
+        write_frames(item.source, frames, fps, short_side=short_side, seconds=event)

@@ -39,6 +39,11 @@ BINARY = (
     Metric("macro_f1", "macro F1"),
     Metric("weighted_f1", "weighted F1"),
 )
+NOT_FOR_REGRESSION = {
+    "mslr": "its learning rates follow the accuracy of each modality, and a regression has errors instead",
+    "relearning": "it compares clusters of features with classes, and sentiment is a number",
+}
+"""Methods that do not apply to the regression of sentiment, and why."""
 
 
 def sentiment_regression(
