@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from common.arguments import positive_int
 from common.data.digit_files import MODALITIES, DigitPart, Rows, find_digit_files
 from common.data.digits import DigitsAndSounds
 from common.data.generate import generated_folder
@@ -33,7 +34,6 @@ from common.models.maxout import MaxoutFusion
 from common.models.resnet import FEATURE_SIZE, PictureEncoder
 from common.models.small import SMALL_SIZE, SmallEncoder
 from common.training import Data, Recipe, main
-from common.training.settings import positive_int
 
 CLASSES = tuple("0123456789")
 MODELS = ("resnet", "maxout", "lenet", "small")

@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from common.arguments import positive_float, positive_int, seed_int, share_float
 from common.data.audio import Spectrogram
 from common.data.audiovisual import MadeUpClips, audio_source, frames_source
 from common.data.feed import add_feed_arguments
@@ -36,7 +37,6 @@ from common.data.video import VideoJob, find_videos, prepare_videos
 from common.models.clips import audio_visual_net
 from common.models.fusion import FUSIONS, describe
 from common.training import Data, Recipe, main
-from common.training.settings import positive_int
 
 CLASS_ORDERS = {
     "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark
@@ -60,14 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this dataset and its model."""
     add = parser.add_argument_group("CREMA-D").add_argument
     add("--split", choices=("official", "random", "speaker"), help="lists on disk, 80/10/10 %% of clips, or of actors")
-    add("--split-seed", type=int, help="decides what is held out, independently of --seed")
+    add("--split-seed", type=seed_int, help="decides what is held out, independently of --seed")
     add("--class-order", choices=tuple(CLASS_ORDERS), help="which of the two published class indices")
-    add("--min-found", type=float, metavar="SHARE", help="share of the listed clips that must be on disk")
+    add("--min-found", type=share_float, metavar="SHARE", help="share of the listed clips that must be on disk")
     add("--fps", type=positive_int, help="read the folder Image-<fps>-FPS")
     add("--frames", type=positive_int, help="frames per clip")
     add("--image-size", type=positive_int, metavar="PIXELS")
     add("--audio-rate", type=positive_int, metavar="HZ")
-    add("--audio-seconds", type=float, help="waveforms are repeated and cut to this length")
+    add("--audio-seconds", type=positive_float, help="waveforms are repeated and cut to this length")
     add("--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram")
     add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram")
     add("--fusion", choices=FUSIONS)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from torch import nn
 
+from common.arguments import positive_int
 from common.data.audiovisual import MadeUpClips
 from common.data.clip_data import (
     CLIP_DEFAULTS,
@@ -44,7 +45,6 @@ from common.data.youtube import disjoint, read_named_list, read_vggsound
 from common.errors import RecipeError
 from common.models.clips import audio_visual_net
 from common.training import Data, Recipe, main
-from common.training.settings import positive_int
 
 PARTS = ("train", "test")
 PLACES = Places(

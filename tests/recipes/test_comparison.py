@@ -200,6 +200,12 @@ def test_two_comparisons_in_one_folder_refuse_each_other(tmp_path: Path, capsys:
     assert run(tmp_path, "--epochs", "1") == 0
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert run(tmp_path / "file" / "runs", "--epochs", "1") == 2
+    assert f"Expected a folder to write into at {tmp_path / 'file'}" in capsys.readouterr().err
+
+
 def test_a_lock_ends_with_its_owner(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path

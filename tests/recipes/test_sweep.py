@@ -10,10 +10,12 @@ import attrs
 import pytest
 
 from common.comparison import compare
+from common.comparison import sweep as sweep_module
 from common.comparison.sweep import Space, parse_space
 from common.errors import RecipeError
 from common.report.curves import Picture
 from common.training import main
+from common.training.interrupt import Interrupted
 from recipes.tiny_recipe import RECIPE
 
 
@@ -93,6 +95,31 @@ def test_a_study_keeps_its_categories(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Expected `--search lr` as in the earlier trials" in error
     assert "Fix: another --study" in error
     assert "Traceback" not in error
+
+
+def test_a_second_call_tries_other_values(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert sweep(tmp_path, "--search", "lr=0.01:0.1", "--sampler", "random", "--trials", "1") == 0
+    first, second = (row["lr"] for row in rows(tmp_path))
+    assert first != second
+
+
+def test_a_trial_of_which_one_seed_fails_has_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--search", "bad-seed=1,9", "--sampler", "grid", "--trials", "2", "--seeds", "2")
+    assert sweep(tmp_path, *flags) == 0
+    assert [row["bad_seed"] for row in rows(tmp_path)] == ["9"]
+
+
+def test_ctrl_c_leaves_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep(tmp_path, "--search", "lr=0.01:0.1", "--trials", "1") == 0
+    (tmp_path / "sweep.csv").unlink()
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(sweep_module, "compare", interrupted)
+    assert sweep(tmp_path, "--search", "lr=0.01:0.1", "--trials", "1") == 130
+    assert len(rows(tmp_path)) == 1
 
 
 def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

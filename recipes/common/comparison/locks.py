@@ -18,10 +18,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Keep other processes out of ``folder``; a process that is killed gives its lock back.
 
     Raises:
-        RecipeError: If another process is at work there.
+        RecipeError: If another process is at work there, or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as handle:
+    with _opened(folder) as handle:
         if not lock(handle, wait=False):
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
@@ -37,6 +36,16 @@ def folder_lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(handle)
+
+
+def _opened(folder: Path) -> IO[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / LOCK).open("a+")
+    except OSError as error:
+        raise RecipeError(
+            f"Expected a folder to write into at {folder}. Found: {error.strerror}. Fix: another `--output`."
+        ) from error
 
 
 _held: set[IO[str]] = set()

@@ -18,6 +18,7 @@ from common.arguments import positive_int
 from common.comparison.compare import compare
 from common.errors import RecipeError, require
 from common.report.folder import write_text
+from common.training.interrupt import INTERRUPTED, Interrupted
 from common.training.recipe import Data, Recipe
 from common.training.settings import resolve
 
@@ -95,6 +96,7 @@ def parse_space(text: str) -> Space:
 
 def _space(text: str) -> Space | None:
     name, _, right = text.partition("=")
+    name = name.replace("-", "_")  # as flags are typed
     ends = right.split(":")
     try:
         if name and right and len(ends) == 1:
@@ -131,7 +133,7 @@ def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[s
     """Run the trials; each is scored on the validation split, and none touches the choice with the test split.
 
     Returns:
-        0, or 1 if no trial finished.
+        0, 1 if no trial finished, or 130 if somebody asked to stop.
 
     Raises:
         RecipeError: If the flags do not describe a search, if the storage cannot be opened, or if no trial can start.
@@ -148,17 +150,30 @@ def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[s
     output = Path(base.output)
     output.mkdir(parents=True, exist_ok=True)
     metric = _metric(recipe, base)
+    study = _open_study(optuna, recipe, given, output, "maximize" if metric.higher_is_better else "minimize")
+    # A fixed seed would try again what earlier calls, or other machines, have tried.
+    is_first = given.storage is None and not study.trials
+    study.sampler = _sampler(optuna, given.sampler, search, base.seed if is_first else None)
+
+    def objective(trial: Any) -> float:
+        values = {space.name: space.suggest(trial) for space in search}
+        return _train(recipe, trials.flags(values), output / f"trial-{trial.number}", console)
+
+    try:
+        study.optimize(objective, n_trials=given.trials, catch=(TrialFailed,))
+    except Interrupted:
+        _report(study, search, metric.title, output, console)
+        console.print("Interrupted; the same command goes on with another trial.")
+        return INTERRUPTED
+    return _report(study, search, metric.title, output, console)
+
+
+def _open_study(optuna: Any, recipe: Recipe, given: argparse.Namespace, output: Path, direction: str) -> Any:
     storage = given.storage or f"sqlite:///{output / 'sweep.db'}"
     try:
-        study = optuna.create_study(
-            study_name=given.study or recipe.name,
-            storage=storage,
-            sampler=_sampler(optuna, given.sampler, search, base.seed),
-            direction="maximize" if metric.higher_is_better else "minimize",
-            load_if_exists=True,
+        return optuna.create_study(
+            study_name=given.study or recipe.name, storage=storage, direction=direction, load_if_exists=True
         )
-    except RecipeError:
-        raise
     except Exception as error:  # whatever the drivers of the databases raise
         reason = str(error).partition("\n")[0]
         raise RecipeError(
@@ -166,16 +181,9 @@ def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[s
             "Fix: leave --storage out, or give a URL such as sqlite:///sweep.db"
         ) from error
 
-    def objective(trial: Any) -> float:
-        values = {space.name: space.suggest(trial) for space in search}
-        return _train(recipe, trials.flags(values), output / f"trial-{trial.number}", console)
-
-    study.optimize(objective, n_trials=given.trials, catch=(TrialFailed,))
-    return _report(study, search, metric.title, output, console)
-
 
 class TrialFailed(Exception):
-    """A trial without a score; the others go on."""
+    """A trial without a score, or with that of some of its seeds only; the others go on."""
 
 
 @attrs.frozen
@@ -232,7 +240,7 @@ def _check(base: argparse.Namespace, search: Sequence[Space]) -> None:
         if "." not in space.name and space.name != "method" and not is_flag:
             raise RecipeError(
                 f"Expected `--search` to name a flag of the training, `method` or METHOD.OPTION. Found `{space.name}`. "
-                "Fix: a name of --help with _ for -, such as batch_size."
+                "Fix: a name of --help, such as batch-size."
             )
 
 
@@ -241,7 +249,7 @@ def _metric(recipe: Recipe, base: argparse.Namespace) -> Any:
     return data.task.headline
 
 
-def _sampler(optuna: Any, name: str, search: Sequence[Space], seed: int) -> Any:
+def _sampler(optuna: Any, name: str, search: Sequence[Space], seed: int | None) -> Any:
     if name == "grid":
         if any(space.kind != _CATEGORIES for space in search):
             raise RecipeError(
@@ -261,9 +269,10 @@ def _train(recipe: Recipe, flags: argparse.Namespace, output: Path, console: Con
     ]
     summary = compare(recipe, resolve(flags, recipe), console)
     key = f"val_{summary.caption.task.headline.key}"
-    results = summary.lines[0].results
-    if not results:
-        raise TrialFailed(summary.lines[0].failures[0].reason)
+    line = summary.lines[0]
+    if line.failures:
+        raise TrialFailed(line.failures[0].reason)
+    results = line.results
     return sum(result.best[key] for result in results) / len(results)
 
 

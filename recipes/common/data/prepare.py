@@ -20,6 +20,7 @@ from typing import Any
 
 import attrs
 
+from common.arguments import positive_int
 from common.data.processes import in_processes, progress_bar
 from common.errors import RecipeError, message
 from common.files import DISK_FULL, lock, remove_partials
@@ -50,8 +51,6 @@ class Failure:
 
 def prepare_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Return a parser with the flags of every `prepare`: --data-root, --workers and --verify."""
-    from common.training.settings import positive_int  # brings torch, which the worker processes do without
-
     parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes; default: one per core")

@@ -68,16 +68,6 @@ NOT_IDENTITY = frozenset(
 )
 
 
-def positive_int(text: str) -> int:
-    """Parse an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(
-            f"Expected a whole number of at least 1. Found `{text}`. Fix: give such a number."
-        )
-    return value
-
-
 def resolve(args: argparse.Namespace, recipe: Recipe, saved: Mapping[str, Any] | None = None) -> argparse.Namespace:
     """Fill every flag that was not given.
 
@@ -126,7 +116,7 @@ def choose_methods(names: Sequence[str], excluded: Mapping[str, str]) -> tuple[l
     Raises:
         RecipeError: If a method that does not apply is named.
     """
-    if list(names) == ["all"]:
+    if "all" in names:
         known = ["none", *(each.name for each in list_methods() if each.method is not None)]
         left_out = [f"left out: {name}: {excluded[name]}" for name in known if name in excluded]
         return [name for name in known if name not in excluded], left_out
