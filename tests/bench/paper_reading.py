@@ -38,10 +38,11 @@ class PaperDataset(Dataset[tuple[Tensor, Tensor, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        wav, frames = self.samples[index].media
-        return spectrogram(wav), self.picture(frames), self.samples[index].label
+        wav, folder = self.samples[index].media
+        return spectrogram(wav), self.picture(folder), self.samples[index].label
 
-    def picture(self, frames: Sequence[Any]) -> Tensor:
+    def picture(self, folder: Any) -> Tensor:
+        frames = sorted(folder.iterdir())
         with Image.open(frames[np.random.randint(len(frames))]) as image:
             picture: Tensor = self.transform(image.convert("RGB"))
         return picture.unsqueeze(1)

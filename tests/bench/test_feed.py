@@ -7,8 +7,10 @@ whole batches of a DataLoader.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +83,7 @@ def test_the_cache_is_five_times_as_fast_as_reading_one_by_one(root: Path) -> No
 
 
 @pytest.mark.bench
-def test_the_share_of_a_step_that_waits_for_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_share_of_a_step_that_waits_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Picture, "save", lambda picture, path: [])
     table = Table("cache", "workers", "ms per step", "waiting for data", title="generated CREMA-D set, batch 16")
     for cache in ([], ["--cache", "auto"]):
@@ -93,13 +93,14 @@ def test_the_share_of_a_step_that_waits_for_data(
             step = 1000 * row["seconds"] / row["steps"]
             table.add_row("yes" if cache else "no", str(workers), f"{step:.0f}", f"{share:.1%}")
             assert 0 <= share < 1
-    with capsys.disabled():  # what the runs print is of no interest
-        Console(width=100).print(table)
+    Console(width=100).print(table)
 
 
 def last_epoch(output: Path, flags: list[str]) -> dict[str, float]:
     """Train for two epochs of six steps; return what is recorded of the second, in which workers are running."""
-    assert main(cremad.RECIPE, ["--epochs", "2", "--limit-batches", "6", "--output", str(output), *flags]) == 0
+    with redirect_stdout(io.StringIO()):
+        status = main(cremad.RECIPE, ["--epochs", "2", "--limit-batches", "6", "--output", str(output), *flags])
+    assert status == 0
     result = RunFolder(output / "none", cremad.RECIPE.name, {}).read_result()
     assert result is not None
     history: list[dict[str, float]] = result["history"]
