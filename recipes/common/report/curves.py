@@ -91,8 +91,11 @@ class Picture:
             axes = figure.add_subplot()
             draw(axes)
             _tidy(axes, self._last_epoch())
-            if axes.get_legend_handles_labels()[1]:
-                axes.legend(frameon=False, fontsize=8, ncols=2)
+            handles, labels = axes.get_legend_handles_labels()
+            if labels:
+                if (inside := axes.get_legend()) is not None:
+                    inside.remove()
+                figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8, ncols=4)
             figures.append(figure)
         return figures
 
@@ -140,8 +143,8 @@ class Picture:
         low, high = _extremes(axes)
         bottom, top = min(0, axes.get_ylim()[0]), max(1.1, axes.get_ylim()[1])
         axes.set_ylim(max(bottom, -_LARGEST), min(top, _LARGEST))
-        outside = f"; from {low:.2g} to {high:.2g}" if max(-low, high) > _LARGEST else ""
-        axes.set_title(f"gradient coefficient, mean over the epoch (1: untouched{outside})", fontsize=10)
+        outside = f"\nfrom {low:.2g} to {high:.2g}, partly outside" if max(-low, high) > _LARGEST else ""
+        axes.set_title(f"gradient coefficient, mean over the epoch (1: untouched){outside}", fontsize=10)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
