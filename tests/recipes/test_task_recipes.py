@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.comparison import compare
 from common.report.curves import Picture
 from common.training import Data, Recipe, main
-from common.training.tasks import CollectingMeter, Metric, Task
+from common.training.tasks import CollectingMeter, Metric, Task, classification
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
 
@@ -137,7 +137,7 @@ def test_the_last_batch_may_be_left_out(
 ) -> None:
     seen: list[int] = []
     task = attrs.evolve(
-        tiny_recipe.load(argparse.Namespace(bad=False, delay=0.0, data_root=None, seed=0, bad_seed=-1)).task,
+        classification(len(tiny_recipe.CLASSES)),
         meter=lambda: CollectingMeter(lambda logits, target: count(logits, seen)),
     )
     recipe = with_data(task=task, test=TinyDataset(11), val=TinyDataset(11))
