@@ -196,10 +196,10 @@ RECIPE = Recipe(
         "hop": 50,
         "image_size": 64,
         "frames": 1,
-        "epochs": 10,
+        "epochs": 8,
         "batch_size": 16,
         "lr": 1e-2,
-        "step_size": 7,
+        "step_size": 6,
         "log_every": 1,
     },
     method_options={
