@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+PARTIAL = ".partial"
+"""How the names of temporary files and folders end."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -42,7 +44,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def remove_partials(folder: Path) -> None:
     """Remove the temporary files and folders that killed processes left."""
-    for path in folder.glob(".*.partial"):
+    for path in folder.glob(f".*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -75,4 +77,4 @@ def lock(handle: IO[Any], *, wait: bool) -> bool:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}{PARTIAL}")

@@ -11,8 +11,21 @@ from torch.utils.data import DataLoader
 
 from common.training import Data, Recipe
 from common.training.cli import build_parser
+from common.training.interrupt import StopRequest
 from common.training.settings import options_of, resolve
 from modbalance import BalancedOptimizer
+
+
+class StopAtLook(StopRequest):
+    """True when it is looked at for the ``look``-th time."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self.looks_left = look
+
+    def __bool__(self) -> bool:
+        self.looks_left -= 1
+        return self.looks_left == 0
 
 
 def flags(recipe: Recipe, *given: str) -> argparse.Namespace:

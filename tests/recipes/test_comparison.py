@@ -169,7 +169,7 @@ def test_fewer_epochs_than_done_change_nothing(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "comparison.md").read_text() == before
 
 
-@pytest.mark.parametrize("left", [".config.json.part", ".config.json.123.part"])
+@pytest.mark.parametrize("left", [".config.json.partial", ".last.pt.partial"])
 def test_a_file_that_a_kill_left_half_written_is_no_run(tmp_path: Path, left: str) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / left).write_text("{")

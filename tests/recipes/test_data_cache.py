@@ -46,6 +46,7 @@ from common.training.interrupt import StopRequest
 from common.training.loaders import DeviceLoader, build_loaders
 from common.training.precision import Precision
 from common.training.settings import identity, resolve
+from recipes.stepping import StopAtLook
 
 from .cremad_tree import LABELS, label_of, names, write_list
 from .feed_clips import open_data
@@ -520,16 +521,6 @@ def write_lists(root: Path) -> None:
     write_list(root / "val.csv", names(1)[8:10])
     write_list(root / "test.csv", names(1)[10:])
     write_list(root / "train.csv", names(1)[:10])
-
-
-class StopAtLook(StopRequest):
-    def __init__(self, look: int) -> None:
-        super().__init__()
-        self.looks_left = look
-
-    def __bool__(self) -> bool:
-        self.looks_left -= 1
-        return self.looks_left == 0
 
 
 def weights(output: Path) -> dict[str, Any]:

@@ -14,23 +14,12 @@ import torch
 from common.report.curves import Picture
 from common.training import main, run
 from common.training.interrupt import StopRequest
+from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE
 
 # The trainer asks after each step and after each validation batch: 6 steps and 3 batches per epoch.
 CLOCKS = ("seconds", "waiting")
 MIDDLE_OF_FIRST_EPOCH, AFTER_LAST_STEP, IN_EVALUATION, LATER_EPOCH = 2, 6, 8, 13
-
-
-class StopAtLook(StopRequest):
-    """True when it is looked at for the ``look``-th time."""
-
-    def __init__(self, look: int) -> None:
-        super().__init__()
-        self.looks_left = look
-
-    def __bool__(self) -> bool:
-        self.looks_left -= 1
-        return self.looks_left == 0
 
 
 def _train(output: Path, *flags: str, monkeypatch: pytest.MonkeyPatch, stop_at: int = 0) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,9 @@ from typing import Any
 import attrs
 
 from common.errors import RecipeError
+from common.files import PARTIAL, atomic_file
 
 LOCK = ".lock"
-_PART = ".part"
 LOG = "log.txt"
 SEED = "seed-"
 """How the folders of several seeds begin."""
@@ -90,7 +89,7 @@ class RunFolder:
         """
         if not self._files():
             return False
-        config = self._read("config.json")
+        config = self._read(self.config)
         if config is None:
             raise RecipeError(
                 f"Expected {self.path} to be empty or the folder of a run. Found files, but no config.json. "
@@ -129,7 +128,7 @@ class RunFolder:
         if not self.path.exists():
             return []
         found = [path for path in self.path.iterdir() if path.name not in (LOCK, LOG)]
-        return [path for path in found if not path.name.endswith(_PART) and not _is_seed(path)]
+        return [path for path in found if not path.name.endswith(PARTIAL) and not _is_seed(path)]
 
     def claim(self, run_settings: Mapping[str, Any]) -> None:
         """Make the folder that of this run, unfinished."""
@@ -141,7 +140,7 @@ class RunFolder:
             "run": dict(run_settings),
             "versions": {"python": platform.python_version(), **_versions()},
         }
-        self._write("config.json", json.dumps(config, indent=2))
+        write_text(self.config, json.dumps(config, indent=2))
 
     def write_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write ``metrics.csv``: one row per epoch, counted from 1; a cell is empty where nothing was measured."""
@@ -150,7 +149,7 @@ class RunFolder:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        self._write(self.metrics.name, text.getvalue())
+        write_text(self.metrics, text.getvalue())
 
     def epochs_done(self) -> int:
         """Return how many epochs the run has behind it."""
@@ -161,20 +160,20 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Mark the run as finished."""
-        self._write("result.json", json.dumps(result, indent=2))
+        write_text(self.result, json.dumps(result, indent=2))
 
     def read_config(self) -> dict[str, Any] | None:
         """Return what `claim` wrote: settings and versions."""
-        return self._read("config.json")
+        return self._read(self.config)
 
     def write_log(self, text: str) -> None:
         """Keep what a person may want to know of a failed run."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write(LOG, text)
+        write_text(self.path / LOG, text)
 
     def read_result(self) -> dict[str, Any] | None:
         """Return what `write_result` wrote, or None if the run is not finished."""
-        return self._read("result.json")
+        return self._read(self.result)
 
     def _differences(self, config: Mapping[str, Any]) -> list[str]:
         old = {"recipe": config.get("recipe"), **config.get("settings", {})}
@@ -182,8 +181,7 @@ class RunFolder:
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         return [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in names]
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.path / name
+    def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.is_file():
             return None
         try:
@@ -195,9 +193,6 @@ class RunFolder:
             ) from error
         return dict(content)
 
-    def _write(self, name: str, text: str) -> None:
-        write_text(self.path / name, text)
-
 
 def _is_seed(path: Path) -> bool:
     return path.is_dir() and path.name.startswith(SEED)
@@ -205,9 +200,8 @@ def _is_seed(path: Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from common.errors import RecipeError
+from common.files import atomic_file
 
 FORMAT = 1
 _FIX = "Fix: name a file that a run of this version has written, or train anew with --overwrite."
@@ -17,9 +17,8 @@ _FIX = "Fix: name a file that a run of this version has written, or train anew w
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write ``state`` to ``path``; an interruption leaves the previous file untouched."""
-    temporary = path.with_name(f".{path.name}.part")
-    torch.save({"format": FORMAT, **state}, temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as partial:
+        torch.save({"format": FORMAT, **state}, partial)
 
 
 def load(path: Path) -> dict[str, Any]:
