@@ -25,14 +25,15 @@ from recipes.tiny_recipe import RECIPE
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "recipes" / "tiny_recipe.py"
+LONE_END = TESTS / "recipes" / "lone_end.py"
 CLOCKS = ("seconds", "waiting")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def start(output: Path, *flags: str) -> subprocess.Popen[str]:
+def start(output: Path, *flags: str, script: Path = SCRIPT) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(TESTS.parent / "recipes"), str(TESTS)])
     return subprocess.Popen(
-        [*TORCHRUN, str(SCRIPT), "--device", "cpu", "--output", str(output), *flags],
+        [*TORCHRUN, str(script), "--device", "cpu", "--output", str(output), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -129,6 +130,11 @@ def test_stopped_killed_and_resumed_equals_the_whole_run(tmp_path: Path, capsys:
     alone = ["--methods", "ogm_ge", "--epochs", "3", "--delay", "0.05", "--device", "cpu", "--resume"]
     assert main(RECIPE, [*alone, "--output", str(parts)]) == 2
     assert "number of processes" in capsys.readouterr().err
+
+
+def test_no_thread_outlives_the_ranks_talk(tmp_path: Path) -> None:
+    # One that lets go of a tensor while Python ends aborts a rank after all its work.
+    succeeded(start(tmp_path, "--methods", "none", "agm", "--epochs", "1", script=LONE_END))
 
 
 def test_an_error_of_the_first_rank_ends_all(tmp_path: Path) -> None:

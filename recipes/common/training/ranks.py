@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 import attrs
@@ -175,9 +176,11 @@ def connected(ranks: Ranks, device: Callable[[], torch.device]) -> Iterator[None
         return
     # Objects and flags go through gloo, so that waiting for them does not occupy the GPU.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
+    # This module takes the group of its import as a default argument for good: it must see none.
+    import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_TIMEOUT)
     yield
     ranks.gather(None)  # nobody leaves early: torchrun would take an exit status as a reason to end the others
     dist.destroy_process_group()
-    # The models that were wrapped hold the group, whose threads abort the process if Python ends before they do.
+    # Wrapped models hold the group, and a thread of it that lets go of a tensor while Python ends aborts the process.
     gc.collect()
