@@ -24,6 +24,7 @@ import numpy as np
 from torch import nn
 
 from common.arguments import positive_int
+from common.cli import main
 from common.data.digit_files import MODALITIES, DigitPart, Rows, find_digit_files
 from common.data.digits import DigitsAndSounds
 from common.data.generate import generated_folder
@@ -33,7 +34,7 @@ from common.models.lenet import LeNet
 from common.models.maxout import MaxoutFusion
 from common.models.resnet import FEATURE_SIZE, PictureEncoder
 from common.models.small import SMALL_SIZE, SmallEncoder
-from common.training import Data, Recipe, main
+from common.recipe import Data, Recipe
 
 CLASSES = tuple("0123456789")
 MODELS = ("resnet", "maxout", "lenet", "small")

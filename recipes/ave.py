@@ -27,6 +27,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.arguments import non_negative_float, positive_float, positive_int, seed_int, share_float
+from common.cli import main
 from common.data.audiovisual import FRAME_CHOICES, frames_source
 from common.data.clip_data import add_short_side, balance
 from common.data.events import (
@@ -48,8 +49,8 @@ from common.data.tensors import TensorSet
 from common.models.clips import audio_visual_net
 from common.models.fusion import FUSIONS
 from common.models.psp import PairLoss, PSPNet
-from common.training import Data, Recipe, main
-from common.training.tasks import CollectingMeter, Metric, Task, classification_metrics
+from common.recipe import Data, Recipe
+from common.tasks.task import CollectingMeter, Metric, Task, classification_metrics
 
 CLASSES = (  # in the order of their first row in testSet.txt, as in the PMR and DGL code, and of right_labels.h5
     *("Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing"),

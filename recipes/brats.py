@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from common.arguments import positive_int, seed_int
+from common.cli import main
 from common.data.cases import CaseFiles
 from common.data.generate import generated_folder
 from common.data.nifti import prepare_volumes
@@ -31,8 +32,8 @@ from common.data.volumes import AllSlices, Case, LabelledSlices, Labels, open_ca
 from common.errors import RecipeError
 from common.models import deeplab, unet
 from common.models.fusion import describe
-from common.training import Data, Recipe, main
-from common.training.segmentation import segmentation
+from common.recipe import Data, Recipe
+from common.tasks.segmentation import segmentation
 
 MODALITIES = ("flair", "t1ce", "t1", "t2")
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")

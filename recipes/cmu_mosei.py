@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from common.arguments import positive_int
+from common.cli import main
 from common.data.generate import generated_folder
 from common.data.made_up_sequences import MadeUpSequences, MadeUpTalks
 from common.data.mosei import FILES, MELS, Spoken, read_mosei, read_talks
@@ -34,8 +35,8 @@ from common.data.tensors import TensorSet
 from common.models.fusion import ConcatFusion, LateFusionNet, describe
 from common.models.guided_attention import GuidedAttentionNet
 from common.models.sequence import STEPS, TransformerEncoder
-from common.training import Data, Recipe, main
-from common.training.sentiment import (
+from common.recipe import Data, Recipe
+from common.tasks.sentiment import (
     CLASSES,
     NOT_FOR_REGRESSION,
     SEVEN,
@@ -45,7 +46,7 @@ from common.training.sentiment import (
     sentiment_regression,
     seven_labels,
 )
-from common.training.tasks import Task, classification
+from common.tasks.task import Task, classification
 
 SPOKEN = MODALITIES[:2]
 SIZES = {"transformer": (1024, 2), "agm": (512, 6)}

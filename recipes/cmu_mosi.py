@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from common.arguments import positive_int
+from common.cli import main
 from common.data.generate import generated_folder
 from common.data.made_up_sequences import MadeUpSequences
 from common.data.mosi import FILES, PackedFile, read_mosi
@@ -29,8 +30,8 @@ from common.data.tensors import TensorSet
 from common.models.fusion import ConcatFusion, LateFusionNet, describe
 from common.models.msa import MSANet
 from common.models.sequence import GRUEncoder, TransformerEncoder
-from common.training import Data, Recipe, main
-from common.training.sentiment import NOT_FOR_REGRESSION, REGRESSION, sentiment_regression
+from common.recipe import Data, Recipe
+from common.tasks.sentiment import NOT_FOR_REGRESSION, REGRESSION, sentiment_regression
 
 HEADLINES = ("mae", *(metric.key for metric in REGRESSION if metric.key != "mae"))
 WIDTHS = {

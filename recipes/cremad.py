@@ -23,6 +23,7 @@ from typing import Any
 from torch import nn
 
 from common.arguments import positive_float, positive_int, seed_int, share_float
+from common.cli import main
 from common.data.audio import Spectrogram
 from common.data.audiovisual import MadeUpClips, audio_source, frames_source
 from common.data.feed import add_feed_arguments
@@ -36,7 +37,7 @@ from common.data.splits import Split, hold_out, listed_split, random_split, spea
 from common.data.video import VideoJob, find_videos, prepare_videos
 from common.models.clips import audio_visual_net
 from common.models.fusion import FUSIONS, describe
-from common.training import Data, Recipe, main
+from common.recipe import Data, Recipe
 
 CLASS_ORDERS = {
     "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark

@@ -26,6 +26,7 @@ from typing import Any
 from torch import nn
 
 from common.arguments import positive_int, seed_int, share_float
+from common.cli import main
 from common.data.dishes import MadeUpDishes
 from common.data.encode import encode_main
 from common.data.frozen import KEEP
@@ -38,7 +39,7 @@ from common.errors import RecipeError
 from common.models.fusion import describe
 from common.models.imagetext import end_to_end_net, frozen_feature_net
 from common.models.pretrained import local_folder
-from common.training import Data, Recipe, main
+from common.recipe import Data, Recipe
 
 NAMES = """
     apple_pie baby_back_ribs baklava beef_carpaccio beef_tartare beet_salad beignets bibimbap bread_pudding

@@ -22,13 +22,14 @@ from typing import Any
 from torch import nn
 
 from common.arguments import positive_int, share_float
+from common.cli import main
 from common.data.generate import generated_folder
 from common.data.mmin import MadeUpUtterances, find_root, read_split, sources
 from common.data.samples import open_samples
 from common.data.splits import Split
 from common.models.fusion import describe
 from common.models.msa import Dropouts, MSANet
-from common.training import Data, Recipe, main
+from common.recipe import Data, Recipe
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 """In the order of the one-hot labels, as notes of the MMIN authors' group give it; happy includes excited."""

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from torch import nn
 
+from common.cli import main
 from common.data.audiovisual import MadeUpClips
 from common.data.clip_data import (
     CLIP_DEFAULTS,
@@ -40,7 +41,7 @@ from common.data.prepare import prepare_parser, verify
 from common.data.video import prepare_videos
 from common.data.youtube import clip_key
 from common.models.clips import audio_visual_net
-from common.training import Data, Recipe, main
+from common.recipe import Data, Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

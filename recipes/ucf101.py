@@ -24,6 +24,7 @@ from typing import Any
 from torch import nn
 
 from common.arguments import positive_int, seed_int, share_float
+from common.cli import main
 from common.data.feed import add_feed_arguments
 from common.data.generate import generated_folder
 from common.data.motion import MadeUpMotion
@@ -36,7 +37,7 @@ from common.data.video import find_videos
 from common.errors import require
 from common.models.clips import two_stream_net
 from common.models.fusion import FUSIONS, describe
-from common.training import Data, Recipe, main
+from common.recipe import Data, Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

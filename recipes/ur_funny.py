@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from common.arguments import positive_int
+from common.cli import main
 from common.data.generate import generated_folder
 from common.data.humor import PACKED, read_humor
 from common.data.made_up_sequences import MadeUpSequences
@@ -31,7 +32,7 @@ from common.errors import RecipeError
 from common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
 from common.models.maxout import MaxoutFusion
 from common.models.sequence import GRUEncoder, TransformerEncoder
-from common.training import Data, Recipe, main
+from common.recipe import Data, Recipe
 
 CLASSES = ("none", "humour")
 WIDTHS = {

@@ -25,6 +25,7 @@ from pathlib import Path
 from torch import nn
 
 from common.arguments import positive_int
+from common.cli import main
 from common.data.audiovisual import MadeUpClips
 from common.data.clip_data import (
     CLIP_DEFAULTS,
@@ -44,7 +45,7 @@ from common.data.video import VideoJob, find_videos, prepare_videos
 from common.data.youtube import disjoint, read_named_list, read_vggsound
 from common.errors import RecipeError
 from common.models.clips import audio_visual_net
-from common.training import Data, Recipe, main
+from common.recipe import Data, Recipe
 
 PARTS = ("train", "test")
 PLACES = Places(

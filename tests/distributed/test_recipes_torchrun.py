@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from common.cli import main
 from common.errors import RecipeError
 from common.report.curves import Picture
-from common.training import main
 from common.training.precision import choose_device
 from common.training.ranks import ALONE, Ranks
 from recipes.tiny_recipe import RECIPE

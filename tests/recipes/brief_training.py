@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from common.training import Data, Recipe
+from common.recipe import Data, Recipe
 from modbalance import BalancedOptimizer, list_methods
 
 

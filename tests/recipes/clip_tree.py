@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from common.training import Data, Recipe
-from common.training.cli import build_parser
+from common.cli import build_parser
+from common.recipe import Data, Recipe
 from common.training.settings import resolve
 
 from .cremad_tree import write_frame, write_wav

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.cli import build_parser
 from common.data.synthetic import write_jpg, write_wav
-from common.training import Data, Recipe
-from common.training.cli import build_parser
+from common.recipe import Data, Recipe
 from common.training.settings import resolve
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.training import Data, Recipe
-from common.training.cli import build_parser
+from common.cli import build_parser
+from common.recipe import Data, Recipe
 from common.training.interrupt import StopRequest
 from common.training.settings import options_of, resolve
 from modbalance import BalancedOptimizer

@@ -13,13 +13,13 @@ import torch
 from sklearn.datasets import load_digits
 
 import av_mnist
+from common.cli import build_parser, main
 from common.data.digits import DigitsAndSounds, enlarged, formants
 from common.errors import RecipeError
 from common.models.fusion import LateFusionNet
 from common.models.maxout import MaxoutFusion
 from common.models.small import SMALL_SIZE, SmallEncoder
-from common.training import Data, main
-from common.training.cli import build_parser
+from common.recipe import Data
 from common.training.settings import BUILTIN, resolve
 from modbalance import BalancedOptimizer, list_methods
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 import ave
 from ave import CLASSES, RECIPE
+from common.cli import build_parser, main
 from common.data.audio import Spectrogram, StoredSpectrogram
 from common.data.events import (
     EventFile,
@@ -30,9 +31,7 @@ from common.data.lists import Row
 from common.data.made_up_events import MadeUpEvents
 from common.data.video import write_frames
 from common.errors import RecipeError
-from common.training import main
-from common.training.cli import build_parser
-from common.training.recipe import Data
+from common.recipe import Data
 from common.training.settings import resolve
 from recipes.videos import write_video
 

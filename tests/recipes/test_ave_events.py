@@ -16,13 +16,12 @@ from torch.utils.data import DataLoader
 
 import ave
 from ave import EVENTS, RECIPE, SEGMENT_CLASSES
+from common.cli import build_parser, main
 from common.data.made_up_events import MadeUpFeatures
 from common.data.sampler import ResumableBatchSampler
 from common.data.segment_features import FeatureFile, read_segment_features
 from common.errors import RecipeError
-from common.training import main
-from common.training.cli import build_parser
-from common.training.recipe import Data
+from common.recipe import Data
 from common.training.settings import resolve
 from modbalance import BalancedOptimizer
 

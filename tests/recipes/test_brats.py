@@ -15,15 +15,15 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import default_collate
 
 import brats
+from common.cli import build_parser, main
 from common.comparison import compare
 from common.data.cases import split_cases
 from common.data.generate import generated_folder
 from common.data.phantoms import CONTRAST, MadeUpBrains
 from common.data.volumes import AllSlices, LabelledSlices
 from common.errors import RecipeError
+from common.recipe import Data
 from common.report.curves import Picture
-from common.training import Data, main
-from common.training.cli import build_parser
 from common.training.settings import BUILTIN, resolve
 from modbalance import BalancedOptimizer
 

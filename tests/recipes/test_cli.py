@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.cli import main
 from common.comparison import compare
 from common.report.curves import Picture
-from common.training import main
 from common.training.trainer import Trainer
 from recipes.tiny_recipe import RECIPE
 

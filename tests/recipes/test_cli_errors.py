@@ -9,8 +9,9 @@ import attrs
 import pytest
 import torch
 
+from common.cli import main
 from common.errors import RecipeError, require
-from common.training import Data, main
+from common.recipe import Data
 from recipes.tiny_recipe import RECIPE, TinyDataset
 
 

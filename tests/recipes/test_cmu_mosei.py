@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from cmu_mosei import MADE_UP, MADE_UP_TALKS, RECIPE, generated_root
+from common.cli import main
 from common.data.mosei import FILES
 from common.models.guided_attention import GuidedAttentionNet
-from common.training import main
 from common.training.settings import choose_methods
 from modbalance import list_methods
 from recipes.stepping import flags, train

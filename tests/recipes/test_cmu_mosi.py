@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 import cmu_mosi
+from common.cli import main
 from common.data.mosi import FILES
 from common.errors import RecipeError
-from common.training import Data, main
-from common.training.sentiment import NOT_FOR_REGRESSION
+from common.recipe import Data
+from common.tasks.sentiment import NOT_FOR_REGRESSION
 from common.training.settings import BUILTIN
 
 from .brief_training import all_methods, train_briefly

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from common.cli import main
 from common.comparison import compare
 from common.comparison.locks import folder_lock
 from common.errors import RecipeError
 from common.report.curves import Picture
 from common.report.folder import RunFolder
-from common.training import main
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE
 

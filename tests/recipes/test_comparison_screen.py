@@ -12,7 +12,7 @@ from rich.console import Console
 from common.comparison.screen import LiveScreen
 from common.report.results import Failure, Result, Run
 from common.report.view import Columns
-from common.training.tasks import classification
+from common.tasks.task import classification
 
 COLUMNS = Columns(("audio", "visual"), "val", classification(3))
 RUNS = [Run(method, seed) for seed in (0, 1) for method in ("none", "ogm")]

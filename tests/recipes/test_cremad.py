@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import cremad
+from common.cli import build_parser
 from common.errors import RecipeError
-from common.training import Data
-from common.training.cli import build_parser
+from common.recipe import Data
 from common.training.settings import resolve
 
 from .cremad_tree import label_of, names, write_clips, write_frame, write_list

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import cremad
+from common.cli import build_parser, main
 from common.data.audio import Fbank, Spectrogram, StoredSpectrogram, WindowSpectrogram
 from common.data.audiovisual import audio_source, frames_source
 from common.data.cache import Cache, entries_of, open_cache
@@ -40,8 +41,7 @@ from common.data.splits import Split
 from common.data.two_stream import TwoStreams, two_stream_sources
 from common.errors import RecipeError
 from common.report.curves import Picture
-from common.training import main, run
-from common.training.cli import build_parser
+from common.training import run
 from common.training.interrupt import StopRequest
 from common.training.loaders import DeviceLoader, build_loaders
 from common.training.precision import Precision

@@ -21,9 +21,9 @@ import kinetics_sounds
 import ucf101
 import ur_funny
 import vggsound
+from common.cli import build_parser
 from common.data.feed import add_feed_arguments
-from common.training import Recipe
-from common.training.cli import build_parser
+from common.recipe import Recipe
 from common.training.settings import BUILTIN, resolve
 from modbalance import list_methods
 

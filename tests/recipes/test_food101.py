@@ -17,6 +17,7 @@ import transformers
 from PIL import Image
 
 import food101
+from common.cli import build_parser, main
 from common.data.dishes import NOTE, MadeUpDishes
 from common.data.features import prepare_features
 from common.data.frozen import FrozenPictures, FrozenTexts
@@ -28,9 +29,8 @@ from common.data.titles import read_titles
 from common.errors import RecipeError
 from common.models.imagetext import TextEncoder, end_to_end_net, frozen_feature_net
 from common.models.pretrained import load_network
+from common.recipe import Data
 from common.report.curves import Picture
-from common.training import Data, main
-from common.training.cli import build_parser
 from common.training.settings import BUILTIN, resolve
 
 from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 import iemocap
+from common.cli import main
 from common.data.lists import Row
 from common.data.splits import Split
 from common.errors import RecipeError
 from common.models.msa import MSANet
-from common.training import Data, main
+from common.recipe import Data
 from common.training.settings import BUILTIN
 from modbalance import BalancedOptimizer
 

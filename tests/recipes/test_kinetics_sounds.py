@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 import kinetics_sounds
+from common.cli import main
 from common.data.audiovisual import choose, hdf5_frames
 from common.data.kinetics import CLASSES, video_jobs
 from common.data.youtube import clip_key
 from common.errors import RecipeError
-from common.training import main
 from kinetics_sounds import RECIPE
 
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored

@@ -18,7 +18,7 @@ from common.report.results import Caption, Result
 from common.report.summary import summarize
 from common.report.tables import write_tables
 from common.report.view import Columns, PlainView, duration
-from common.training.tasks import classification
+from common.tasks.task import classification
 
 TASK = classification(3)
 CAPTION = Caption("Tiny", generated=True, select="val", protocol="fair", task=TASK)

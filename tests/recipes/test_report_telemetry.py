@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from common.cli import main
 from common.report.events import EventLog
 from common.report.folder import RunFolder
 from common.report.telemetry import Quantity, read_telemetry
-from common.training import main
 from recipes.tiny_recipe import RECIPE
 
 

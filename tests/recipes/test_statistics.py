@@ -11,7 +11,7 @@ from common.report.results import Caption, Failure, Outcome, Result
 from common.report.statistics import paired, spread
 from common.report.summary import Summary, summarize
 from common.report.tables import latex, markdown, numbers
-from common.training.tasks import Metric, Task, classification
+from common.tasks.task import Metric, Task, classification
 
 CAPTION = Caption("Tiny", generated=False, select="val", protocol="fair", task=classification(3))
 

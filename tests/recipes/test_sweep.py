@@ -9,12 +9,12 @@ from pathlib import Path
 import attrs
 import pytest
 
+from common.cli import main
 from common.comparison import compare
 from common.comparison import sweep as sweep_module
 from common.comparison.sweep import Space, parse_space
 from common.errors import RecipeError
 from common.report.curves import Picture
-from common.training import main
 from common.training.interrupt import Interrupted
 from recipes.tiny_recipe import RECIPE
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.cli import main
 from common.comparison import compare
+from common.recipe import Data, Recipe
 from common.report.curves import Picture
-from common.training import Data, Recipe, main
-from common.training.tasks import CollectingMeter, Metric, Task, classification
+from common.tasks.task import CollectingMeter, Metric, Task, classification
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
 

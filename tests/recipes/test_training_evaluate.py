@@ -8,9 +8,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from common.data.sampler import ResumableBatchSampler
+from common.tasks.task import classification, classification_metrics
 from common.training.evaluate import Evaluator
 from common.training.precision import Precision
-from common.training.tasks import classification, classification_metrics
 from recipes.tiny_recipe import TinyDataset, TinyNet
 
 CPU = Precision(torch.device("cpu"), None, channels_last=False)

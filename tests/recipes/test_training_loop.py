@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+from common.cli import build_parser
 from common.data.sampler import ResumableBatchSampler
 from common.report.folder import RunFolder
 from common.report.view import Columns, PlainView
 from common.training.checkpoint import load
-from common.training.cli import build_parser
 from common.training.interrupt import StopRequest
 from common.training.job import build_job, check_methods
 from common.training.precision import set_up

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from common.errors import RecipeError
+from common.tasks.task import ACCURACY, Metric
 from common.training.optimizers import Schedule, build_inner
 from common.training.settings import BUILTIN
-from common.training.tasks import ACCURACY, Metric
 
 
 def settings(**changes: Any) -> argparse.Namespace:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from common.cli import main
 from common.report.curves import Picture
-from common.training import main, run
+from common.training import run
 from common.training.interrupt import StopRequest
 from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE

@@ -7,8 +7,8 @@ import argparse
 import pytest
 import torch
 
+from common.cli import build_parser
 from common.errors import RecipeError
-from common.training.cli import build_parser
 from common.training.precision import set_up
 from common.training.settings import identity, options_of, resolve
 from recipes.tiny_recipe import RECIPE

@@ -13,14 +13,14 @@ import torch
 from torchvision.models import resnet18
 
 import ucf101
+from common.cli import build_parser, main
 from common.data.generate import generated_folder
 from common.data.motion import MOTIONS, MadeUpMotion, motion
 from common.errors import RecipeError
 from common.models.clips import two_stream_net
 from common.models.fusion import FUSIONS
 from common.models.weights import read_state_dict
-from common.training import Data, main
-from common.training.cli import build_parser
+from common.recipe import Data
 from common.training.settings import resolve
 
 from .test_data_optical_flow import write_moving

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from common.cli import main
 from common.data.humor import PACKED, SIZES, STEPS
 from common.data.made_up_sequences import MadeUpSequences
 from common.data.sequences import trim_padding
 from common.errors import RecipeError
-from common.training import main
 from modbalance import list_methods
 from recipes.stepping import flags, train
 from ur_funny import CLASSES, MADE_UP, RECIPE, generated_root

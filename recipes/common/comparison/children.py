@@ -23,11 +23,11 @@ from rich.console import Console
 from common.comparison.locks import folder_lock
 from common.comparison.plan import RunPlan, make_plan
 from common.comparison.screen import Screen
+from common.recipe import Recipe
 from common.report.folder import LOG
 from common.report.results import Failure, Outcome, Result, Run
 from common.report.view import Row, View
 from common.training.interrupt import INTERRUPTED, Interrupted, stop_on_signal
-from common.training.recipe import Recipe
 from common.training.run import Session, finished_result, open_session, train
 from common.training.trainer import reason
 

@@ -18,6 +18,7 @@ from common.comparison.children import run_in_processes
 from common.comparison.locks import folder_lock
 from common.comparison.plan import RunPlan, make_plan
 from common.comparison.screen import Screen, make_screen
+from common.recipe import Recipe
 from common.report.curves import Picture, score_figure, write_figure
 from common.report.folder import write_text
 from common.report.html import report_page
@@ -27,7 +28,6 @@ from common.report.tables import print_summary, write_tables
 from common.training.interrupt import Interrupted
 from common.training.job import check_methods
 from common.training.ranks import ALONE, Ranks
-from common.training.recipe import Recipe
 from common.training.run import Session, open_session, train, write_skipped
 from common.training.trainer import RunFailed, reason
 

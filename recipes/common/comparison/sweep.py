@@ -17,9 +17,9 @@ from rich.table import Table
 from common.arguments import positive_int
 from common.comparison.compare import compare
 from common.errors import RecipeError, require
+from common.recipe import Data, Recipe
 from common.report.folder import write_text
 from common.training.interrupt import INTERRUPTED, Interrupted
-from common.training.recipe import Data, Recipe
 from common.training.settings import resolve
 
 COMMAND = "sweep"

@@ -19,7 +19,7 @@ from common.data.video import VideoJob
 from common.data.youtube import clip_key
 from common.errors import RecipeError
 from common.models.fusion import FUSIONS, describe
-from common.training import Data
+from common.recipe import Data
 
 VAL_SHARE = 0.1
 """Of every class of the training list, where no list says what is for validation."""

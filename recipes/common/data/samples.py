@@ -7,7 +7,7 @@ from pathlib import Path
 from common.data.feed import feed
 from common.data.media import Reader, Source
 from common.data.splits import Split
-from common.training import Data
+from common.recipe import Data
 
 
 def open_samples(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
-if TYPE_CHECKING:
-    from common.training.tasks import Task
+from common.tasks.task import Task
 
 ALONE_NOTE = "A modality alone: the features of the others are zero where they enter the fusion."
 ONLY = "only:"

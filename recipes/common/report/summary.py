@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 
 from common.report.results import ONLY, Caption, Failure, Outcome, Result, failures_of, results_of
 from common.report.statistics import Spread, paired, spread
-
-if TYPE_CHECKING:
-    from common.training.tasks import Metric
+from common.tasks.task import Metric
 
 BASELINE = "none"
 

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -17,9 +16,7 @@ from common.report.folder import write_text
 from common.report.results import ALONE_NOTE, Outcome, Result, failures_of, results_of
 from common.report.summary import Marks, Summary, cells, header
 from common.report.view import Row
-
-if TYPE_CHECKING:
-    from common.training.tasks import Task
+from common.tasks.task import Task
 
 SCREEN = Marks(lambda text: f"[bold]{text}[/bold]", escape)
 MARKDOWN = Marks(lambda text: f"**{text}**", lambda text: text.replace("|", r"\|"))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import attrs
 from rich.console import Console
 
-if TYPE_CHECKING:
-    from common.training.tasks import Task
+from common.tasks.task import Task
 
 Row = Mapping[str, float]
 

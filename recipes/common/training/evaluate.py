@@ -11,9 +11,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from common.tasks.task import Task
 from common.training.loaders import Loader, to_device
 from common.training.precision import Precision
-from common.training.tasks import Task
 
 FUSED = "fused"
 

@@ -13,8 +13,8 @@ from common.arguments import (
     seed_int,
     share_float,
 )
+from common.recipe import Recipe
 from common.training.optimizers import OPTIMIZERS, SCHEDULES
-from common.training.recipe import Recipe
 from common.training.settings import FAIR
 
 SWITCH = argparse.BooleanOptionalAction

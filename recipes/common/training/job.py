@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.data.seeding import derived_seed
 from common.errors import RecipeError
+from common.recipe import Data, Recipe
 from common.report.results import ONLY
+from common.tasks.task import Task
 from common.training.evaluate import Evaluator
 from common.training.loaders import Loaders, batches_per_epoch, build_loaders
 from common.training.optimizers import Schedule, build_inner
 from common.training.precision import Precision
 from common.training.ranks import ALONE, Ranks
-from common.training.recipe import Data, Recipe
-from common.training.tasks import Task
 from common.training.work import EncoderCounter
 from modbalance import BalancedOptimizer
 

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.data.feed import CachedDataset
 from common.data.sampler import ResumableBatchSampler
+from common.recipe import Data
 from common.training.interrupt import leave_signals_to_parent
 from common.training.precision import Precision
 from common.training.ranks import ALONE, Ranks
-from common.training.recipe import Data
 
 Loader = DataLoader[Any]
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceL
 from torch.optim.optimizer import Optimizer
 
 from common.errors import RecipeError
-from common.training.tasks import Metric
+from common.tasks.task import Metric
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("step", "multistep", "plateau", "cosine", "constant")

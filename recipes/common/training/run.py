@@ -11,6 +11,7 @@ import attrs
 from rich.console import Console
 
 from common.errors import RecipeError
+from common.recipe import Data, Recipe
 from common.report.curves import Picture
 from common.report.folder import SEED, RunFolder, write_text
 from common.report.results import Caption, Result, Run
@@ -22,7 +23,6 @@ from common.training.job import Job, build_evaluator, build_job, build_model
 from common.training.loaders import build_loaders
 from common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
 from common.training.ranks import ALONE, Ranks
-from common.training.recipe import Data, Recipe
 from common.training.settings import choose_methods, identity
 from common.training.trainer import Trainer
 

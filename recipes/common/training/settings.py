@@ -10,7 +10,7 @@ from typing import Any
 
 from common.data.feed import CACHE_SIZE
 from common.errors import RecipeError
-from common.training.recipe import Recipe
+from common.recipe import Recipe
 from modbalance import list_methods
 
 FAIR = "fair"

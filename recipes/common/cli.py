@@ -15,6 +15,7 @@ from common.comparison.compare import compare
 from common.comparison.sweep import COMMAND as SWEEP
 from common.comparison.sweep import add_sweep_arguments, sweep
 from common.errors import RecipeError, message
+from common.recipe import Recipe
 from common.report.telemetry import COMMAND as TELEMETRY
 from common.report.telemetry import telemetry
 from common.training import checkpoint
@@ -22,7 +23,6 @@ from common.training.flags import add_common_arguments
 from common.training.interrupt import INTERRUPTED, Interrupted
 from common.training.precision import choose_device
 from common.training.ranks import ALONE, FirstRankFailed, Ranks, connected
-from common.training.recipe import Recipe
 from common.training.run import evaluate_checkpoint, open_session
 from common.training.settings import resolve
 from modbalance import ModbalanceError

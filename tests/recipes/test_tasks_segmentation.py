@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.training.segmentation import CrossEntropyDiceLoss, VolumeDice, segmentation
+from common.tasks.segmentation import CrossEntropyDiceLoss, VolumeDice, segmentation
 from modbalance.scores import resolve
 
 REGIONS = {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,)}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common.training.tasks import CollectingMeter, Metric, Task, classification_metrics
+from common.tasks.task import CollectingMeter, Metric, Task, classification_metrics
 
 LOWEST, HIGHEST = -3, 3
 ZEROS = ("positive", "negative", "excluded")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.training.tasks import Metric, Task
+from common.tasks.task import Metric, Task
 
 SMOOTH = 0.01
 """Added to the denominator of the Dice term of the loss."""

@@ -10,7 +10,7 @@ import attrs
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from common.training.tasks import Task, classification
+from common.tasks.task import Task, classification
 
 
 @attrs.frozen
