@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -13,8 +13,9 @@ import soundfile
 from PIL import Image
 
 from common.data.audiovisual import MadeUpClips
-from common.data.generate import generated_folder
+from common.data.generate import LOCK, generated_folder
 from common.data.synthetic import striped_picture, tone_waveform
+from common.files import PARTIAL, lock
 
 SMALL = MadeUpClips(names=("a", "b", "c"), labels=(0, 1, 5), num_classes=6)
 
@@ -68,33 +69,32 @@ def test_an_interrupted_set_is_not_taken_for_a_finished_one(tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         generated_folder("small", SMALL, killed, tmp_path)
-    assert list((tmp_path / "small").iterdir()) == []
+    assert [path.name for path in (tmp_path / "small").iterdir()] == [".lock"]
     assert len(contents(make(tmp_path))) == 3 + 6
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    digest = folder.name
-    left, running = (folder.parent / f".partial-{digest}-{process}-x" for process in (2**22 + 1, os.getpid()))
-    for partial in (left, running):
-        partial.mkdir()
-    folder.rename(folder.with_name("away"))
-    make(tmp_path)
+    left = folder.with_name(f".{folder.name}{PARTIAL}")
+    folder.rename(left)
+    (left / "half").write_text("made")
+
+    assert len(contents(make(tmp_path))) == 3 + 6
     assert not left.exists()
-    assert running.exists()
 
 
-def test_two_processes_may_make_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = os.rename
-
-    def be_slower(source: Path, target: Path) -> None:
-        monkeypatch.setattr(os, "rename", rename)
-        make(tmp_path)
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", be_slower)
+def test_who_wants_a_set_that_another_makes_waits_for_it(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    away = folder.rename(folder.with_name("away"))
+
+    with ThreadPoolExecutor() as pool:
+        with (folder.parent / LOCK).open("a") as handle:
+            assert lock(handle, wait=True)
+            waiting = pool.submit(generated_folder, "small", SMALL, refuse, tmp_path)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+            away.rename(folder)
+        assert waiting.result(timeout=60) == folder
 
 
 def test_a_set_that_cannot_be_written_says_so(tmp_path: Path) -> None:

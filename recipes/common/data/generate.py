@@ -1,20 +1,19 @@
 """Where the recipes keep the small sets that they generate."""
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from common.files import atomic_folder, lock
+
 CACHE = Path(__file__).parents[2] / "data"
+LOCK = ".lock"
 
 
 def generated_folder(name: str, key: object, write: Callable[[Path], None], cache: Path = CACHE) -> Path:
-    """Return the folder of a generated set, making it at the first call.
+    """Return the folder of a generated set, making it at the first call; another process that wants it waits.
 
-    The set appears in one step, by renaming a finished temporary folder, so that a kill leaves nothing half-made; what
-    a killed call left is removed by the next one that makes the set.
+    The set appears in one step, so that a kill leaves nothing half-made.
 
     Args:
         name: Of the recipe.
@@ -28,32 +27,9 @@ def generated_folder(name: str, key: object, write: Callable[[Path], None], cach
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder.parent, digest)
-    partial = Path(tempfile.mkdtemp(prefix=f".partial-{digest}-{os.getpid()}-", dir=folder.parent))
-    try:
-        write(partial)
-        os.rename(partial, folder)
-    except OSError:
-        if not folder.is_dir():  # otherwise another process was faster
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (folder.parent / LOCK).open("a") as handle:
+        lock(handle, wait=True)
+        if not folder.is_dir():
+            with atomic_folder(folder) as partial:
+                write(partial)
     return folder
-
-
-def _remove_leftovers(folder: Path, digest: str) -> None:
-    for partial in folder.glob(f".partial-{digest}-*"):
-        if not _is_running(int(partial.name.split("-")[2])):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
