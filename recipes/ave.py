@@ -30,14 +30,8 @@ from common.arguments import non_negative_float, positive_float, positive_int, s
 from common.cli import main
 from common.data.audiovisual import FRAME_CHOICES, frames_source
 from common.data.clip_data import add_short_side, balance
-from common.data.events import (
-    FRONT_ENDS,
-    event_audio_source,
-    event_front_end,
-    event_split,
-    find_event_folders,
-    prepare_events,
-)
+from common.data.event_audio import FRONT_ENDS, event_audio_source, event_front_end
+from common.data.events import event_split, find_event_folders, prepare_events
 from common.data.feed import add_feed_arguments
 from common.data.frames import Frames
 from common.data.generate import generated_folder

@@ -24,7 +24,8 @@ from torch import nn
 from common.arguments import positive_int, share_float
 from common.cli import main
 from common.data.generate import generated_folder
-from common.data.mmin import MadeUpUtterances, find_root, read_split, sources
+from common.data.made_up_utterances import MadeUpUtterances
+from common.data.mmin import find_root, read_split, sources
 from common.data.samples import open_samples
 from common.data.splits import Split
 from common.models.fusion import describe

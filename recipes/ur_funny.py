@@ -26,7 +26,8 @@ from common.cli import main
 from common.data.generate import generated_folder
 from common.data.humor import PACKED, read_humor
 from common.data.made_up_sequences import MadeUpSequences
-from common.data.sequences import MODALITIES, Packed, joined, trim_padding
+from common.data.padding import trim_padding
+from common.data.sequences import MODALITIES, Packed, joined
 from common.data.tensors import TensorSet
 from common.errors import RecipeError
 from common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.comparison.children import COMMAND, run_one
+from common.comparison.child import COMMAND, run_one
 from common.comparison.compare import compare
 from common.comparison.sweep import COMMAND as SWEEP
 from common.comparison.sweep import add_sweep_arguments, sweep

@@ -16,7 +16,7 @@ import vggsound
 from common import arguments
 from common.cli import build_parser
 from common.data.audio import Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments
-from common.data.events import EventSpectrogram
+from common.data.event_audio import EventSpectrogram
 from common.data.feed import add_feed_arguments
 from common.data.seeding import permutation
 from common.errors import RecipeError

@@ -16,19 +16,12 @@ from PIL import Image
 import ave
 from ave import CLASSES, RECIPE
 from common.cli import build_parser, main
-from common.data.audio import Spectrogram, StoredSpectrogram
-from common.data.events import (
-    EventFile,
-    EventSpectrogram,
-    StartSpectrogram,
-    event_audio_source,
-    event_split,
-    first_of_each,
-    read_events,
-    seconds_of,
-)
+from common.data.audio import Spectrogram
+from common.data.event_audio import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
+from common.data.events import event_split, first_of_each, read_events, seconds_of
 from common.data.lists import Row
 from common.data.made_up_events import MadeUpEvents
+from common.data.stored import StoredSpectrogram
 from common.data.video import write_frames
 from common.errors import RecipeError
 from common.recipe import Data

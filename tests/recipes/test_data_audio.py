@@ -12,16 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from common.data.audio import (
-    AUDIO_DEFAULTS,
-    Fbank,
-    Spectrogram,
-    StoredSpectrogram,
-    WindowSpectrogram,
-    add_audio_arguments,
-    front_end,
-    read_waveform,
-)
+from common.data.audio import AUDIO_DEFAULTS, Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments, front_end
+from common.data.stored import StoredSpectrogram
+from common.data.waveforms import read_waveform
 from common.errors import RecipeError
 
 from .cremad_tree import write_wav

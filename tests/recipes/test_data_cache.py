@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 import cremad
 from common.cli import build_parser, main
-from common.data.audio import Fbank, Spectrogram, StoredSpectrogram, WindowSpectrogram
+from common.data.audio import Fbank, Spectrogram, WindowSpectrogram
 from common.data.audiovisual import audio_source, frames_source
 from common.data.cache import Cache, entries_of, open_cache
 from common.data.compact import CompactSound
@@ -38,6 +38,7 @@ from common.data.media import Parts, Reader, SampleDataset, Source
 from common.data.sampler import ResumableBatchSampler
 from common.data.shards import Shard, digest, write_shard
 from common.data.splits import Split
+from common.data.stored import StoredSpectrogram
 from common.data.two_stream import TwoStreams, two_stream_sources
 from common.errors import RecipeError
 from common.report.curves import Picture

@@ -17,10 +17,12 @@ import torch
 import transformers
 from PIL import Image
 
-from common.data import frozen
+from common.data import frozen_pictures
 from common.data.encode import encode_main
 from common.data.features import FeatureStore, find_store, prepare_features, shard_files
-from common.data.frozen import Entry, FrozenNetwork, FrozenPictures, FrozenTexts, picture_entry, text_entry
+from common.data.frozen import Entry, FrozenNetwork
+from common.data.frozen_pictures import FrozenPictures, picture_entry
+from common.data.frozen_texts import FrozenTexts, text_entry
 from common.data.lists import Row
 from common.data.prepare import read_manifest
 from common.errors import RecipeError
@@ -229,9 +231,9 @@ def test_whatever_pillow_raises_is_a_bad_picture(
     def fails(path: Path) -> None:
         raise error("odd")
 
-    monkeypatch.setattr(frozen, "read_image", fails)
+    monkeypatch.setattr(frozen_pictures, "read_image", fails)
     with pytest.raises(RecipeError, match=r"readable picture. Found .*0\.jpg: odd"):
-        frozen.read_picture(Path(pictures[0].content))
+        frozen_pictures.read_picture(Path(pictures[0].content))
 
 
 def test_a_store_goes_to_other_processes_without_open_files(

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from common.data.lists import Row
-from common.data.mmin import FeatureFile, MadeUpUtterances, find_root, read_split, read_statistics, sources
+from common.data.made_up_utterances import MadeUpUtterances
+from common.data.mmin import FeatureFile, find_root, read_split, read_statistics, sources
 from common.errors import RecipeError
 
 from .mmin_tree import SIZES, names, write_features, write_h5, write_list, write_tree

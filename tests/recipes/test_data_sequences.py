@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.sequences import MODALITIES, Packed, Shapes, joined, left_aligned, read_packed, trim_padding
+from common.data.padding import left_aligned, trim_padding
+from common.data.sequences import MODALITIES, Packed, Shapes, joined, read_packed
 from common.errors import RecipeError
 
 ALIGNED = Shapes("aligned", text=(6, 3), audio=(6, 2), vision=(6, 4))

@@ -20,7 +20,8 @@ import food101
 from common.cli import build_parser, main
 from common.data.dishes import NOTE, MadeUpDishes
 from common.data.features import prepare_features
-from common.data.frozen import FrozenPictures, FrozenTexts
+from common.data.frozen_pictures import FrozenPictures
+from common.data.frozen_texts import FrozenTexts
 from common.data.generate import generated_folder
 from common.data.imagetext import PictureTransform, picture_entry_of, text_entry_of, token_source
 from common.data.lists import Row

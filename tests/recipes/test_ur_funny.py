@@ -14,7 +14,7 @@ from torch import nn
 from common.cli import main
 from common.data.humor import PACKED, SIZES, STEPS
 from common.data.made_up_sequences import MadeUpSequences
-from common.data.sequences import trim_padding
+from common.data.padding import trim_padding
 from common.errors import RecipeError
 from modbalance import list_methods
 from recipes.stepping import flags, train

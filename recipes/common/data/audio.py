@@ -5,24 +5,21 @@ Every front end is called with a path, and with a seed in training, and gives fl
 
 import argparse
 import math
-import pickle
-import struct
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import attrs
-import numpy as np
 import torch
 from attrs.validators import gt, in_
 from torch import Tensor
 
 from common.arguments import positive_float, positive_int
-from common.data.pickles import load_pickle
 from common.data.seeding import derived_seed
+from common.data.stored import StoredSpectrogram
+from common.data.waveforms import read_waveform, repeated, unreadable
 from common.errors import RecipeError, require
 
 FRONT_ENDS = ("stft22k", "stft16k", "fbank", "stored")
@@ -31,13 +28,6 @@ AUDIO_DEFAULTS: dict[str, Any] = dict.fromkeys(
     ("audio_rate", "audio_seconds", "n_fft", "hop", "mel_bins", "fbank_frames")
 ) | {"crop": "centre"}
 """Values of the flags of `add_audio_arguments`, besides --audio-frontend; None is what the front end has."""
-
-
-# What NumPy and torch raise when they read torn bytes as an array.
-DAMAGED = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    *(pickle.UnpicklingError, struct.error),
-)
 
 
 class FrontEnd(Protocol):
@@ -98,51 +88,6 @@ def above(bound: float, flag: str) -> Callable[[object, "attrs.Attribute[Any]", 
             )
 
     return check
-
-
-def read_waveform(path: Path, rate: int | None = None) -> Tensor:
-    """Read a sound file, average its channels and resample it.
-
-    Args:
-        path: A file that libsndfile can read.
-        rate: Wanted sampling rate in Hz; None keeps the file's own.
-
-    Returns:
-        The waveform, float32 of shape (samples,), nominally in [-1, 1].
-
-    Raises:
-        RecipeError: If the file is missing, unreadable or holds no sample.
-    """
-    soundfile = require("soundfile")
-    try:
-        samples, source_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, str(error)) from error
-    if len(samples) == 0:
-        raise _unreadable(path, "it holds no samples")
-    waveform = torch.from_numpy(samples).mean(dim=1)
-    return waveform if rate in (None, source_rate) else _resampler(source_rate, rate)(waveform)
-
-
-def read_samples(path: Path, rate: int) -> Tensor:
-    """Read a sound file as `read_waveform` does, in as few bytes as lose nothing.
-
-    Returns:
-        The waveform of shape (samples,): int16, to be divided by 32,768, if the file holds mono 16-bit samples at
-        `rate`; float32 otherwise.
-    """
-    soundfile = require("soundfile")
-    with suppress(soundfile.SoundFileError, OSError):  # `read_waveform` says what is wrong
-        kind = soundfile.info(path)
-        if (kind.subtype, kind.channels, kind.samplerate) == ("PCM_16", 1, rate) and kind.frames > 0:
-            return torch.from_numpy(soundfile.read(path, dtype="int16")[0])
-    return read_waveform(path, rate)
-
-
-def repeated(waveform: Tensor, size: int) -> Tensor:
-    """Return a waveform (n,) of any length > 0 repeated, and cut, to (size,)."""
-    times, rest = divmod(size, len(waveform))
-    return waveform[:size] if times == 0 else torch.cat([waveform] * times + [waveform[:rest]])
 
 
 @attrs.frozen
@@ -307,7 +252,7 @@ class Fbank:
         """
         waveform = read_waveform(path, self.rate)
         if len(waveform) < self._window:
-            raise _unreadable(path, f"it holds {len(waveform)} samples, less than 25 ms")
+            raise unreadable(path, f"it holds {len(waveform)} samples, less than 25 ms")
         return self.transform(waveform)
 
     def transform(self, waveform: Tensor) -> Tensor:
@@ -337,86 +282,10 @@ class Fbank:
         return int(self.rate * 0.025)
 
 
-@attrs.frozen
-class StoredSpectrogram:
-    """Reads a spectrogram that other code has computed: a matrix in a npy, pkl or pt file, taken as it is.
-
-    Such files are made by the OGM-GE code for Kinetics-Sounds and read by the BalanceBenchmark, PMR and Re-learning
-    code. A pickle may hold arrays and plain containers only, and a pt file tensors: neither can run code.
-
-    Args:
-        shape: Shape of all of them; None accepts any.
-    """
-
-    endings: ClassVar[tuple[str, ...]] = (".npy", ".pkl", ".pt")
-    what: ClassVar[str] = "stored spectrogram"
-    shape: tuple[int, int] | None = None
-
-    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
-        """Return the matrix, float32 of shape (1, rows, columns); nothing is random.
-
-        Raises:
-            RecipeError: If the file is unreadable or does not hold one finite matrix of the right shape.
-        """
-        try:
-            matrix = torch.as_tensor(_load(path), dtype=torch.float32)
-        except DAMAGED as error:
-            raise _unreadable(path, str(error).partition("\n")[0], self.what) from error
-        if matrix.ndim == 3 and len(matrix) == 1:
-            matrix = matrix[0]
-        if matrix.ndim != 2 or 0 in matrix.shape:
-            raise _unreadable(path, f"it holds an array of shape {tuple(matrix.shape)}, not a matrix", self.what)
-        if not torch.isfinite(matrix).all():
-            raise _unreadable(path, "it holds numbers that are not finite", self.what)
-        if self.shape is not None and tuple(matrix.shape) != self.shape:
-            raise RecipeError(
-                f"Expected spectrograms of one shape, {self.shape} like the first. Found {tuple(matrix.shape)} "
-                f"in {path}. Fix: make all of them anew with one length, or leave this one out with --skip-bad."
-            )
-        return matrix.unsqueeze(0)
-
-    def check(self, path: Path) -> Tensor:
-        """Decode a file."""
-        return self(path)
-
-    def as_in(self, path: Path) -> "StoredSpectrogram":
-        """Return a front end that accepts the shape of this file only, so that samples can be stacked."""
-        _, rows, columns = self(path).shape
-        return StoredSpectrogram((rows, columns))
-
-
 @cache
 def _hann(size: int, device: torch.device) -> Tensor:
     return torch.hann_window(size, device=device)
 
 
-@cache
-def _resampler(source: int, target: int) -> Any:
-    """Build the filter once per pair of rates; its settings are those of librosa's former default `kaiser_best`."""
-    transforms = require("torchaudio.transforms")
-    return transforms.Resample(
-        source,
-        target,
-        resampling_method="sinc_interp_kaiser",
-        lowpass_filter_width=64,
-        rolloff=0.9475937167399596,
-        beta=14.769656459379492,
-    )
-
-
-def _load(path: Path) -> Any:
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if path.suffix == ".pkl":
-        return np.asarray(load_pickle(path), dtype=np.float32)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _unreadable(path: Path, reason: str, what: str = "wav file") -> RecipeError:
-    return RecipeError(
-        f"Expected a readable {what}. Found {path}: {reason}. Fix: restore the file, or leave it out with --skip-bad."
-    )

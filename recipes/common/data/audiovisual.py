@@ -16,11 +16,12 @@ import attrs
 import numpy as np
 from torch import Tensor
 
-from common.data.audio import FrontEnd, StoredSpectrogram
+from common.data.audio import FrontEnd
 from common.data.compact import CompactFrames, compact_sound
 from common.data.frames import FRAME_NAME, Frames, frame_files, read_image, segments
 from common.data.lists import Row
 from common.data.media import Source
+from common.data.stored import StoredSpectrogram
 from common.data.synthetic import striped_picture, tone_waveform, write_jpg, write_wav
 from common.errors import RecipeError, require
 

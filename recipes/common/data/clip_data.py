@@ -9,12 +9,13 @@ from typing import Any
 import attrs
 
 from common.arguments import positive_int, seed_int, share_float
-from common.data.audio import AUDIO_DEFAULTS, FrontEnd, StoredSpectrogram, add_audio_arguments, front_end
+from common.data.audio import AUDIO_DEFAULTS, FrontEnd, add_audio_arguments, front_end
 from common.data.audiovisual import FRAME_CHOICES, audio_source, existing, frames_source, index_files, listed
 from common.data.frames import Frames
 from common.data.layout import listing
 from common.data.samples import open_samples
 from common.data.splits import Split, hold_out
+from common.data.stored import StoredSpectrogram
 from common.data.video import VideoJob
 from common.data.youtube import clip_key
 from common.errors import RecipeError

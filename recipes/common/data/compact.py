@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.data.audio import Spectrogram, WindowSpectrogram, read_samples
+from common.data.audio import Spectrogram, WindowSpectrogram
 from common.data.batches import batch_tensor
 from common.data.frames import Crop, Frames, normalisation, pixels_of, read_image
+from common.data.waveforms import read_samples
 
 INT16_SCALE = 1 / 32_768
 Packed = tuple[Tensor, ...]

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from common.data.features import prepare_features
-from common.data.frozen import FrozenPictures, FrozenTexts
+from common.data.frozen_pictures import FrozenPictures
+from common.data.frozen_texts import FrozenTexts
 from common.data.imagetext import picture_entry_of, text_entry_of
 from common.data.synthetic import striped_picture
 from common.data.titles import read_titles

@@ -11,7 +11,9 @@ import torch
 
 from common.arguments import positive_int
 from common.data.features import prepare_features
-from common.data.frozen import KEEP, Entry, FrozenPictures, FrozenTexts
+from common.data.frozen import KEEP, Entry
+from common.data.frozen_pictures import FrozenPictures
+from common.data.frozen_texts import FrozenTexts
 from common.data.imagetext import picture_entry_of, text_entry_of
 from common.data.prepare import prepare_parser, verify
 from common.data.titles import FORMATS, TitleLists, read_titles

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from common.data.layout import listing
+from common.data.padding import left_aligned
 from common.data.pickles import load_pickle
-from common.data.sequences import MODALITIES, Packed, Shapes, check_range, finite, left_aligned, read_packed
+from common.data.sequences import MODALITIES, Packed, Shapes, check_range, finite, read_packed
 from common.errors import RecipeError
 
 PACKED = "humor.pkl"

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from common.data.features import find_store
 from common.data.frames import IMAGENET_MEAN, IMAGENET_STD
-from common.data.frozen import Entry, check_length, picture_entry, read_picture, text_entry, tokenized
+from common.data.frozen import Entry
+from common.data.frozen_pictures import picture_entry, read_picture
+from common.data.frozen_texts import check_length, text_entry, tokenized
 from common.data.lists import Row
 from common.data.media import Source
 from common.data.titles import clean_title, picture_path, title

@@ -7,7 +7,8 @@ from pathlib import Path
 import attrs
 
 from common.data.layout import listing
-from common.data.sequences import Packed, Shapes, left_aligned, read_packed
+from common.data.padding import left_aligned
+from common.data.sequences import Packed, Shapes, read_packed
 from common.errors import RecipeError
 
 LABELS = (-3.0, 3.0)
