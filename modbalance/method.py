@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -17,13 +18,13 @@ Check = Callable[[Any], str | None]
 
 
 def gt(bound: float) -> Check:
-    """Check for a number above ``bound``."""
-    return lambda value: None if _is_number(value) and value > bound else f"a number > {bound}"
+    """Check for a finite number above ``bound``."""
+    return lambda value: None if _is_number(value) and value > bound else f"a finite number > {bound}"
 
 
 def ge(bound: float) -> Check:
-    """Check for a number of at least ``bound``."""
-    return lambda value: None if _is_number(value) and value >= bound else f"a number >= {bound}"
+    """Check for a finite number of at least ``bound``."""
+    return lambda value: None if _is_number(value) and value >= bound else f"a finite number >= {bound}"
 
 
 def between(low: float, high: float) -> Check:
@@ -55,7 +56,7 @@ def optional(check: Check) -> Check:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) -> Any:

@@ -31,6 +31,7 @@ from recipes.tiny_recipe import RECIPE
         ("seed_int", ("0", "4294967295"), ("-1", "4294967296", "one")),
         ("positive_float", ("1e-9", "3"), ("0", "-0.1", "nan", "inf", "much")),
         ("non_negative_float", ("0", "1e30"), ("-1e-9", "nan", "inf")),
+        ("thread_count", ("1", "1024"), ("0", "1025", "1e3")),
         ("share_float", ("0", "0.5", "1"), ("-0.1", "1.1", "nan")),
         ("factor_float", ("0.1", "1"), ("0", "1.1", "nan")),
     ],
@@ -48,9 +49,16 @@ def test_numbers_out_of_bounds_are_explained(kind: str, good: tuple[str, ...], b
     [
         *("--seed -1", "--lr nan", "--lr 0", "--lr -1", "--momentum 1.5", "--weight-decay -1", "--gamma nan"),
         *("--epochs 0", "--patience -1", "--warmup-epochs -1", "--warmup-lr -1", "--final-lr inf", "--save-every -1"),
-        *("--clip-grad-norm 0", "--workers -1", "--cache-workers 0", "--cache-size 0"),
+        *(
+            "--clip-grad-norm 0",
+            "--workers -1",
+            "--threads 0",
+            "--threads 99999",
+            "--cache-workers 0",
+            "--cache-size 0",
+        ),
         *("--audio-seconds 0", "--audio-seconds nan", "--audio-rate 0", "--n-fft 0", "--hop 0", "--mel-bins 0"),
-        "--fbank-frames 0",
+        *("--fbank-frames 0", "--threads 99999"),
     ],
 )
 def test_flags_refuse_such_numbers(flags: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,12 +86,13 @@ def test_options_beside_none() -> None:
         ({"alhpa": 1.0}, "Method `ogm` has no option `alhpa`. Did you mean `alpha`"),
         ({"zzz": 1.0}, "has no option `zzz`. Known: `alpha`, `end_epoch`"),
         ({"noise_on": "both"}, "Method `ogm` has no option `noise_on`"),
-        ({"alpha": 0.0}, r"Option `alpha` of method `ogm` should be a number > 0. Found `alpha = 0.0`"),
-        ({"alpha": -1}, "should be a number > 0. Found `alpha = -1`"),
-        ({"alpha": float("nan")}, "should be a number > 0. Found `alpha = nan`"),
-        ({"alpha": "0.8"}, "should be a number > 0. Found `alpha = '0.8'`"),
-        ({"alpha": True}, "should be a number > 0. Found `alpha = True`"),
-        ({"alpha": None}, "should be a number > 0. Found `alpha = None`"),
+        ({"alpha": 0.0}, r"Option `alpha` of method `ogm` should be a finite number > 0. Found `alpha = 0.0`"),
+        ({"alpha": -1}, "should be a finite number > 0. Found `alpha = -1`"),
+        ({"alpha": float("inf")}, "should be a finite number > 0. Found `alpha = inf`"),
+        ({"alpha": float("nan")}, "should be a finite number > 0. Found `alpha = nan`"),
+        ({"alpha": "0.8"}, "should be a finite number > 0. Found `alpha = '0.8'`"),
+        ({"alpha": True}, "should be a finite number > 0. Found `alpha = True`"),
+        ({"alpha": None}, "should be a finite number > 0. Found `alpha = None`"),
         ({"start_epoch": -1}, "`start_epoch` of method `ogm` should be an integer >= 0. Found `start_epoch = -1`"),
         ({"start_epoch": 1.0}, "should be an integer >= 0. Found `start_epoch = 1.0`"),
         ({"end_epoch": 1.5}, "`end_epoch` of method `ogm` should be None or an integer >= 0"),
@@ -271,4 +272,4 @@ def test_messages_are_plain_sentences() -> None:
         balanced(multimodal(), "ogm", alpha=-1)
 
     assert re.fullmatch(r"[ -~]+", str(caught.value))
-    assert str(caught.value) == "Option `alpha` of method `ogm` should be a number > 0. Found `alpha = -1`."
+    assert str(caught.value) == "Option `alpha` of method `ogm` should be a finite number > 0. Found `alpha = -1`."

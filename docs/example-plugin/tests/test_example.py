@@ -62,5 +62,5 @@ def test_three_modalities() -> None:
 
 def test_option_out_of_range() -> None:
     """A bad option is refused when the method is built."""
-    with pytest.raises(ValueError, match="`gamma` of method `inverse_score` should be a number >= 0"):
+    with pytest.raises(ValueError, match="`gamma` of method `inverse_score` should be a finite number >= 0"):
         InverseScore(gamma=-1)

@@ -12,6 +12,7 @@ from common.arguments import (
     positive_int,
     seed_int,
     share_float,
+    thread_count,
 )
 from common.recipe import Recipe
 from common.training.optimizers import OPTIMIZERS, SCHEDULES
@@ -97,7 +98,7 @@ def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", help="cpu, cuda, cuda:1, ...; default: CUDA if there")
     add("--workers", type=non_negative_int, help="processes that load data")
-    add("--threads", type=positive_int, help="threads of torch; default: all cores, 1 with --seeds or --jobs")
+    add("--threads", type=thread_count, help="threads of torch; default: all cores, 1 with --seeds or --jobs")
     add("--amp", choices=("off", "bf16", "fp16"), help="mixed precision")
     add("--channels-last", action=SWITCH)
     add("--compile", action=SWITCH, help="torch.compile the model")
