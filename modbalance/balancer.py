@@ -11,12 +11,13 @@ from torch import Tensor
 
 from modbalance import gradients, notices
 from modbalance.capture import Forward
-from modbalance.errors import CheckpointError, ConfigError, ObservationError
+from modbalance.errors import CheckpointError, ObservationError
 from modbalance.hooks import Hooks, check_needs
 from modbalance.method import Method, WindowedMethod
+from modbalance.modulation import apply_coefficients, check_names, named_tensors, steps_of
 from modbalance.notices import Notices
-from modbalance.pending import Pending, Phase, Sums
-from modbalance.records import Batch, EpochData, Step
+from modbalance.pending import Pending, Phase
+from modbalance.records import Batch, EpochData
 from modbalance.run import Run
 
 
@@ -36,7 +37,13 @@ class Balancer:
         self.hooks = Hooks(methods, run)
         check_needs(self.hooks)
         self._connect()
-        self._call_all("modbalance_setup", self.hooks.methods, run=run)
+        try:
+            self._call_all("modbalance_setup", self.hooks.methods, run=run)
+        except BaseException:
+            self.capture.remove()
+            raise
+        if self.capture.take_over():
+            self.notices.give(notices.EARLIER_OPTIMIZER)
 
     @property
     def active(self) -> list[Method]:
@@ -84,7 +91,7 @@ class Balancer:
         batch.index, pending.batches = pending.batches, pending.batches + 1
         active = self.active
         for method, observed in self.hooks.call_each("modbalance_observe", active, batch=batch):
-            pending.add(method, observed or {})
+            pending.add(method, named_tensors(method, "modbalance_observe", observed))
         if loss is None:
             batch.logits = self._replaced_logits(batch, active)
             loss = batch.task_loss(batch.logits)  # type: ignore[misc]
@@ -126,7 +133,7 @@ class Balancer:
     def _with_terms(self, loss: Tensor, batch: Batch, methods: Sequence[Method]) -> Tensor:
         total = loss
         for method, terms in self.hooks.call_each("modbalance_losses", methods, batch=batch):
-            for name, value in (terms or {}).items():
+            for name, value in named_tensors(method, "modbalance_losses", terms, scalar=True).items():
                 self.run.telemetry.log(f"{method.name}/loss/{name}", value)
                 total = total + value
         return loss if self.run.dry_run else total
@@ -145,11 +152,11 @@ class Balancer:
         pending, active = self.pending, self.active
         if pending is None or pending.phase is Phase.MODULATED or not active:
             return
-        pending.steps = self._steps(pending, active)
+        pending.steps = steps_of(pending, active, self.run)
         harmless = gradients.sandbox(gradients.optimized(self.run.optimizer)) if self.run.dry_run else nullcontext()
         with harmless, torch.no_grad():
             for step in pending.steps:
-                self._apply_coefficients(step)
+                apply_coefficients(step, self.hooks.call(step.method, "modbalance_coefficients", step=step))
             for step in pending.steps:
                 self.hooks.call(step.method, "modbalance_gradients", step=step)
         pending.phase = Phase.MODULATED
@@ -158,7 +165,7 @@ class Balancer:
         """Let methods take over what this step showed, after an inner step that really happened."""
         pending, self.pending = self.pending, None
         self.learns_unseen = False
-        self.capture.forward = None
+        self.capture.clear()
         if pending is None or not pending.steps:
             return
         with torch.no_grad():
@@ -170,35 +177,6 @@ class Balancer:
         """Note that a GradScaler decides now: if it skips the step, the next criterion call begins a new one."""
         if self.pending is not None and self.pending.phase is Phase.GATHERING:
             self.pending.phase = Phase.COMPLETE
-
-    def _steps(self, pending: Pending, active: Sequence[Method]) -> list[Step]:
-        keys = [(method, name) for method, sums in pending.sums.items() for name in sums]
-        totals = self.run.ranks.sum([pending.sums[method][name] for method, name in keys])
-        stats: dict[str, Sums] = {method.name: {} for method in active}
-        for (method, name), total in zip(keys, totals, strict=True):
-            stats.setdefault(method, {})[name] = total
-        return [Step(self.run, method, stats[method.name]) for method in active]
-
-    def _apply_coefficients(self, step: Step) -> None:
-        returned = self.hooks.call(step.method, "modbalance_coefficients", step=step) or {}
-        for name in returned:
-            if name not in self.run.modalities:
-                raise ConfigError(
-                    f"Method `{step.method.name}` should return coefficients for {list(self.run.modalities)}. "
-                    f"Found {name!r}."
-                )
-        step.coefficients = self._finite(step.method, returned) if returned else {}
-        for name, coefficient in step.coefficients.items():
-            self.run.telemetry.log(f"{step.method.name}/coefficient/{name}", coefficient)
-            gradients.scale_(step.parameters(name), coefficient)
-
-    def _finite(self, method: Method, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        device = next(iter(coefficients.values())).device
-        values = torch.stack([value.to(device) for value in coefficients.values()])
-        is_finite = values.isfinite()
-        for name, is_bad in zip(coefficients, ~is_finite, strict=True):
-            self.run.telemetry.count(f"{method.name}/nonfinite/{name}", is_bad)
-        return dict(zip(coefficients, values.where(is_finite, 1), strict=True))
 
     # Between epochs
 
@@ -215,10 +193,11 @@ class Balancer:
         Raises:
             CheckpointError: Between the micro-batches of one step, whose gradients no checkpoint holds.
         """
-        if self.pending is not None and self.pending.phase is Phase.GATHERING:
+        is_gathering = self.pending is not None and self.pending.phase is Phase.GATHERING
+        if is_gathering and not self._gradients_are_none():
             raise CheckpointError(
-                "The state should be saved after `opt.step()`. Found a criterion call since the last step, whose "
-                "gradients no checkpoint holds: save after the last micro-batch of a step was stepped."
+                "The state should be saved after `opt.step()`. Found gradients of a criterion call since the last "
+                "step, which no checkpoint holds: take the step first, or drop them by `opt.zero_grad()`."
             )
         return {
             "epoch": self.run.epoch,
@@ -292,6 +271,7 @@ class Balancer:
         for method in self.hooks.implementers(hook, self.active):
             new = self.hooks.call(method, hook, batch=batch, **{argument: current})
             if new is not None:
+                check_names(method, hook, new, self.run.modalities)
                 current, is_new = {**current, **new}, True
         return current if is_new and not self.run.dry_run else None
 

@@ -26,7 +26,8 @@ class Forward:
         autocast_state: Device type, whether autocast was on, and its dtype, as the features entered the fusion.
         logits: Fused logits of the criterion call, which tell two forwards apart where no hook sees them.
         logits_of: Picks the logits out of the model's output.
-        is_observed: Whether a criterion call has gathered statistics of this forward already.
+        was_asked_for: Whether a criterion call came for it.
+        is_observed: Whether a criterion call has gathered statistics of it already.
         replaced: The logits that a method replaced, and what by.
     """
 
@@ -38,6 +39,7 @@ class Forward:
         self.autocast_state: tuple[str, bool, torch.dtype] | None = None
         self.logits: Tensor | None = None
         self.logits_of: Callable[[Any], Tensor] | None = None
+        self.was_asked_for = False
         self.is_observed = False
         self.replaced: tuple[Tensor, Tensor] | None = None
 
@@ -65,8 +67,9 @@ class Forward:
 class Tap:
     """A hook on a module. Copies of the module (deepcopy, pickle) carry an inert one: they are not being trained."""
 
-    def __init__(self, call: Callable[..., Any] | None = None) -> None:
+    def __init__(self, call: Callable[..., Any] | None = None, owner: Capture | None = None) -> None:
         self.call = call
+        self.owner = owner
 
     def __call__(self, *args: Any) -> Any:
         """Do what the hook does, or nothing in a copy."""
@@ -85,6 +88,7 @@ class Capture:
     Attributes:
         enabled: Whether forwards in training are recorded; off outside of a method's window.
         forward: The last recorded forward since the last step.
+        before: The one before it, if no criterion call came since.
         saw_evaluation: Whether the model ran in eval mode since this was last cleared.
         edit_inputs: Replaces inputs, where a method implements `modbalance_inputs`.
         edit_features: Replaces features, where a method implements `modbalance_features`.
@@ -94,6 +98,7 @@ class Capture:
         self.topology = topology
         self.enabled = True
         self.forward: Forward | None = None
+        self.before: Forward | None = None
         self.saw_evaluation = False
         self.edit_inputs: Edit | None = None
         self.edit_features: Edit | None = None
@@ -113,22 +118,47 @@ class Capture:
         """Put the hooks on the model."""
         topology = self.topology
         if topology.model is not None:
-            self._handles.append(topology.model.register_forward_pre_hook(Tap(self._on_model), with_kwargs=True))
+            tap = Tap(self._on_model, self)
+            self._handles.append(topology.model.register_forward_pre_hook(tap, with_kwargs=True))
         if topology.fusion:
-            self._handles.append(topology.fusion[0].register_forward_pre_hook(Tap(self._on_fusion), with_kwargs=True))
+            tap = Tap(self._on_fusion, self)
+            self._handles.append(topology.fusion[0].register_forward_pre_hook(tap, with_kwargs=True))
             return
         for name, modules in topology.encoders.items():
-            self._handles.append(modules[-1].register_forward_hook(Tap(_OnEncoder(self, name))))
+            self._handles.append(modules[-1].register_forward_hook(Tap(_OnEncoder(self, name), self)))
+
+    def take_over(self) -> bool:
+        """Take off hooks by which an earlier optimizer replaces what runs through the same modules; say if any did."""
+        topology = self.topology
+        watched = [topology.model, *topology.fusion[:1], *(modules[-1] for modules in topology.encoders.values())]
+        tables = [t for module in watched if module for t in (module._forward_pre_hooks, module._forward_hooks)]
+        taps = [hook for table in tables for hook in table.values() if isinstance(hook, Tap)]
+        others = [tap.owner for tap in taps if tap.owner is not None and tap.owner is not self]
+        acting = [capture for capture in others if capture.edit_inputs or capture.edit_features]
+        for capture in acting:
+            capture.remove()
+        return bool(acting)
 
     def remove(self) -> None:
         """Take all hooks off the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.forward = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the forwards of this step."""
+        self.forward = self.before = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"forward": None, "edit_inputs": None, "edit_features": None, "_handles": []}
+        blank: dict[str, Any] = {
+            "forward": None,
+            "before": None,
+            "edit_inputs": None,
+            "edit_features": None,
+            "_handles": [],
+        }
+        return self.__dict__ | blank
 
     @property
     def _is_recording(self) -> bool:
@@ -145,7 +175,8 @@ class Capture:
             self.saw_evaluation = True
         if not self._is_recording or _is_recomputing():
             return None
-        self.forward = forward = Forward((args, kwargs))
+        self.before, self.forward = self.forward, Forward((args, kwargs))
+        forward = self.forward
         if self.edit_inputs is None:
             return None
         new = self.edit_inputs(forward)

@@ -49,4 +49,5 @@ def options_table(method: type[Method]) -> Table:
 
 
 def _summary(method: type[Method]) -> str:
-    return (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " ")
+    own = vars(method).get("__doc__")  # not that of a base class, which `getdoc` would take
+    return inspect.cleandoc(own or "").split("\n\n")[0].replace("\n", " ")

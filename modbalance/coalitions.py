@@ -75,11 +75,10 @@ def choose(batch: Batch, expected: Mapping[Coalition, Tensor]) -> str:
 
 def _vote(batch: Batch, expected: Mapping[Coalition, Tensor]) -> tuple[int, str]:
     try:
-        mixing = batch.why_not_separate()
-        if mixing is not None:
-            return NO, mixing
         found = torch.stack([*factored(batch).values()])
+        precision = found.dtype if batch.forward is None else batch.forward.precision(found.dtype)
+        vote = agreement(found, torch.stack([*expected.values()]), precision)
+        mixing = None if vote == ABSTAIN else batch.why_not_separate()
     except (ConfigError, RuntimeError, ValueError) as error:
         return NO, f"the other form fails ({error})"
-    precision = found.dtype if batch.forward is None else batch.forward.precision(found.dtype)
-    return agreement(found, torch.stack([*expected.values()]), precision), "both forms yield different logits"
+    return (NO, mixing) if mixing is not None else (vote, "both forms yield different logits")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from modbalance import scores
+from modbalance import notices, scores
 from modbalance.capture import Forward
 from modbalance.errors import ConfigError, ObservationError, suggest
 from modbalance.records import Batch
@@ -38,6 +38,7 @@ class Criterion(nn.Module):
         self._balancer = balancer
         self._logits_of = logits_of
         self.score = scores.resolve(score, loss_fn)
+        self._score_is_default = score is None
         self._scores_classes = score is None or score == "softmax"
 
     def forward(
@@ -121,9 +122,8 @@ class Criterion(nn.Module):
     ) -> Batch:
         balancer = self._balancer
         run = balancer.run
-        if self._scores_classes and any("target" in method.needs for method in balancer.active):
-            scores.check_classes(logits, target)
         forward = self._forward_of(logits)
+        self._check(logits, target, {need for method in balancer.active for need in method.needs})
         return Batch(
             run,
             forward=forward,
@@ -135,12 +135,28 @@ class Criterion(nn.Module):
             given_logits=unimodal_logits and _complete(unimodal_logits, run.modalities, "unimodal_logits"),
         )
 
+    def _check(self, logits: Tensor, target: Any, needs: Collection[str]) -> None:
+        """Raise a ConfigError if methods would score, or differentiate, something else than the user means."""
+        if "target" in needs and self._scores_classes:
+            if self._score_is_default:
+                fix = "pass `score=` to `opt.criterion`, {presets} or a callable"
+                scores.require_classes(self.loss_fn, "The default score, the softmax probability of the target,", fix)
+            scores.check_classes(logits, target)
+        if "loss_fn" in needs and getattr(self.loss_fn, "reduction", None) == "none":
+            raise ConfigError(
+                "The loss should be one number, which methods differentiate. Found `reduction='none'`: pass a loss "
+                "with 'mean' or 'sum', or a function that reduces."
+            )
+
     def _forward_of(self, logits: Tensor) -> Forward:
         capture = self._balancer.capture
+        before, capture.before = capture.before, None
+        if before is not None and not before.was_asked_for:
+            self._balancer.notices.give(notices.TWO_FORWARDS)
         forward = capture.forward
         if forward is None or (forward.is_unseen and forward.logits is not logits):
             forward = capture.forward = Forward()
-        forward.logits, forward.logits_of = logits, self.pick_logits
+        forward.was_asked_for, forward.logits, forward.logits_of = True, logits, self.pick_logits
         return forward
 
 

@@ -37,6 +37,11 @@ def split_features(
         )
     if set(keys) == set(modalities):
         return {name: tensors[keys.index(name)] for name in modalities}
+    if any(key in modalities and key != name for key, name in zip(keys, modalities, strict=True)):
+        raise ConfigError(
+            f"The fusion should receive its features by order, or all by the names {list(modalities)}. Found {keys}: "
+            "name the modalities as the arguments of the fusion, in `modalities=`."
+        )
     return dict(zip(modalities, tensors, strict=True))
 
 
@@ -94,7 +99,8 @@ class Inputs:
     """Which arguments of the model's forward belong to a modality, and what stands for a missing one.
 
     Args:
-        places: By modality a position, a name, or a tuple of them; ``None``: positions in fusion order.
+        places: By modality a position, a name, or a tuple of them; ``None``: names of modalities, else positions in
+            fusion order. A name is that of a keyword argument, or a key of a mapping that is the only argument.
         mask_value: Number that a removed input is filled with, or a mapping by modality.
     """
 
@@ -108,7 +114,7 @@ class Inputs:
         """Raise a ConfigError unless what was given is for these modalities."""
         if self._places is not None:
             for name in modalities:
-                self.places(name, modalities, {})
+                self.places(name, modalities, ())
         for parameter, value in (("inputs", self._places), ("mask_value", self._mask_value)):
             unknown = set(value) - set(modalities) if isinstance(value, Mapping) else set()
             if unknown:
@@ -116,10 +122,10 @@ class Inputs:
                     f"Parameter `{parameter}` should name modalities {list(modalities)}. Found {sorted(unknown)}."
                 )
 
-    def places(self, modality: str, modalities: Sequence[str], kwargs: Kwargs) -> tuple[Place, ...]:
-        """Return the positions and names of a modality's arguments."""
+    def places(self, modality: str, modalities: Sequence[str], names: Collection[str]) -> tuple[Place, ...]:
+        """Return the positions and names of a modality's arguments, where ``names`` are those of the call."""
         if self._places is None:
-            return (modality,) if modality in kwargs else (list(modalities).index(modality),)
+            return (modality,) if modality in names else (list(modalities).index(modality),)
         if modality not in self._places:
             raise ConfigError(
                 f"Parameter `inputs` should give the arguments of {modality!r}. Found {dict(self._places)}."
@@ -129,9 +135,9 @@ class Inputs:
 
     def read(self, args: Args, kwargs: Kwargs, modalities: Sequence[str]) -> dict[str, Any]:
         """Return the inputs by modality: one value, or a tuple where a modality has several arguments."""
-        found = {}
+        found, names = {}, _names(args, kwargs)
         for modality in modalities:
-            values = tuple(_get(args, kwargs, place) for place in self.places(modality, modalities, kwargs))
+            values = tuple(_get(args, kwargs, place) for place in self.places(modality, modalities, names))
             found[modality] = values[0] if len(values) == 1 else values
         return found
 
@@ -139,14 +145,16 @@ class Inputs:
         self, args: Args, kwargs: Kwargs, modalities: Sequence[str], new: Mapping[str, Any]
     ) -> tuple[Args, Kwargs]:
         """Return the arguments with the inputs in ``new`` put in their places."""
-        positional, named = list(args), dict(kwargs)
+        positional, named, names = list(args), dict(kwargs), _names(args, kwargs)
         for modality, value in new.items():
-            places = self.places(modality, modalities, kwargs)
+            places = self.places(modality, modalities, names)
             for place, item in zip(places, value if len(places) > 1 else (value,), strict=True):
                 if isinstance(place, int):
                     positional[place] = item
-                else:
+                elif place in kwargs or not _is_mapping(args):
                     named[place] = item
+                else:
+                    positional[0] = {**positional[0], place: item}
         return tuple(positional), named
 
     def masked(
@@ -168,10 +176,21 @@ def _get(args: Args, kwargs: Kwargs, place: Place) -> Any:
         return args[place]
     if isinstance(place, str) and place in kwargs:
         return kwargs[place]
+    if isinstance(place, str) and _is_mapping(args) and place in args[0]:
+        return args[0][place]
     raise ConfigError(
-        f"Parameter `inputs` should name arguments of the model's forward. Found {place!r}, but the call has "
-        f"{len(args)} positional arguments and the keywords {sorted(kwargs)}."
+        "Parameter `inputs` should name arguments of the model's forward (default: those named as the modalities, else "
+        f"the first, the second, ...). Found {place!r}, but the call has {len(args)} positional arguments, the names "
+        f"{sorted(map(str, _names(args, kwargs)))}: pass `inputs={{'text': ('ids', 'mask'), 'image': 'pixels'}}`."
     )
+
+
+def _is_mapping(args: Args) -> bool:
+    return len(args) == 1 and isinstance(args[0], Mapping)
+
+
+def _names(args: Args, kwargs: Kwargs) -> Collection[str]:
+    return {*(args[0] if _is_mapping(args) else ()), *kwargs}
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

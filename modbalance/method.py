@@ -15,6 +15,8 @@ from modbalance.errors import CheckpointError, ConfigError, suggest
 
 Preset = Literal["official", "paper"]
 Check = Callable[[Any], str | None]
+NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model")
+"""What `Method.needs` may name."""
 
 
 def gt(bound: float) -> Check:

@@ -15,6 +15,19 @@ MISSING_CRITERION = (
     "act. Take the loss from `criterion = opt.criterion(loss_fn)` and call the model in training mode; outside of a "
     "method's window nothing is needed. Given once."
 )
+TWO_FORWARDS = (
+    "The model ran twice in training mode before a criterion call, and methods see the last forward alone. Call the "
+    "criterion after each forward, and run what is not for training in eval mode or under `torch.no_grad()`. Given "
+    "once."
+)
+EARLIER_OPTIMIZER = (
+    "An earlier BalancedOptimizer replaced features or inputs of this model. Its hooks were taken off, so that it no "
+    "longer acts. Call `.remove()` on an optimizer that you replace; several methods go into one, `method=[...]`."
+)
+MISSING_LOSS = (
+    "`step()` found no criterion call since the last step, so that {methods} replaced features in the forward, but "
+    "nothing added what it trains them by. Take the loss from `criterion = opt.criterion(loss_fn)`. Given once."
+)
 EPOCH_NEVER_MOVES = (
     "Training has alternated with evaluation, but `opt.epoch` is still 0, and {methods} acts in a window of epochs. "
     "Call `opt.end_epoch()` after each epoch, or set `opt.epoch`. Given once."

@@ -277,8 +277,9 @@ class BalancedOptimizer(Wrapper):
         took_forward = balancer.capture.forward is not None or balancer.learns_unseen
         learns = any(group.get("lr") != 0.0 for group in self.param_groups if not isinstance(group.get("lr"), Tensor))
         if took_forward or (balancer.run.model is None and learns):
-            methods = " and ".join(f"`{method.name}`" for method in acting)
-            balancer.notices.give(notices.MISSING_CRITERION, methods=methods)
+            replacing = balancer.hooks.implementers("modbalance_features", acting)
+            methods = " and ".join(f"`{method.name}`" for method in replacing or acting)
+            balancer.notices.give(notices.MISSING_LOSS if replacing else notices.MISSING_CRITERION, methods=methods)
 
     def _warn_of_invariance(self) -> None:
         topology = self._balancer.run.topology

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from modbalance.errors import ObservationError
+from modbalance.errors import ConfigError, ObservationError
 from modbalance.layout import map_tensors, tensors_in
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Batch:
         args, kwargs = forward.inputs or ((), {})
         inputs = topology.inputs.read(args, kwargs, topology.modalities)
         if {id(t) for t in tensors_in((args, kwargs))} - {id(t) for t in tensors_in(tuple(inputs.values()))}:
-            return "the model takes tensors that belong to no modality"
+            return "the model takes tensors that belong to no modality (`inputs=` says which do)"
         with torch.no_grad():
             features, differences = self.features_in_eval(), []
             if set(features) != set(inputs):
@@ -148,8 +148,9 @@ class Batch:
 
     def require_features(self) -> Mapping[str, Tensor]:
         """Return the features, or raise an ObservationError that says how they could have been seen."""
-        if not self.features:
-            raise ObservationError(self.run.topology.explain_missing_features())
+        missing = [name for name in self.run.modalities if name not in self.features]
+        if missing:
+            raise ObservationError(self.run.topology.explain_missing_features(missing if self.features else []))
         return self.features
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -237,7 +238,16 @@ def _poison(value: Tensor) -> Tensor:
 
 
 def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
-    """Return logits and target of a batch that ends with the target, on the device of the model."""
-    parameter = next(model.parameters())
-    *inputs, target = (item.to(parameter.device) if isinstance(item, Tensor) else item for item in batch)
+    """Return logits and target of a batch that ends with the target, on the device of the model.
+
+    Raises:
+        ConfigError: The batch is no list or tuple, so that nobody can tell its target.
+    """
+    if not isinstance(batch, list | tuple):
+        raise ConfigError(
+            f"A batch of a loader should be a tuple or list of inputs and, last, the target. Found "
+            f"{type(batch).__name__}: pass `opt.end_epoch(..., forward=lambda model, batch: (logits, target))`."
+        )
+    device = next(model.parameters()).device
+    *inputs, target = (map_tensors(item, lambda tensor: tensor.to(device)) for item in batch)
     return model(*inputs), target

@@ -19,9 +19,10 @@ from modbalance.errors import (
     UnknownMethodError,
     suggest,
 )
-from modbalance.method import Method, Preset
+from modbalance.method import NEEDS, Method, Preset
 
 GROUP = hookspecs.NAME
+_FIELD = type(attrs.field())
 MethodSpec = str | Method | Sequence[str | Method]
 
 
@@ -85,6 +86,7 @@ def build_methods(spec: MethodSpec, preset: Preset, options: Mapping[str, Any]) 
         if isinstance(each, Method):
             if preset != "official":
                 raise ConfigError(f"`preset=` goes with names. Found a {type(each).__name__}: use its `configure`.")
+            check_method(type(each))
             # A copy with fresh state, so that one object may be given to several optimizers.
             methods.append(attrs.evolve(each))
         elif each == "none":
@@ -98,6 +100,20 @@ def build_methods(spec: MethodSpec, preset: Preset, options: Mapping[str, Any]) 
 def list_methods() -> list[Listing]:
     """Return every installed method by name; one whose plugin is broken is listed with its problem."""
     return [_listing(name, entry) for name, entries in sorted(_entries().items()) for entry in entries]
+
+
+def check_method(method: type[Method]) -> None:
+    """Raise a PluginLoadError for a class whose options, name or needs nobody would see."""
+    if any(isinstance(value, _FIELD) for value in vars(method).values()):
+        raise PluginLoadError(
+            f"Method class `{method.__name__}` declares options without a marker: put `@attrs.define(eq=False, "
+            "kw_only=True)` above it."
+        )
+    if not method.name:
+        raise PluginLoadError(f"Method class `{method.__name__}` should have a `name`, that of its entry point.")
+    for need in method.needs:
+        if need not in NEEDS:
+            raise PluginLoadError(f"Method `{method.name}` needs an unknown `{need}`. {suggest(need, NEEDS)}")
 
 
 def check_hooks(plugin: object, owner: str) -> None:
@@ -177,6 +193,7 @@ def _methods_of(module: ModuleType, entry: EntryPoint) -> list[type[Method]]:
                 f"`modbalance_methods()` of {_origin(entry)} should return subclasses of modbalance.Method. "
                 f"Found {method!r}."
             )
+        check_method(method)
         plugin_manager({method.name: method})  # checks names, markers and arguments of all hooks
     return classes
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from modbalance.errors import ConfigError, suggest
 
@@ -58,6 +60,14 @@ def regression(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:
 
 PRESETS: dict[str, Score] = {"binary": binary, "multilabel": multilabel, "regression": regression}
 
+_LABELS, _NUMBERS = "'binary' or 'multilabel'", "'regression'"
+_NOT_FOR_CLASSES: dict[object, str] = {
+    **dict.fromkeys((nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss), _LABELS),
+    **dict.fromkeys((nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss), _NUMBERS),
+    **dict.fromkeys((F.binary_cross_entropy, F.binary_cross_entropy_with_logits), _LABELS),
+    **dict.fromkeys((F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss), _NUMBERS),
+}
+
 
 def resolve(score: Score | str | None, loss_fn: object) -> Score:
     """Return the score for what the user gave: ``None``, a preset's name, or a callable."""
@@ -73,6 +83,20 @@ def resolve(score: Score | str | None, loss_fn: object) -> Score:
     return PRESETS[score]
 
 
+def require_classes(loss_fn: object, what: str, fix: str) -> None:
+    """Raise a ConfigError for a loss of torch whose targets are numbers or labels, which look like probabilities.
+
+    Args:
+        loss_fn: The user's loss.
+        what: What is of classes alone.
+        fix: What to pass instead; ``{presets}`` stands for the scores that fit the loss.
+    """
+    presets = _NOT_FOR_CLASSES.get(loss_fn if isinstance(loss_fn, FunctionType) else type(loss_fn))
+    if presets is not None:
+        name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        raise ConfigError(f"{what} is that of classes. Found the loss {name}: {fix.format(presets=presets)}.")
+
+
 def widened(tensor: Tensor) -> Tensor:
     """Return ``tensor`` in single precision, or in double if it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
@@ -86,9 +110,9 @@ def check_classes(logits: Tensor, target: Tensor) -> None:
             "For other tasks pass `score=` to `opt.criterion`."
         )
     indices = logits.shape[:1] + logits.shape[2:]
-    if logits.dim() < 2:
+    if logits.dim() < 2 or logits.shape[1] < 2:
         raise ConfigError(
-            f"Logits should be (B, C, ...) for the softmax score. Found shape {tuple(logits.shape)}. "
+            f"Logits should be (B, C, ...) with C >= 2 for the softmax score. Found shape {tuple(logits.shape)}. "
             f"For other tasks pass `score=` to `opt.criterion`: {', '.join(map(repr, PRESETS))}, or a callable."
         )
     if target.is_floating_point() and target.shape == logits.shape:

@@ -210,8 +210,14 @@ class Topology:
             for parameter in parameters:
                 parameter.requires_grad_(True)
 
-    def explain_missing_features(self) -> str:
-        """Say why no features were seen, and what to do."""
+    def explain_missing_features(self, missing: Sequence[str] = ()) -> str:
+        """Say why no features were seen, or those of ``missing`` were not, and what to do."""
+        if missing:
+            return (
+                f"This method needs the features of each modality. Found none of {', '.join(map(repr, missing))}: what "
+                "`modalities=` names should return one tensor and run in each forward. Name an inner module that does, "
+                "or the submodule that receives all features in `fusion=`."
+            )
         if self.model is None:
             return (
                 "This method needs the features of each modality. Found none: without `model=` hand them to the "

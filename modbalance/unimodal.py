@@ -72,12 +72,14 @@ class Unimodal:
         features = batch.require_features()
         if not live:
             features = {name: feature.detach() for name, feature in features.items()}
-        if self.chooses and auto != "auto":
-            return self._by_kind(auto, features, batch)
-        if self.kind == "auto":
+        kind = auto if self.chooses and auto != "auto" else self.kind
+        if kind == "auto":
             with torch.no_grad():
                 self._decide(batch, features)
-        return self._by_kind(self.kind, features, batch)
+            kind = self.kind
+        logits = self._by_kind(kind, features, batch)
+        _check_shapes(logits, batch.logits)
+        return logits
 
     def _by_kind(self, kind: str, features: Features, batch: Batch) -> Features:
         if kind == "slice":
@@ -148,6 +150,17 @@ class Unimodal:
         return {
             name: resolve(spec[name], self.topology.model, f"unimodal[{name!r}]") for name in self.topology.modalities
         }
+
+
+def _check_shapes(unimodal: Features, fused: Tensor) -> None:
+    """Raise unless unimodal logits look like the fused ones; a loss would broadcast them, or score something else."""
+    for name, logits in unimodal.items():
+        if logits.shape != fused.shape:
+            raise ConfigError(
+                f"The logits of each modality should have the shape of those in the criterion, {tuple(fused.shape)}. "
+                f"Found {tuple(logits.shape)} for {name!r}: let `fusion=` name all modules up to the logits, or pass "
+                "a callable from features to logits that ends as the model and `logits_of=` do."
+            )
 
 
 def sole_layer(topology: Topology) -> nn.Module | None:

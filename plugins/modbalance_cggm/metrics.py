@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modbalance import ConfigError
+from modbalance.scores import require_classes
 
 Metric = Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]
 Sums = tuple[Tensor, Tensor]
@@ -63,6 +64,12 @@ def dice_brats(logits: Tensor, target: Tensor, there: Tensor | None, ignore_inde
 
 
 BUILT: dict[str, Built] = {"accuracy": accuracy, "sign": sign, "dice": dice, "dice_brats": dice_brats}
+
+
+def check(metric: str | Metric, loss_fn: object) -> None:
+    """Raise a ConfigError for the accuracy of classes beside a loss of labels or numbers."""
+    if metric == "accuracy":
+        require_classes(loss_fn, "The `metric='accuracy'` of CGGM", "pass `metric='sign'`, or a callable")
 
 
 def measure(

@@ -27,7 +27,7 @@ class DGL(Method):
     """
 
     name: ClassVar[str] = "dgl"
-    needs = frozenset({"model", "features", "unimodal_logits", "target", "loss_fn"})
+    needs = frozenset({"model", "features", "unimodal_logits", "loss_fn"})
     min_modalities = 2
     preset_clips: ClassVar[Mapping[str, float]] = {"official": 40.0}
 

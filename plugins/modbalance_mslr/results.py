@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modbalance import Batch, ConfigError, EpochData, Method, ObservationError, Run
+from modbalance.scores import require_classes
 
 Measure = Callable[[Batch, Tensor], tuple[Tensor, Tensor]]
 
@@ -47,6 +48,8 @@ def of_epoch(method: Method, run: Run, data: EpochData, quantity: str, measure: 
 
 def accuracy(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return how often the largest of the logits (B, C, ...) is that of the target, and of how many elements."""
+    fix = "pass numbers, larger for better, `opt.end_epoch(metrics={{'accuracy': {{...}}}})`"
+    require_classes(batch.run.loss_fn, "The accuracy of each modality", fix)
     has_probabilities = batch.target.is_floating_point() and logits.shape[1] > 1
     target = batch.target.argmax(1) if has_probabilities else batch.target
     predicted = logits.argmax(1)

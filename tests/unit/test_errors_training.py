@@ -169,10 +169,12 @@ def test_a_target_that_does_not_fit(target: Any, words: str) -> None:
 
 def test_logits_without_a_class_dimension() -> None:
     model = multimodal()
-    criterion = balanced(model).criterion(nn.MSELoss())
+    criterion = balanced(model).criterion(lambda logits, target: (logits - target).abs().mean())
     inputs, _ = batches(model, 1)[0]
 
-    with pytest.raises(ConfigError, match=r"Logits should be \(B, C, \.\.\.\).*Found shape \(6,\).*'regression'"):
+    with pytest.raises(
+        ConfigError, match=r"Logits should be \(B, C, \.\.\.\).*C >= 2.*Found shape \(6,\).*'regression'"
+    ):
         criterion(model(*inputs)[:, 0], torch.zeros(6))
 
 
