@@ -95,6 +95,27 @@ def test_a_finished_comparison_is_shown_again(whole: Path, capsys: pytest.Captur
     assert scores(whole) == before
 
 
+def test_tables_that_lose_methods_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = ("--epochs", "1")
+    assert run(tmp_path, "--methods", "none", "ogm_ge", *one) == 0
+    assert "for all in one" not in capsys.readouterr().out
+    assert run(tmp_path, "--methods", "dgl", *one) == 0
+    assert "lose none, ogm_ge; for all in one: --methods none ogm_ge dgl --resume" in capsys.readouterr().out
+    assert run(tmp_path, "--methods", "none", "ogm_ge", "dgl", *one, "--resume") == 0
+    assert [row["method"] for row in rows(tmp_path)] == ["none", "ogm_ge", "dgl"]
+
+
+def test_files_are_written_before_anything_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(compare, "print_summary", closed)
+    with pytest.raises(BrokenPipeError):
+        run(tmp_path, "--methods", "none", "--epochs", "1")
+    assert [row["method"] for row in rows(tmp_path)] == ["none"]
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_a_changed_option_invalidates_only_the_runs_it_touches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 
+import attrs
 import numpy as np
 import pytest
+from rich.console import Console
 
 from common.report.results import Caption, Failure, Outcome, Result
 from common.report.statistics import paired, spread
 from common.report.summary import Summary, summarize
-from common.report.tables import latex, markdown, numbers
+from common.report.tables import latex, markdown, numbers, print_summary
 from common.tasks.task import Metric, Task, classification
 
 CAPTION = Caption("Tiny", generated=False, select="val", protocol="fair", task=classification(3))
@@ -117,6 +120,35 @@ def test_a_method_of_which_runs_failed_is_not_bold() -> None:
     outcomes = runs(none=[0.5, 0.51, 0.52], ogm=[0.7, 0.71, 0.72])
     assert table(outcomes).clear_winner() is not None
     assert table([*outcomes, Failure("ogm", 3, "the loss became nan")]).clear_winner() is None
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_what_is_not_a_number_neither_wins_nor_lets_others_win(higher_is_better: bool) -> None:
+    nan = float("nan")
+    metric = Metric("accuracy", "score", higher_is_better=higher_is_better)
+    task = attrs.evolve(classification(3), metrics=(metric, *classification(3).metrics[1:]))
+    caption = Caption("Tiny", False, "val", "fair", task)
+
+    assert table(runs(none=[nan, nan], ogm=[0.7, 0.71], dgl=[0.5, 0.51]), caption).clear_winner() is None
+    rows = [{"val_accuracy": value, "val_loss": loss} for value, loss in ((nan, nan), (0.5, nan), (0.5, 1.0))]
+    ranks = [task.rank(row, "val") for row in rows]
+    assert ranks[0] < ranks[1] < ranks[2]
+
+
+def test_a_narrow_screen_keeps_all_scores_and_leaves_out_costs() -> None:
+    summary = table(runs(none=[0.5, 0.61], ogm=[0.55, 0.63]))
+    shown = {}
+    for width in (160, 80, 40):
+        console = Console(width=width, file=io.StringIO())
+        print_summary(console, summary)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        shown[width] = text.partition("Tiny")[0]
+    assert "memory" in shown[160]
+    assert "memory" not in shown[80] + shown[40]
+    for text in shown.values():
+        assert "\N{HORIZONTAL ELLIPSIS}" not in text
+        digits = "".join(character for character in text if character.isdigit())
+        assert digits.count("5") >= 4
 
 
 def test_costs_and_failures_have_their_place() -> None:

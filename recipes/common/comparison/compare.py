@@ -22,9 +22,9 @@ from common.recipe import Recipe
 from common.report.curves import Picture, score_figure, write_figure
 from common.report.folder import write_text
 from common.report.html import report_page
-from common.report.results import Failure, Outcome, results_of
+from common.report.results import ONLY, Failure, Outcome, results_of
 from common.report.summary import Summary, summarize
-from common.report.tables import print_summary, write_tables
+from common.report.tables import methods_of_table, print_summary, write_tables
 from common.training.interrupt import Interrupted
 from common.training.job import check_methods
 from common.training.ranks import ALONE, Ranks
@@ -56,11 +56,12 @@ def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: R
     with ExitStack() as stack:
         ranks.on_first(lambda: _take(output, plan, args, stack))
         ranks.on_first(lambda: write_skipped(session))
+        session.say(*_no_longer_shown(output, plan))
         screen = make_screen(console, session, plan)
         outcomes = run_here(session, plan, screen) if args.jobs is None else run_in_processes(session, plan, screen)
         summary = summarize(outcomes, session.data.modalities, session.caption)
-        print_summary(console, summary)
         files = ranks.on_first(lambda: write_report(output, summary, outcomes, plan, ranks))
+        print_summary(console, summary)
     session.say("", "Written:", *(f"  {path}" for path in files))
     session.say(*(f"  {path}/" for path in dict.fromkeys(each.folder.path for each in plan)))
     return summary
@@ -71,6 +72,16 @@ def _take(output: Path, plan: Sequence[RunPlan], args: argparse.Namespace, stack
     stack.enter_context(folder_lock(output))
     for each in [each for each in plan if each.must_be_cleared(args)]:
         each.folder.clear()
+
+
+def _no_longer_shown(output: Path, plan: Sequence[RunPlan]) -> list[str]:
+    """Return a line if the tables in the folder hold methods that the new ones will not."""
+    planned = list(dict.fromkeys(each.run.method for each in plan if not each.run.method.startswith(ONLY)))
+    gone = sorted(name for name in methods_of_table(output) - {*planned} if not name.startswith(ONLY))
+    if not gone:
+        return []
+    together = " ".join([*gone, *planned])
+    return [f"  the tables of {output} lose {', '.join(gone)}; for all in one: --methods {together} --resume"]
 
 
 def run_here(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[Outcome]:

@@ -18,8 +18,8 @@ class Spread:
     Attributes:
         count: How many.
         mean: Their mean.
-        std: Their standard deviation (n - 1); None for one.
-        low: Lower end of the bootstrap 95 % interval of the mean; None for one.
+        std: Their standard deviation (n - 1); None for one, or if one is not finite.
+        low: Lower end of the bootstrap 95 % interval of the mean; None likewise.
         high: Its upper end.
     """
 
@@ -30,10 +30,10 @@ class Spread:
     high: float | None
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether the intervals overlap; without intervals nobody can tell, so they do."""
+        """Whether the intervals overlap; where nobody can tell (no interval, or NaN), they do."""
         if self.low is None or self.high is None or other.low is None or other.high is None:
             return True
-        return self.low <= other.high and other.low <= self.high
+        return not (self.low > other.high or other.low > self.high)
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -46,8 +46,8 @@ def spread(values: Sequence[float]) -> Spread:
 
     numbers = np.asarray(values, dtype=np.float64)
     mean = float(numbers.mean())
-    if len(numbers) == 1:
-        return Spread(1, mean, None, None, None)
+    if len(numbers) == 1 or not np.isfinite(numbers).all():
+        return Spread(len(numbers), mean, None, None, None)
     if np.ptp(numbers) == 0:
         return Spread(len(numbers), mean, 0.0, mean, mean)
     rng = np.random.default_rng(0)

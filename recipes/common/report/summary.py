@@ -8,9 +8,11 @@ import attrs
 
 from common.report.results import ONLY, Caption, Failure, Outcome, Result, failures_of, results_of
 from common.report.statistics import Spread, paired, spread
-from common.tasks.task import Metric
+from common.tasks.task import Metric, larger_if_number
 
 BASELINE = "none"
+COSTS = ("best epoch", "time/step", "passes", "memory")
+"""Titles of the last columns."""
 
 
 @attrs.frozen
@@ -123,7 +125,7 @@ class Summary:
         if len(known) < 2:
             return None
         sign = 1 if column.metric.higher_is_better else -1
-        best, found = max(known, key=lambda pair: sign * pair[1].mean)
+        best, found = max(known, key=lambda pair: larger_if_number(sign * pair[1].mean))
         if best.failures:
             return None
         return best if not any(found.overlaps(other) for line, other in known if line is not best) else None
@@ -166,7 +168,7 @@ def header(summary: Summary, columns: Sequence[Column]) -> list[str]:
     titles = [column.title for column in columns]
     if summary.num_seeds > 1:
         titles = ["seeds", *titles, f"vs {BASELINE}, paired [95 % interval]"]
-    return ["method", *titles, "best epoch", "time/step", "passes", "memory"]
+    return ["method", *titles, *COSTS]
 
 
 def cells(summary: Summary, line: Line, columns: Sequence[Column], marks: Marks) -> list[str]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from common.report.folder import write_text
 from common.report.results import ALONE_NOTE, Outcome, Result, failures_of, results_of
-from common.report.summary import Marks, Summary, cells, header
+from common.report.summary import COSTS, Marks, Summary, cells, header
 from common.report.view import Row
 from common.tasks.task import Task
 
@@ -49,9 +49,10 @@ def print_summary(console: Console, summary: Summary) -> None:
     """Print the test scores of all methods side by side."""
     # The other metrics of several seeds would not fit; they are in the files.
     columns = summary.columns if summary.num_seeds == 1 else summary.narrow_columns
-    table = _table(header(summary, columns))
-    for line in summary.lines:
-        table.add_row(*cells(summary, line, columns, SCREEN))
+    rows = [header(summary, columns), *(cells(summary, line, columns, SCREEN) for line in summary.lines)]
+    table = _table(rows)
+    if console.measure(table).maximum > console.width:
+        table = _table([row[: -len(COSTS)] for row in rows])
     console.print("\nTest split, scored with the weights of the best epoch", style="bold")
     console.print(table)
     for note in notes(summary):
@@ -61,7 +62,7 @@ def print_summary(console: Console, summary: Summary) -> None:
 def print_scores(console: Console, rows: Mapping[str, Row], modalities: Sequence[str], task: Task, title: str) -> None:
     """Print the scores of one checkpoint, one line per split."""
     titles = [*(metric.title for metric in task.metrics), *(f"{name} alone" for name in modalities)]
-    table = _table(["split", "loss", *titles])
+    table = _table([["split", "loss", *titles]])
     for split, row in rows.items():
         together = [metric.text(row[f"{split}_{metric.key}"]) for metric in task.metrics]
         key = f"{split}_{task.headline.key}"
@@ -72,10 +73,13 @@ def print_scores(console: Console, rows: Mapping[str, Row], modalities: Sequence
     console.print(ALONE_NOTE, style="dim", soft_wrap=True)
 
 
-def _table(titles: Sequence[str]) -> Table:
+def _table(rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table whose first row is its head; what does not fit in a line goes on in the next."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, title in enumerate(titles):
-        table.add_column(title, justify="right" if number else "left")
+    for number, title in enumerate(rows[0]):
+        table.add_column(title, justify="right" if number else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
     return table
 
 
@@ -109,6 +113,15 @@ def numbers(outcomes: Sequence[Outcome]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
+
+
+def methods_of_table(output: Path) -> set[str]:
+    """Return the methods in the ``comparison.csv`` of a folder; none without one."""
+    path = output / "comparison.csv"
+    if not path.is_file():
+        return set()
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return {row.get("method") or "" for row in csv.DictReader(file)} - {""}
 
 
 def _record(result: Result) -> dict[str, object]:

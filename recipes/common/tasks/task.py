@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -92,7 +93,13 @@ class Task:
         Accuracies of few samples tie often, and the loss tells such epochs apart.
         """
         value = row[f"{split}_{self.headline.key}"]
-        return (value if self.headline.higher_is_better else -value), -row[f"{split}_loss"]
+        value = value if self.headline.higher_is_better else -value
+        return larger_if_number(value), larger_if_number(-row[f"{split}_loss"])
+
+
+def larger_if_number(value: float) -> float:
+    """Return a value to rank by: NaN is below all numbers."""
+    return -math.inf if math.isnan(value) else value
 
 
 ACCURACY = Metric("accuracy", "top-1")
