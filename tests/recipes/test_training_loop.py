@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +18,15 @@ from common.cli import build_parser
 from common.data.sampler import ResumableBatchSampler
 from common.report.folder import RunFolder
 from common.report.view import Columns, PlainView
+from common.training import sums, work
+from common.training import trainer as trainer_module
 from common.training.checkpoint import load
-from common.training.interrupt import StopRequest
+from common.training.interrupt import Interrupted, StopRequest
 from common.training.job import build_job, check_methods
 from common.training.precision import set_up
 from common.training.settings import resolve
 from common.training.trainer import Trainer
+from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
 
 
@@ -138,3 +143,50 @@ def test_wrong_option_of_the_second_method_fails_before_training() -> None:
     args = resolve(build_parser(RECIPE).parse_args(["--methods", "none", "ogm_ge"]), RECIPE)
     with pytest.raises(ValueError, match="alpha"):
         check_methods(RECIPE, args, RECIPE.load(args), set_up(args), {"none": {}, "ogm_ge": {"alpha": -1.0}})
+
+
+class Clock:
+    """What the sums and the trainer take for the time: that of the machine, and what somebody adds to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.added = 0.0
+        for module in (sums, work):
+            monkeypatch.setattr(module, "time", self)
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.added
+
+    def delays(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, which takes 1,000 seconds more from now on."""
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            self.added += 1000
+            return function(*args, **kwargs)
+
+        return slow
+
+
+def test_seconds_are_those_of_steps_and_not_of_checkpoints_or_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    run = _trainer(tmp_path, "--epochs", "2", "--save-every", "2")
+    for name in ("save", "EventLog"):
+        monkeypatch.setattr(trainer_module, name, clock.delays(getattr(trainer_module, name)))
+    run.fit(StopRequest())
+    assert clock.added > 8000
+    assert all(0 < row["waiting"] < row["seconds"] < 1000 for row in run.history)
+
+
+def test_seconds_before_and_after_an_interruption_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    run = _trainer(tmp_path, "--epochs", "1")
+    monkeypatch.setattr(run, "_step", clock.delays(run._step))
+    with pytest.raises(Interrupted):
+        run.fit(StopAtLook(2))
+    resumed = _trainer(tmp_path, "--epochs", "1")
+    resumed.restore(load(resumed.folder.last))
+    monkeypatch.setattr(resumed, "_step", clock.delays(resumed._step))
+    clock.added += 1e6
+    resumed.fit(StopRequest())
+    assert 6000 < resumed.history[0]["seconds"] < 7000

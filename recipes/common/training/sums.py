@@ -18,7 +18,8 @@ class EpochSums:
     """Running sums of one training epoch on this rank; they survive an interruption.
 
     Attributes:
-        waiting: Seconds spent waiting for data.
+        seconds: Seconds of training steps, with the loading of their data: those in which the clock ran.
+        waiting: Seconds of those spent waiting for data.
         encoded: Samples that went through an encoder.
     """
 
@@ -28,10 +29,19 @@ class EpochSums:
         self.samples = 0
         self.coefficients: dict[str, float] = {}
         self.looks = 0
+        self.seconds = 0.0
         self.waiting = 0.0
         self.encoded = 0
-        self._seconds_before = 0.0
+        self._started = 0.0
+
+    def start_clock(self) -> None:
+        """Count the seconds from now on."""
         self._started = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Count no more seconds."""
+        self.loss.item()  # waits for a device that is behind with the steps it was given
+        self.seconds += time.perf_counter() - self._started
 
     def add_loss(self, loss: Tensor, samples: int) -> None:
         """Add the mean loss of a batch, without reading it."""
@@ -45,11 +55,6 @@ class EpochSums:
             if _COEFFICIENT in key:
                 modality = key.rpartition("/")[2]
                 self.coefficients[modality] = self.coefficients.get(modality, 0.0) + value
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training in this epoch, those before an interruption included."""
-        return self._seconds_before + time.perf_counter() - self._started
 
     def mean_loss(self) -> float:
         """Mean loss per sample so far, on all ranks, which have seen equally many. Reads from the device."""
@@ -65,7 +70,7 @@ class EpochSums:
         return {f"coefficient_{modality}": total / self.looks for modality, total in self.coefficients.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all sums, for a checkpoint."""
+        """Return all sums, for a checkpoint. The clock stands still."""
         return {
             "loss": self.loss.cpu(),
             "samples": self.samples,
@@ -82,7 +87,6 @@ class EpochSums:
         self.samples = state["samples"]
         self.coefficients = dict(state["coefficients"])
         self.looks = state["looks"]
-        self._seconds_before = state["seconds"]
+        self.seconds = state["seconds"]
         self.waiting = state["waiting"]
         self.encoded = state["encoded"]
-        self._started = time.perf_counter()

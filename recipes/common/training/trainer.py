@@ -91,13 +91,16 @@ class Trainer:
         job.optimizer.epoch = self.epoch
         remaining = self.num_batches - job.loaders.sampler.offset
         waiting = Waiting()
-        for batches in waiting.timed(grouped(islice(job.loaders.train, remaining), job.args.accumulate)):
+        steps = grouped(islice(job.loaders.train, remaining), job.args.accumulate)
+        self.sums.start_clock()
+        for batches in waiting.timed(steps):
             self._step(batches)
             for _ in batches:
                 job.loaders.sampler.advance()
             self.sums.waiting += waiting.take()
             self.sums.encoded += job.counter.take()
             self._after_step()
+        self.sums.stop_clock()
 
     def _step(self, batches: list[Any]) -> None:
         job = self.job
@@ -128,11 +131,13 @@ class Trainer:
                 raise RunFailed(f"the loss became {loss} in epoch {self.epoch + 1}, at or before step {step}")
             self.view.look(loss)
             self.events.step(self.step, loss, metrics)
-        if args.save_every > 0 and step % args.save_every == 0:
-            self.save()
         # Ranks agree on it, which is not for every step.
-        if (is_look or self.job.ranks.is_alone) and self.job.ranks.any(bool(self.stop)):
+        must_stop = (is_look or self.job.ranks.is_alone) and self.job.ranks.any(bool(self.stop))
+        if must_stop or (args.save_every > 0 and step % args.save_every == 0):
+            self.sums.stop_clock()
             self.save()
+            self.sums.start_clock()
+        if must_stop:
             raise Interrupted
 
     def _leave_if_asked(self) -> None:
