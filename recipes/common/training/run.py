@@ -24,7 +24,7 @@ from common.training.loaders import build_loaders
 from common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
 from common.training.ranks import ALONE, Ranks
 from common.training.settings import choose_methods, identity
-from common.training.trainer import Trainer
+from common.training.trainer import Trainer, check_loss
 
 SKIPPED = "skipped.txt"
 _SHOWN = 10
@@ -132,7 +132,7 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
 
     Raises:
         Interrupted: If somebody asked to stop.
-        RunFailed: If the loss is not a number any more.
+        RunFailed: If training has diverged.
     """
     args, ranks = session.args, session.ranks
     if (finished := ranks.on_first(lambda: finished_result(folder, args.epochs))) is not None:
@@ -151,7 +151,9 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
     with stop_on_signal() as stop:
         trainer.fit(stop)
         memory = peak_memory(session.precision.device, session.is_alone)
-    result = ranks.on_first(lambda: _finish(trainer, memory))
+    result = ranks.on_first(lambda: _tested(trainer, memory))
+    check_loss(result.test["test_loss"], "test loss", f"with the weights of epoch {result.best['epoch']}")
+    ranks.on_first(lambda: folder.write_result(result.as_json()))
     if ranks.is_first:
         Picture({method: [result.history]}, session.data.modalities, session.caption).save(folder.curves)
     return result
@@ -185,14 +187,12 @@ def check_epochs(folder: RunFolder, wanted: int) -> None:
         )
 
 
-def _finish(trainer: Trainer, memory: float | None) -> Result:
+def _tested(trainer: Trainer, memory: float | None) -> Result:
     job = trainer.job
     best = checkpoint.load(trainer.folder.best)
     job.model.load_state_dict(best["model"])
     scores = job.evaluator(job.loaders.test, job.args.limit_batches)
-    result = Result(job.method, job.args.seed, dict(best["row"]), scores.as_row("test"), trainer.history, memory)
-    trainer.folder.write_result(result.as_json())
-    return result
+    return Result(job.method, job.args.seed, dict(best["row"]), scores.as_row("test"), trainer.history, memory)
 
 
 def _description(job: Job) -> str:

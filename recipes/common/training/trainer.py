@@ -28,6 +28,16 @@ class RunFailed(Exception):
     """A run cannot go on, for a reason that lies in what it trains; others may do better."""
 
 
+def check_loss(loss: float, name: str, where: str) -> None:
+    """Refuse a loss that only a training that has diverged has.
+
+    Raises:
+        RunFailed: If the loss is not finite.
+    """
+    if not isfinite(loss):
+        raise RunFailed(f"the {name} became {loss} {where}")
+
+
 def reason(error: BaseException) -> str:
     """Return why a run failed, in one line."""
     lines = message(error).splitlines() or [type(error).__name__]
@@ -73,6 +83,7 @@ class Trainer:
 
         Raises:
             Interrupted: If somebody asked to stop; ``last.pt`` is then up to date.
+            RunFailed: If a loss is not finite, or the metric that selects the best epoch is so in no epoch.
         """
         self.stop = stop
         self.events = EventLog(self.folder.events if self.job.ranks.is_first else None, self.step)
@@ -84,6 +95,8 @@ class Trainer:
         finally:
             self.view.stop()
             self.events.close()
+        if self.best is None:
+            raise RunFailed(f"the {self.split} {self.job.task.headline.title} is a number in no epoch")
 
     def _train_epoch(self) -> None:
         job = self.job
@@ -127,8 +140,7 @@ class Trainer:
             metrics = self.job.optimizer.metrics()
             self.sums.add_metrics(metrics)
             loss = self.sums.mean_loss()
-            if not isfinite(loss):
-                raise RunFailed(f"the loss became {loss} in epoch {self.epoch + 1}, at or before step {step}")
+            check_loss(loss, "loss", f"in epoch {self.epoch + 1}, at or before step {step}")
             self.view.look(loss)
             self.events.step(self.step, loss, metrics)
         # Ranks agree on it, which is not for every step.
@@ -162,10 +174,13 @@ class Trainer:
 
         try:
             with job.counter.paused():
-                return job.ranks.on_first(evaluated)
+                row = job.ranks.on_first(evaluated)
         except Interrupted:
             self.save()
             raise
+        # All ranks look, so that all of them go on with the next run.
+        check_loss(row[f"{self.split}_loss"], f"{self.split} loss", f"in epoch {self.epoch + 1}")
+        return row
 
     def _end_epoch(self, row: dict[str, float]) -> None:
         job = self.job
@@ -187,6 +202,9 @@ class Trainer:
 
     def _keep_if_best(self, row: dict[str, float]) -> None:
         rank = self.job.task.rank
+        # A metric may be undefined where the loss is finite, and nothing ranks above nan.
+        if not isfinite(row[f"{self.split}_{self.job.task.headline.key}"]):
+            return
         if self.best is None or rank(row, self.split) > rank(self.best, self.split):
             self.best = row
             if self.job.ranks.is_first:
