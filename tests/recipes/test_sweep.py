@@ -12,7 +12,7 @@ import pytest
 from common.cli import main
 from common.comparison import compare
 from common.comparison import sweep as sweep_module
-from common.comparison.sweep import Space, parse_space
+from common.comparison.space import Space, each_value, parse_space
 from common.errors import RecipeError
 from common.report.curves import Picture
 from common.training.interrupt import Interrupted
@@ -32,6 +32,10 @@ def sweep(output: Path, *flags: str) -> int:
 def rows(output: Path) -> list[dict[str, str]]:
     with (output / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def scored(output: Path) -> list[dict[str, str]]:
+    return [row for row in rows(output) if row["val top-1"]]
 
 
 @pytest.mark.parametrize(
@@ -81,11 +85,18 @@ def test_options_and_flags_are_searched_together(tmp_path: Path) -> None:
 
 
 def test_the_values_of_a_trial_are_those_that_its_flags_would_get(tmp_path: Path) -> None:
-    flags = ("--search", "optimizer=sgd", "batch_size=5", "plain=true", "milestones=1", "method=ogm_ge")
-    assert sweep(tmp_path, *flags, "ogm_ge.alpha=0.3", "ogm.alpha=0.4", "--trials", "1") == 0
-    settings = json.loads((tmp_path / "trial-0" / "ogm_ge" / "config.json").read_text())["settings"]
+    flags = ("--search", "optimizer=sgd", "batch_size=5", "plain=true", "milestones=1", "method=ogm_ge,ogm")
+    assert sweep(tmp_path, *flags, "ogm_ge.alpha=0.3", "ogm.alpha=0.4", "--sampler", "grid", "--trials", "2") == 0
     names = ("optimizer", "batch_size", "plain", "milestones", "options")
-    assert [settings[name] for name in names] == ["sgd", 5, True, [1], {"alpha": 0.3}]
+    for method, alpha in (("ogm_ge", 0.3), ("ogm", 0.4)):
+        (config,) = tmp_path.glob(f"trial-*/{method}/config.json")
+        settings = json.loads(config.read_text())["settings"]
+        assert [settings[name] for name in names] == ["sgd", 5, True, [1], {"alpha": alpha}]
+
+
+def test_methods_of_the_search_replace_the_fixed_one(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "--methods", "ogm", "--search", "method=none,ogm_ge", "--sampler", "grid") == 0
+    assert sorted(path.parent.name for path in tmp_path.glob("trial-*/*/config.json")) == ["none", "ogm_ge"]
 
 
 def test_a_study_keeps_its_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +118,7 @@ def test_a_second_call_tries_other_values(tmp_path: Path) -> None:
 def test_a_trial_of_which_one_seed_fails_has_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--search", "bad-seed=1,9", "--sampler", "grid", "--trials", "2", "--seeds", "2")
     assert sweep(tmp_path, *flags) == 0
-    assert [row["bad_seed"] for row in rows(tmp_path)] == ["9"]
+    assert [row["bad_seed"] for row in scored(tmp_path)] == ["9"]
 
 
 def test_ctrl_c_leaves_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,13 +130,51 @@ def test_ctrl_c_leaves_what_was_found(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(sweep_module, "compare", interrupted)
     assert sweep(tmp_path, "--search", "lr=0.01:0.1", "--trials", "1") == 130
-    assert len(rows(tmp_path)) == 1
+    assert [row["failure"] for row in rows(tmp_path)] == ["", "Interrupted"]
+    assert len(scored(tmp_path)) == 1
+
+
+def test_a_trial_that_raises_fails_alone_and_is_listed_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(tmp_path, "--search", "bad_seed=-1,0", "--sampler", "grid") == 0
+    (good,) = scored(tmp_path)
+    (bad,) = (row for row in rows(tmp_path) if row not in scored(tmp_path))
+    assert (good["bad_seed"], good["failure"]) == ("-1", "")
+    assert (bad["bad_seed"], bad["failure"]) == ("0", "the seed is bad")
+    assert f"trial-{bad['trial']} failed: the seed is bad" in capsys.readouterr().out
+    assert "ValueError: the seed is bad" in (tmp_path / f"trial-{bad['trial']}" / "log.txt").read_text()
+
+
+def test_an_error_of_a_user_that_only_a_trial_meets_is_a_failed_trial(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "--search", "bad=false,true", "--sampler", "grid") == 0
+    assert {row["bad"]: row["failure"] for row in rows(tmp_path)} == {
+        "false": "",
+        "true": "Expected wav files in nowhere. Found none. Fix: --data-root DIR",
+    }
+
+
+def test_ctrl_c_between_two_looks_leaves_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_module, "compare", stopped)
+    assert sweep(tmp_path, "--search", "lr=0.01:0.1") == 130
+    assert [row["failure"] for row in rows(tmp_path)] == ["KeyboardInterrupt"]
+
+
+def test_a_score_that_is_not_a_number_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "isnan", lambda score: True)
+    assert sweep(tmp_path, "--search", "lr=0.01:0.1", "--trials", "1") == 1
+    assert [row["failure"] for row in rows(tmp_path)] == ["its score is not a number"]
 
 
 def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--search", "lr=1e30,0.05", "--sampler", "grid", "--trials", "2", "--log-every", "1", "--epochs", "2")
     assert main(RECIPE, ["sweep", "--output", str(tmp_path), *flags]) == 0
-    assert [row["lr"] for row in rows(tmp_path)] == ["0.05"]
+    assert [row["lr"] for row in scored(tmp_path)] == ["0.05"]
+    (failure,) = filter(None, (row["failure"] for row in rows(tmp_path)))
+    assert failure.startswith("the loss became")
     assert main(RECIPE, ["sweep", "--output", str(tmp_path / "all"), *flags[:1], "lr=1e30", *flags[2:]]) == 1
     printed = capsys.readouterr()
     assert "No trial finished" in printed.out
@@ -145,6 +194,13 @@ def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path: Path, capsys: pytes
         (("--search", "plain=yes,no"), "true or false for a switch"),
         (("--search", "lr=1:2", "--storage", "nowhere"), "Expected a database at nowhere"),
         (("--search", "lr=1:2", "--sampler", "grid"), "categories only"),
+        (("--search", "lr=1:2", "--methods", "all"), "--search method=none,ogm_ge"),
+        (("--search", "method=none,all"), "Found none all"),
+        (("--search", "ogm_ge.alpha=0.1:1.0"), "Found `ogm_ge.alpha`, which none of them would use"),
+        (("--search", "method=none,ogm", "ogm_ge.alpha=1,2"), "--search method=none,ogm,ogm_ge"),
+        (("--search", "lr=1:2", "--option", "ogm_ge.alpha=1"), "Found `ogm_ge.alpha`"),
+        (("--search", "lr=1:2", "--study", "../elsewhere"), "Found `../elsewhere`"),
+        (("--search", "lr=1:2", "--study", "trial-0"), "Found `trial-0`"),
     ],
 )
 def test_what_a_sweep_refuses(
@@ -152,6 +208,89 @@ def test_what_a_sweep_refuses(
 ) -> None:
     assert sweep(tmp_path, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--methods", "ogm_ge", "--search", "ogm_ge.alpha=0.5,-3"), "Found `alpha = -3`"),
+        (("--methods", "ogm_ge", "--search", "ogm_ge.alpha=-3:0.5"), "Found `alpha = -3.0`"),
+        (("--methods", "ogm_ge", "--search", "ogm_ge.speed=1,2"), "speed"),
+        (("--methods", "ogm_ge", "--search", "lr=1:2", "--option", "alpha=-3"), "Found `alpha = -3`"),
+        (("--search", "method=none,nosuch"), "No installed method is named 'nosuch'"),
+        (("--methods", "nosuch", "--search", "lr=1:2"), "No installed method is named 'nosuch'"),
+    ],
+)
+def test_methods_and_options_are_checked_before_the_first_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
+) -> None:
+    assert sweep(tmp_path, *flags) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_method_that_does_not_apply_to_the_data_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = attrs.evolve(RECIPE, load=lambda args: attrs.evolve(RECIPE.load(args), excluded={"ogm": "it is loud"}))
+    assert main(recipe, ["sweep", "--output", str(tmp_path), "--search", "method=none,ogm"]) == 2
+    assert "Found ogm: it is loud" in capsys.readouterr().err
+
+
+def test_options_that_bound_each_other_are_checked_together(tmp_path: Path) -> None:
+    recipe = attrs.evolve(RECIPE, method_options={"ogm_ge": {"end_epoch": 3}})
+    search = ("--search", "ogm_ge.start_epoch=0,5", "ogm_ge.end_epoch=3,9", "--sampler", "grid")
+    assert main(recipe, ["sweep", "--output", str(tmp_path), "--epochs", "1", "--methods", "ogm_ge", *search]) == 0
+    assert {(row["ogm_ge.start_epoch"], row["ogm_ge.end_epoch"]) for row in rows(tmp_path) if row["failure"]} == {
+        ("5", "3")
+    }
+    assert len(scored(tmp_path)) == 3
+
+
+def test_each_value_meets_all_values_of_the_other_spaces() -> None:
+    spaces = [parse_space("m.a=1,2"), parse_space("m.b=3:4:int")]
+    assert each_value(spaces) == [
+        [{"m.a": 1, "m.b": 3}, {"m.a": 1, "m.b": 4}],
+        [{"m.a": 2, "m.b": 3}, {"m.a": 2, "m.b": 4}],
+        [{"m.a": 1, "m.b": 3}, {"m.a": 2, "m.b": 3}],
+        [{"m.a": 1, "m.b": 4}, {"m.a": 2, "m.b": 4}],
+    ]
+    assert each_value([]) == [[{}]]
+
+
+def test_a_named_study_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    calls = {"a": "lr=0.1", "b": "lr=0.2", "tiny": "lr=0.3"}
+    for study, search in calls.items():
+        assert sweep(tmp_path, "--search", search, "--study", study, "--trials", "1") == 0
+    found = {study: tmp_path if study == RECIPE.name else tmp_path / study for study in calls}
+    for study, folder in found.items():
+        assert [f"lr={row['lr']}" for row in rows(folder)] == [calls[study]]
+        settings = json.loads((folder / "trial-0" / "none" / "config.json").read_text())["settings"]
+        assert f"lr={settings['lr']}" == calls[study]
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.db")] == [Path("sweep.db")]
+
+
+def test_a_study_does_not_move_into_the_folder_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 0
+    assert sweep(tmp_path, "--search", "lr=1:2", "--study", "none") == 2
+    assert "Found `none`" in capsys.readouterr().err
+
+
+def test_machines_that_share_a_storage_number_their_trials_together(tmp_path: Path) -> None:
+    flags = ("--search", "lr=0.1:0.2", "--storage", f"sqlite:///{tmp_path / 'shared.db'}", "--study", "a")
+    assert sweep(tmp_path / "one", *flags, "--trials", "1") == 0
+    assert sweep(tmp_path / "other", *flags, "--trials", "1") == 0
+    assert [path.name for path in sorted(tmp_path.glob("o*/a/trial-*"))] == ["trial-0", "trial-1"]
+    assert len(rows(tmp_path / "other" / "a")) == 2
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "s [red] c"
+    assert sweep(output, "--search", "device=cpu", "--trials", "1") == 0
+    assert f"All trials: {output / 'sweep.csv'}" in capsys.readouterr().out
+    (output / "trial-1").write_text("")
+    assert sweep(output, "--search", "device=cpu", "--trials", "1") == 0
+    assert "s [red] c/trial-1" in capsys.readouterr().out
 
 
 def test_a_protocol_that_selects_on_test_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
