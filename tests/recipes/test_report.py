@@ -50,9 +50,9 @@ def test_metrics_have_an_empty_cell_where_nothing_was_measured(tmp_path: Path) -
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "tiny", {})
-    folder.write_result({"a": 1})
-    folder.write_result({"a": 2})
-    assert folder.read_result() == {"a": 2}
+    folder.write_result(_result("none").as_json())
+    folder.write_result(_result("ogm_ge").as_json())
+    assert folder.read_result() == _result("ogm_ge").as_json()
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 

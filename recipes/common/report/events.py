@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+
+from common.report.folder import room_for
 
 
 class EventLog:
@@ -11,7 +14,10 @@ class EventLog:
 
     Args:
         path: Folder of the event files; None to write nothing.
-        step: Step to begin with; what an interrupted run had written beyond it is dropped by TensorBoard.
+        step: Steps done before. TensorBoard drops what an interrupted run had written beyond them; at 0 all of it goes.
+
+    Raises:
+        RecipeError: If the disk is full; so do all methods.
     """
 
     def __init__(self, path: Path | None, step: int) -> None:
@@ -20,7 +26,11 @@ class EventLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(path), purge_step=step if step > 0 else None)
+        with room_for(path):
+            if step == 0 and path.exists():
+                shutil.rmtree(path)
+            # What is at the step of the purge is dropped, too.
+            self._writer = SummaryWriter(str(path), purge_step=step + 1 if step > 0 else None)
 
     def step(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
         """Log a look at the running training loss and at the optimizer's metrics."""
@@ -30,13 +40,21 @@ class EventLog:
         """Log the row of an epoch."""
         self._write(step, {f"epoch/{name}": value for name, value in row.items()})
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Write everything to disk."""
         if self._writer is not None:
-            self._writer.close()
+            with room_for(Path(self._writer.log_dir)):
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Write everything to disk, and nothing more."""
+        if self._writer is not None:
+            with room_for(Path(self._writer.log_dir)):
+                self._writer.close()
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         if self._writer is None:
             return
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        with room_for(Path(self._writer.log_dir)):
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, step)

@@ -7,7 +7,8 @@ import io
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from typing import Any
 import attrs
 
 from common.errors import RecipeError
-from common.files import PARTIAL, atomic_file
+from common.files import DISK_FULL, PARTIAL, atomic_file
 
 LOCK = ".lock"
 LOG = "log.txt"
 SEED = "seed-"
 """How the folders of several seeds begin."""
+_CONFIG = {"recipe": str, "settings": dict, "run": dict, "versions": dict}
+_RESULT = {"method": str, "seed": int, "best": dict, "test": dict, "history": list}
+"""What there is at least in the files of this name."""
+_FIX = "Fix: restore that file, or train anew with `--overwrite`."
 _LIBRARIES = ("torch", "torchvision", "torchaudio", "scikit-learn", "modbalance")
 
 
@@ -85,18 +90,20 @@ class RunFolder:
             Whether what is in the folder is to be thrown away.
 
         Raises:
-            RecipeError: If the folder holds another run, or this one and nobody said what to do with it.
+            RecipeError: If the folder holds another run, or this one and nobody said what to do with it; if its
+                ``config.json`` is damaged and not to be thrown away.
         """
         if not self._files():
             return False
-        config = self._read(self.config)
-        if config is None:
+        if not self.config.is_file():
             raise RecipeError(
                 f"Expected {self.path} to be empty or the folder of a run. Found files, but no config.json. "
                 "Fix: another `--output`."
             )
-        differences = self._differences(config)
-        if overwrite or (update and differences):
+        if overwrite:
+            return True
+        differences = self._differences(self.read_config() or {})
+        if update and differences:
             return True
         if differences:
             raise RecipeError(
@@ -132,7 +139,6 @@ class RunFolder:
 
     def claim(self, run_settings: Mapping[str, Any]) -> None:
         """Make the folder that of this run, unfinished."""
-        self.path.mkdir(parents=True, exist_ok=True)
         self.result.unlink(missing_ok=True)
         config = {
             "recipe": self.recipe,
@@ -152,28 +158,46 @@ class RunFolder:
         write_text(self.metrics, text.getvalue())
 
     def epochs_done(self) -> int:
-        """Return how many epochs the run has behind it."""
+        """Return how many epochs the run has behind it.
+
+        Raises:
+            RecipeError: If the file that tells is damaged.
+        """
         if not self.metrics.is_file():
             return 0
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return sum(1 for _ in csv.DictReader(file))
+        try:
+            with self.metrics.open(newline="", encoding="utf-8") as file:
+                return sum(1 for _ in csv.DictReader(file))
+        except (OSError, ValueError, csv.Error) as error:
+            raise RecipeError(
+                f"Expected a table in {self.metrics}. Found that it cannot be read: {error}. {_FIX}"
+            ) from error
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Mark the run as finished."""
         write_text(self.result, json.dumps(result, indent=2))
 
     def read_config(self) -> dict[str, Any] | None:
-        """Return what `claim` wrote: settings and versions."""
-        return self._read(self.config)
+        """Return what `claim` wrote: settings and versions.
+
+        Raises:
+            RecipeError: If the file is damaged.
+        """
+        return _read(self.config, _CONFIG)
 
     def write_log(self, text: str) -> None:
         """Keep what a person may want to know of a failed run."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / LOG, text)
+        # The run has failed already: that its log cannot be written must not hide why.
+        with suppress(OSError), atomic_file(self.path / LOG) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     def read_result(self) -> dict[str, Any] | None:
-        """Return what `write_result` wrote, or None if the run is not finished."""
-        return self._read(self.result)
+        """Return what `write_result` wrote, or None if the run is not finished.
+
+        Raises:
+            RecipeError: If the file is damaged.
+        """
+        return _read(self.result, _RESULT)
 
     def _differences(self, config: Mapping[str, Any]) -> list[str]:
         old = {"recipe": config.get("recipe"), **config.get("settings", {})}
@@ -181,17 +205,19 @@ class RunFolder:
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         return [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in names]
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        if not path.is_file():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise RecipeError(
-                f"Expected JSON in {path}. Found that it cannot be read: {error}. "
-                f"Fix: remove {self.path}, or choose another `--output`."
-            ) from error
-        return dict(content)
+
+def _read(path: Path, parts: Mapping[str, type]) -> dict[str, Any] | None:
+    """Return what is in a file of JSON, which has all parts; None if there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Expected JSON in {path}. Found that it cannot be read: {error}. {_FIX}") from error
+    found: dict[str, Any] = content if isinstance(content, dict) else {}
+    if missing := [name for name, kind in parts.items() if not isinstance(found.get(name), kind)]:
+        raise RecipeError(f"Expected {', '.join(parts)} in {path}. Found it without {', '.join(missing)}. {_FIX}")
+    return found
 
 
 def _is_seed(path: Path) -> bool:
@@ -199,9 +225,31 @@ def _is_seed(path: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with atomic_file(path) as partial:
+    """Write a text file whole or not at all.
+
+    Raises:
+        RecipeError: If the disk is full.
+    """
+    with room_for(path), atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Say so if what writes ``path`` fails for want of room.
+
+    Raises:
+        RecipeError: If the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # Torch raises an error of its own while it handles that of the disk.
+        if not any(isinstance(each, OSError) and each.errno in DISK_FULL for each in (error, error.__context__)):
+            raise
+        raise RecipeError(
+            f"Expected room on the disk for {path}. Found none left. Fix: make room, and go on with `--resume`."
+        ) from error
 
 
 def _versions() -> dict[str, str]:

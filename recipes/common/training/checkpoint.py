@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +10,55 @@ import torch
 
 from common.errors import RecipeError
 from common.files import atomic_file
+from common.report.folder import room_for
 
 FORMAT = 1
-_FIX = "Fix: name a file that a run of this version has written, or train anew with --overwrite."
+WEIGHTS = ("recipe", "settings", "classes", "row", "model")
+"""What is in every checkpoint."""
+STATE = (*WEIGHTS, "optimizer", "schedule", "scaler", "sampler", "sums", "rng", "history", "best")
+"""What is in one to go on from."""
+_FIX = "Fix: restore that file, name one that a run of this version has written, or train anew with `--overwrite`."
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write ``state`` to ``path``; an interruption leaves the previous file untouched."""
-    with atomic_file(path) as partial:
-        torch.save({"format": FORMAT, **state}, partial)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a recipe onto the CPU.
+    """Write ``state`` to ``path``; an interruption leaves the previous file untouched.
 
     Raises:
-        RecipeError: If there is no such file, or it is no checkpoint of a recipe.
+        RecipeError: If the disk is full.
+    """
+    # Torch tells nothing of the disk about a file that it has opened itself.
+    with room_for(path), atomic_file(path) as partial, partial.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+
+
+def load(path: Path, parts: Sequence[str] = WEIGHTS) -> dict[str, Any]:
+    """Read a checkpoint of a recipe onto the CPU.
+
+    Args:
+        path: The file.
+        parts: What must be in it.
+
+    Raises:
+        RecipeError: If there is no such file, it is damaged, or it is no checkpoint of a recipe.
     """
     if not path.is_file():
         raise RecipeError(
-            f"Expected a checkpoint at {path}. Found no file. Fix: name the best.pt or last.pt in the folder of a run."
+            f"Expected a checkpoint at {path}. Found no file. Fix: restore it, name the best.pt or last.pt in the "
+            "folder of a run, or train anew with `--overwrite`."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes of something else make an unpickler raise whatever comes
         raise RecipeError(
             f"Expected a checkpoint of a recipe at {path}. Found that it cannot be read: {_first_line(error)}. {_FIX}"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise RecipeError(f"Expected a checkpoint of format {FORMAT} at {path}. Found {found}. {_FIX}")
+    if missing := [name for name in parts if name not in state]:
+        raise RecipeError(f"Expected {', '.join(parts)} in {path}. Found it without {', '.join(missing)}. {_FIX}")
     return state
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from common.errors import RecipeError
 from common.recipe import Data, Recipe
 from common.report.curves import Picture
-from common.report.folder import SEED, RunFolder, write_text
+from common.report.folder import SEED, RunFolder, room_for, write_text
 from common.report.results import Caption, Result, Run
 from common.report.tables import print_scores
 from common.report.view import View
@@ -155,7 +155,8 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
     check_loss(result.test["test_loss"], "test loss", f"with the weights of epoch {result.best['epoch']}")
     ranks.on_first(lambda: folder.write_result(result.as_json()))
     if ranks.is_first:
-        Picture({method: [result.history]}, session.data.modalities, session.caption).save(folder.curves)
+        with room_for(folder.curves):
+            Picture({method: [result.history]}, session.data.modalities, session.caption).save(folder.curves)
     return result
 
 
@@ -168,8 +169,10 @@ def finished_result(folder: RunFolder, epochs: int) -> Result | None:
 def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
     if not folder.last.exists():
         return None
-    state = checkpoint.load(folder.last)
+    state = checkpoint.load(folder.last, checkpoint.STATE)
     check_epochs(folder, session.args.epochs)
+    if state["best"] is not None:
+        checkpoint.load(folder.best)  # better missed now than after all epochs
     return state
 
 

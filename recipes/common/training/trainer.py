@@ -238,7 +238,12 @@ class Trainer:
         }
         if not job.ranks.is_alone:
             state["ranks"] = job.ranks.gather({name: state[name] for name in _OF_RANK})
-        job.ranks.on_first(lambda: save({**self._weights(self.best or {}), **state}, self.folder.last))
+        job.ranks.on_first(lambda: self._write_state(state))
+
+    def _write_state(self, state: Mapping[str, Any]) -> None:
+        # A run that is killed goes on behind these events.
+        self.events.flush()
+        save({**self._weights(self.best or {}), **state}, self.folder.last)
 
     @property
     def _own_device(self) -> torch.device | None:
