@@ -101,3 +101,9 @@ def test_a_negative_seed_of_the_split_is_refused(module: Any, capsys: pytest.Cap
 def test_a_negative_seed_that_came_another_way_is_refused_where_it_is_used() -> None:
     with pytest.raises(RecipeError, match=r"Expected seeds of at least 0\. Found -1\. Fix: "):
         permutation(3, -1)
+
+
+def test_methods_may_be_named_one_by_one() -> None:
+    assert build_parser(RECIPE).parse_args(["--methods", "none", "--method", "dgl", "ogm"]).methods == [
+        *("none", "dgl", "ogm")
+    ]

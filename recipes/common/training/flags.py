@@ -33,7 +33,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, recipe: Recipe) -> Non
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     add = group.add_argument
-    add("--methods", "--method", nargs="+", metavar="NAME", help="methods to train; all: every one")
+    add("--methods", "--method", nargs="+", action="extend", metavar="NAME", help="methods to train; all: every one")
     add("--option", nargs="+", action="extend", metavar="NAME=VALUE", help="option of the methods")
     add("--output", metavar="DIR", help="folder for results; default runs/RECIPE")
     existing = group.add_mutually_exclusive_group()
