@@ -104,6 +104,5 @@ def test_a_negative_seed_that_came_another_way_is_refused_where_it_is_used() -> 
 
 
 def test_methods_may_be_named_one_by_one() -> None:
-    assert build_parser(RECIPE).parse_args(["--methods", "none", "--method", "dgl", "ogm"]).methods == [
-        *("none", "dgl", "ogm")
-    ]
+    given = build_parser(RECIPE).parse_args(["--methods", "none", "--method", "dgl", "ogm"])
+    assert given.methods == ["none", "dgl", "ogm"]

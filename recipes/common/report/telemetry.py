@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -14,9 +14,28 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import RecipeError, require
-from common.report.folder import RunFolder, write_text
+from common.report.folder import SEED, RunFolder, write_text
+from common.report.results import Run
 
 COMMAND = "telemetry"
+
+
+@attrs.frozen
+class Source:
+    """The events of one run.
+
+    Attributes:
+        run: Which one.
+        events: Their folder.
+    """
+
+    run: Run
+    events: Path
+
+    @property
+    def is_of_seeds(self) -> bool:
+        """Whether it is one of the runs of `--seeds`."""
+        return self.events.parent.name.startswith(SEED)
 
 
 @attrs.frozen
@@ -60,7 +79,9 @@ def telemetry(recipe: str, arguments: Sequence[str], console: Console) -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", default=Path("runs") / recipe)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="default: all that report something")
     args = parser.parse_args(arguments)
-    rows = [quantity.row() for quantity in read_telemetry(args.output, recipe, args.methods)]
+    sources = find_sources(args.output, recipe, args.methods)
+    chosen = choose(sources, compared_runs(args.output))
+    rows = [quantity.row() for quantity in read_telemetry(chosen)]
     if not rows:
         raise RecipeError(
             f"Expected runs of methods that report something in {args.output}. Found none. "
@@ -73,18 +94,61 @@ def telemetry(recipe: str, arguments: Sequence[str], console: Console) -> int:
         if not row["5 %"] == row["95 %"] == row["last"] == 0:
             table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)
+    if left_out := [str(source.events.parent) for source in sources if source not in chosen]:
+        text = f"Left out, as they are not of the comparison of the others: {', '.join(left_out)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-def read_telemetry(output: Path, recipe: str, methods: Sequence[str] | None = None) -> Iterator[Quantity]:
-    """Read the quantities of each method under ``output``, in alphabetical order."""
+def find_sources(output: Path, recipe: str, methods: Collection[str] | None = None) -> list[Source]:
+    """Return the events of all runs under ``output``, or of those of some methods.
+
+    Raises:
+        RecipeError: If what says which run a folder belongs to is damaged.
+    """
+    found = []
+    for events in sorted([*output.glob("*/events"), *output.glob(f"*/{SEED}*/events")]):
+        config = RunFolder(events.parent, recipe, {}).read_config()
+        settings = {} if config is None else config["settings"]
+        if "method" in settings and (methods is None or settings["method"] in methods):
+            found.append(Source(Run(settings["method"], settings.get("seed", 0)), events))
+    return found
+
+
+def compared_runs(output: Path) -> set[Run]:
+    """Return the runs that the last comparison in ``output`` consists of; none if there is no table of it."""
+    table = output / "comparison.csv"
+    if not table.is_file():
+        return set()
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            return {Run(row["method"], int(row["seed"])) for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RecipeError(
+            f"Expected a method and a seed in each row of {table}. Found that it cannot be read: {error}. "
+            "Fix: remove it; the command that trained, with `--resume`, writes it anew."
+        ) from error
+
+
+def choose(sources: Sequence[Source], compared: Collection[Run]) -> list[Source]:
+    """Return the events of runs that belong together: of each method a single run, or those of several seeds.
+
+    A method that was compared is represented by the runs of that comparison. Where that leaves both kinds, as nothing
+    tells a single run from that of `--seeds 1`, runs of `--seeds` are preferred.
+    """
+    of_comparison = {run.method for run in compared}
+    known = [source for source in sources if source.run in compared or source.run.method not in of_comparison]
+    of_seeds = {source.run.method for source in known if source.is_of_seeds}
+    several = {run.method for run in compared if sum(other.method == run.method for other in compared) > 1}
+    return [source for source in known if source.is_of_seeds == (source.run.method in of_seeds | several)]
+
+
+def read_telemetry(sources: Sequence[Source]) -> Iterator[Quantity]:
+    """Read the quantities of each method, in alphabetical order."""
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    for events in sorted([*output.glob("*/events"), *output.glob("*/seed-*/events")]):
-        config = RunFolder(events.parent, recipe, {}).read_config() or {}
-        method = config.get("settings", {}).get("method")
-        if method is None or (methods is not None and method not in methods):
-            continue
-        for name, values in _scalars(events, f"{method}/").items():
+    for source in sources:
+        method = source.run.method
+        for name, values in _scalars(source.events, f"{method}/").items():
             found.setdefault((method, name), []).append(values)
     for (method, name), runs in sorted(found.items()):
         yield Quantity(method, name, tuple(runs))
