@@ -10,12 +10,12 @@ import pytest
 from common.cli import main
 from common.report.events import EventLog
 from common.report.folder import RunFolder
-from common.report.telemetry import Quantity, read_telemetry
+from common.report.telemetry import Quantity, find_sources, read_telemetry
 from recipes.tiny_recipe import RECIPE
 
 
-def _run(path: Path, method: str, looks: list[dict[str, float]]) -> None:
-    folder = RunFolder(path, "tiny", {"method": method})
+def _run(path: Path, method: str, looks: list[dict[str, float]], seed: int = 0) -> None:
+    folder = RunFolder(path, "tiny", {"method": method, "seed": seed})
     folder.claim({})
     log = EventLog(folder.events, 0)
     for step, metrics in enumerate(looks):
@@ -29,10 +29,11 @@ def _looks(*values: float) -> list[dict[str, float]]:
 
 def test_quantities_of_all_seeds_are_read_by_method(tmp_path: Path) -> None:
     _run(tmp_path / "ogm" / "seed-0", "ogm", _looks(0.5, 0.25))
-    _run(tmp_path / "ogm" / "seed-1", "ogm", _looks(1.0, float("nan"), 0.75))
+    _run(tmp_path / "ogm" / "seed-1", "ogm", _looks(1.0, float("nan"), 0.75), seed=1)
     _run(tmp_path / "none", "none", [{}])
-    assert list(read_telemetry(tmp_path, "tiny")) == [Quantity("ogm", "coefficient/audio", ((0.5, 0.25), (1.0, 0.75)))]
-    assert list(read_telemetry(tmp_path, "tiny", ["none"])) == []
+    expected = [Quantity("ogm", "coefficient/audio", ((0.5, 0.25), (1.0, 0.75)))]
+    assert list(read_telemetry(find_sources(tmp_path, "tiny"))) == expected
+    assert list(read_telemetry(find_sources(tmp_path, "tiny", ["none"]))) == []
 
 
 def test_a_quantity_is_summarized_over_looks_and_runs() -> None:
@@ -54,6 +55,40 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "coefficient/audio" in printed
     assert "nonfinite" not in printed, "always 0"
+
+
+SINGLE, SEEDS = ("ogm",), ("ogm/seed-0", "ogm/seed-1")
+
+
+@pytest.mark.parametrize(
+    ("compared", "chosen"),
+    [
+        (None, SEEDS),
+        ("method,seed\nogm,0\nogm,1\n", SEEDS),
+        ("method,seed\nogm,0\n", SINGLE),
+        ("method,seed\nogm,1\n", ("ogm/seed-1",)),
+        ("method,seed\nnone,0\n", SEEDS),
+    ],
+)
+def test_a_single_run_and_those_of_several_seeds_are_not_mixed(
+    compared: str | None, chosen: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (*SINGLE, *SEEDS):
+        _run(tmp_path / name, "ogm", _looks(0.5), seed=int(name.endswith("1")))
+    if compared is not None:
+        (tmp_path / "comparison.csv").write_text(compared)
+    assert main(RECIPE, ["telemetry", "--output", str(tmp_path)]) == 0
+    with (tmp_path / "telemetry.csv").open(newline="") as file:
+        assert [row["looks"] for row in csv.DictReader(file)] == [str(len(chosen))]
+    left_out = ", ".join(str(tmp_path / name) for name in (*SINGLE, *SEEDS) if name not in chosen)
+    assert f"Left out, as they are not of the comparison of the others: {left_out}\n" in capsys.readouterr().out
+
+
+def test_a_damaged_table_of_a_comparison_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(tmp_path / "ogm", "ogm", _looks(0.5))
+    (tmp_path / "comparison.csv").write_bytes(bytes(range(256)))
+    assert main(RECIPE, ["telemetry", "--output", str(tmp_path)]) == 2
+    assert f"Expected a method and a seed in each row of {tmp_path / 'comparison.csv'}" in capsys.readouterr().err
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

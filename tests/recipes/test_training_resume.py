@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +15,15 @@ import pytest
 import torch
 
 from common.cli import main
+from common.errors import require
 from common.report.curves import Picture
-from common.training import run
+from common.training import run, trainer
+from common.training.checkpoint import save
 from common.training.interrupt import StopRequest
 from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE
 
+ROOT = Path(__file__).parents[2]
 # The trainer asks after each step and after each validation batch: 6 steps and 3 batches per epoch.
 CLOCKS = ("seconds", "waiting")
 MIDDLE_OF_FIRST_EPOCH, AFTER_LAST_STEP, IN_EVALUATION, LATER_EPOCH = 2, 6, 8, 13
@@ -124,3 +130,55 @@ def test_save_every_leaves_a_checkpoint_inside_the_epoch(tmp_path: Path, monkeyp
         main(RECIPE, ["--methods", "none", "--save-every", "4", "--output", str(tmp_path)])
     state = torch.load(tmp_path / "none" / "last.pt", weights_only=True)
     assert (state["sampler"]["epoch"], state["sampler"]["offset"]) == (0, 4)
+
+
+KILLED = """
+import os, sys
+from common.cli import main
+from common.training.trainer import Trainer
+from recipes.tiny_recipe import RECIPE
+
+after_step = Trainer._after_step
+
+def die_after_step(trainer):
+    after_step(trainer)
+    if trainer.step == int(sys.argv[1]):
+        trainer.events._writer.flush()
+        os._exit(9)
+
+Trainer._after_step = die_after_step
+main(RECIPE, sys.argv[2:])
+"""
+
+
+def _events(output: Path, tag: str) -> list[int]:
+    module = require("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = module.EventAccumulator(str(output / "ogm_ge" / "events"), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return [event.step for event in accumulator.Scalars(tag)]
+
+
+@pytest.mark.parametrize("step", [5, 6, 9])
+def test_a_killed_run_has_each_of_its_events_once(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--methods", "ogm_ge", "--output", str(tmp_path), "--epochs", "2"]
+    path = os.pathsep.join(str(ROOT / name) for name in ("recipes", "tests", "."))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(step), *flags], env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    assert killed.returncode == 9
+    assert _train(tmp_path, "--epochs", "2", "--resume", monkeypatch=monkeypatch) == 0
+    assert _events(tmp_path, "train/running_loss") == [2, 4, 6, 8, 10, 12]
+    assert _events(tmp_path, "epoch/val_loss") == [6, 12]
+
+
+def test_a_checkpoint_has_the_events_before_it_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def look(state: dict[str, Any], path: Path) -> None:
+        save(state, path)
+        if path.name == "last.pt":
+            written.append(_events(tmp_path, "train/running_loss"))
+
+    monkeypatch.setattr(trainer, "save", look)
+    assert _train(tmp_path, "--epochs", "1", "--save-every", "4", monkeypatch=monkeypatch) == 0
+    assert written == [[2, 4], [2, 4, 6]]

@@ -133,14 +133,27 @@ def compared_runs(output: Path) -> set[Run]:
 def choose(sources: Sequence[Source], compared: Collection[Run]) -> list[Source]:
     """Return the events of runs that belong together: of each method a single run, or those of several seeds.
 
-    A method that was compared is represented by the runs of that comparison. Where that leaves both kinds, as nothing
-    tells a single run from that of `--seeds 1`, runs of `--seeds` are preferred.
+    Args:
+        sources: Those to choose from.
+        compared: Runs of the last comparison; of methods that it does not have, all runs of several seeds are chosen if
+            there are any.
     """
-    of_comparison = {run.method for run in compared}
-    known = [source for source in sources if source.run in compared or source.run.method not in of_comparison]
-    of_seeds = {source.run.method for source in known if source.is_of_seeds}
-    several = {run.method for run in compared if sum(other.method == run.method for other in compared) > 1}
-    return [source for source in known if source.is_of_seeds == (source.run.method in of_seeds | several)]
+    by_method: dict[str, list[Source]] = {}
+    for source in sources:
+        by_method.setdefault(source.run.method, []).append(source)
+    chosen = []
+    for method, found in by_method.items():
+        chosen += _of_one_kind(found, {run for run in compared if run.method == method})
+    return chosen
+
+
+def _of_one_kind(sources: Sequence[Source], compared: Collection[Run]) -> list[Source]:
+    known = [source for source in sources if not compared or source.run in compared]
+    of_seeds = [source for source in known if source.is_of_seeds]
+    single = [source for source in known if not source.is_of_seeds]
+    # The table says which seeds, and not which folders: one seed of several that were trained is hardly all of them.
+    is_single = len(compared) == 1 and len(of_seeds) < sum(source.is_of_seeds for source in sources)
+    return single if single and (is_single or not of_seeds) else of_seeds
 
 
 def read_telemetry(sources: Sequence[Source]) -> Iterator[Quantity]:
