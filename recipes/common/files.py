@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from common.errors import RecipeError
+
 PARTIAL = ".partial"
 """How the names of temporary files and folders end."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -40,6 +42,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.rename(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Say so if what writes ``path`` fails for want of room.
+
+    Raises:
+        RecipeError: If the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # Torch raises an error of its own while it handles that of the disk.
+        if not any(isinstance(each, OSError) and each.errno in DISK_FULL for each in (error, error.__context__)):
+            raise
+        raise RecipeError(
+            f"Expected room on the disk for {path}. Found none left. Fix: make room, and go on with `--resume`."
+        ) from error
 
 
 def remove_partials(folder: Path) -> None:

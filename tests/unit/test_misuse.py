@@ -197,9 +197,7 @@ def test_unimodal_logits_look_like_those_of_the_criterion(method: str) -> None:
     inputs, _ = batches(model, 1)[0]
     criterion = balanced(model, method).criterion(nn.MSELoss(), score="regression", logits_of=lambda z: z.squeeze(-1))
 
-    with pytest.raises(
-        ConfigError, match=r"those in the criterion, \(6,\). Found \(6, 1\) for 'a'.*`fusion=`"
-    ):
+    with pytest.raises(ConfigError, match=r"those in the criterion, \(6,\). Found \(6, 1\) for 'a'.*`fusion=`"):
         criterion(model(*inputs), torch.rand(6))
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.report.folder import room_for
+from common.files import room_for
 
 
 class EventLog:

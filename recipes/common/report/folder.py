@@ -7,8 +7,8 @@ import io
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from common.errors import RecipeError
-from common.files import DISK_FULL, PARTIAL, atomic_file
+from common.files import PARTIAL, atomic_file, room_for
 
 LOCK = ".lock"
 LOG = "log.txt"
@@ -232,24 +232,6 @@ def write_text(path: Path, text: str) -> None:
     """
     with room_for(path), atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Say so if what writes ``path`` fails for want of room.
-
-    Raises:
-        RecipeError: If the disk is full.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # Torch raises an error of its own while it handles that of the disk.
-        if not any(isinstance(each, OSError) and each.errno in DISK_FULL for each in (error, error.__context__)):
-            raise
-        raise RecipeError(
-            f"Expected room on the disk for {path}. Found none left. Fix: make room, and go on with `--resume`."
-        ) from error
 
 
 def _versions() -> dict[str, str]:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from common.errors import RecipeError
-from common.files import atomic_file
-from common.report.folder import room_for
+from common.files import atomic_file, room_for
 
 FORMAT = 1
 WEIGHTS = ("recipe", "settings", "classes", "row", "model")

@@ -11,9 +11,10 @@ import attrs
 from rich.console import Console
 
 from common.errors import RecipeError
+from common.files import room_for
 from common.recipe import Data, Recipe
 from common.report.curves import Picture
-from common.report.folder import SEED, RunFolder, room_for, write_text
+from common.report.folder import SEED, RunFolder, write_text
 from common.report.results import Caption, Result, Run
 from common.report.tables import print_scores
 from common.report.view import View
