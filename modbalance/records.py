@@ -249,5 +249,10 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
             f"{type(batch).__name__}: pass `opt.end_epoch(..., forward=lambda model, batch: (logits, target))`."
         )
     device = next(model.parameters()).device
-    *inputs, target = (map_tensors(item, lambda tensor: tensor.to(device)) for item in batch)
+    *inputs, target = (_moved(item, device) for item in batch)
     return model(*inputs), target
+
+
+def _moved(item: Any, device: torch.device) -> Any:
+    # Packed sequences, and what tokenizers return, know themselves which of their tensors move.
+    return item.to(device) if hasattr(item, "to") else map_tensors(item, lambda tensor: tensor.to(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import attrs
 import pytest
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, Method, ModbalanceWarning, ObservationError, hookimpl
 from modbalance.errors import PluginLoadError
+from modbalance.records import default_forward
 from modbalance.registry import check_method
 from support.models import Multimodal
 from support.spy import look_once
@@ -306,6 +307,30 @@ def test_a_batch_of_a_loader_that_is_a_mapping_needs_a_forward() -> None:
 
     with pytest.raises(ConfigError, match=r"tuple or list.*Found dict.*forward=lambda model, batch"):
         optimizer.end_epoch(train=loader, val=loader)
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+def test_what_a_batch_holds_moves_to_the_device_of_the_model() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
+    item = {"pair": Pair(torch.zeros(2), torch.ones(2)), "names": ["x", "y"]}
+    seen: list[Any] = []
+
+    class Model(nn.Linear):
+        def forward(self, *inputs: Any) -> Tensor:
+            seen.extend(inputs)
+            return self.weight
+
+    _, target = default_forward(Model(1, 1, device="meta"), [item, packed, torch.zeros(2)])
+    mapping, sequence = seen
+
+    assert mapping["names"] == ["x", "y"]
+    assert isinstance(mapping["pair"], Pair)
+    assert {t.device.type for t in (*mapping["pair"], sequence.data, target)} == {"meta"}
+    assert sequence.batch_sizes.device.type == "cpu"
 
 
 # Without the criterion
