@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_no_room_for_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     _fill(tmp_path / "comparison.md")
     assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 2
     assert f"room on the disk for {tmp_path / 'comparison.md'}" in capsys.readouterr().err
+
+
+def test_no_room_for_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(figure: object, path: Path) -> list[Path]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(compare, "write_figure", fails)
+    assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 2
+    assert f"room on the disk for {tmp_path}" in capsys.readouterr().err
 
 
 def test_no_room_for_a_log_does_not_hide_why_a_run_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from common.comparison.children import run_in_processes
 from common.comparison.locks import folder_lock
 from common.comparison.plan import RunPlan, make_plan
 from common.comparison.screen import Screen, make_screen
+from common.files import room_for
 from common.recipe import Recipe
 from common.report.curves import Picture, score_figure, write_figure
 from common.report.folder import write_text
@@ -127,8 +128,9 @@ def write_report(
     """Write tables, pictures and the page; return the files."""
     files = write_tables(output, summary, outcomes)
     if results_of(outcomes):
-        files += Picture(summary.histories, summary.modalities, summary.caption).save(output / "comparison.png")
-        files += write_figure(score_figure(summary), output / "scores.png")
+        with room_for(output):
+            files += Picture(summary.histories, summary.modalities, summary.caption).save(output / "comparison.png")
+            files += write_figure(score_figure(summary), output / "scores.png")
     found = {str(each.folder.path): each.folder.read_config() for each in plan}
     configs = {path: config for path, config in found.items() if config is not None}
     page = output / "report.html"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from common.errors import RecipeError
-from common.files import lock
+from common.files import lock, room_for
 from common.report.folder import LOCK
 
 
@@ -28,9 +28,10 @@ def folder_lock(folder: Path) -> Iterator[None]:
                 f"Expected {folder} to be free. Found another process at work in it (process {owner}). "
                 "Fix: wait for it, stop it, or choose another `--output`."
             )
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
+        with room_for(folder):
+            handle.truncate(0)
+            handle.write(f"{os.getpid()}\n")
+            handle.flush()
         _held.add(handle)
         try:
             yield
