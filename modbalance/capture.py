@@ -131,7 +131,9 @@ class Capture:
         """Take off hooks by which an earlier optimizer replaces what runs through the same modules; say if any did."""
         topology = self.topology
         watched = [topology.model, *topology.fusion[:1], *(modules[-1] for modules in topology.encoders.values())]
-        tables = [t for module in watched if module for t in (module._forward_pre_hooks, module._forward_hooks)]
+        tables = [
+            t for module in watched if module is not None for t in (module._forward_pre_hooks, module._forward_hooks)
+        ]
         taps = [hook for table in tables for hook in table.values() if isinstance(hook, Tap)]
         others = [tap.owner for tap in taps if tap.owner is not None and tap.owner is not self]
         acting = [capture for capture in others if capture.edit_inputs or capture.edit_features]

@@ -30,7 +30,7 @@ from modbalance.method import between, ge, gt, one_of
 from modbalance_cggm.checks import is_head, is_interval, is_maker, is_probes
 from modbalance_cggm.guides import Guides, Kind, MakeOptimizer, build, feature_size, own_draws
 from modbalance_cggm.heads import Sizes, find_head, last_layer, matrix, reads_concatenation, slices, weight_of
-from modbalance_cggm.metrics import BUILT, Metric, check
+from modbalance_cggm.metrics import BUILT, Metric, check_metric
 
 EPS = 1e-8
 LARGE = 100
@@ -193,7 +193,7 @@ class CGGM(Method):
                 "`criterion = opt.criterion(loss_fn)` and `criterion(logits, target)`, not `opt.observe`."
             )
         features, run = batch.require_features(), batch.run
-        check(self.metric, run.loss_fn)
+        check_metric(self.metric, run.loss_fn)
         if not self.sizes:
             outputs = batch.logits.shape[1] if batch.logits.dim() > 1 else 1
             self._adopt({name: feature_size(run, features[name]) for name in run.modalities}, outputs)

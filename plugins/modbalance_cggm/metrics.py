@@ -66,7 +66,7 @@ def dice_brats(logits: Tensor, target: Tensor, there: Tensor | None, ignore_inde
 BUILT: dict[str, Built] = {"accuracy": accuracy, "sign": sign, "dice": dice, "dice_brats": dice_brats}
 
 
-def check(metric: str | Metric, loss_fn: object) -> None:
+def check_metric(metric: str | Metric, loss_fn: object) -> None:
     """Raise a ConfigError for the accuracy of classes beside a loss of labels or numbers."""
     if metric == "accuracy":
         require_classes(loss_fn, "The `metric='accuracy'` of CGGM", "pass `metric='sign'`, or a callable")

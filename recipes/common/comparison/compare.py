@@ -25,7 +25,7 @@ from common.report.folder import write_text
 from common.report.html import report_page
 from common.report.results import ONLY, Failure, Outcome, results_of
 from common.report.summary import Summary, summarize
-from common.report.tables import methods_of_table, print_summary, write_tables
+from common.report.tables import compared_runs, print_summary, write_tables
 from common.training.interrupt import Interrupted
 from common.training.job import check_methods
 from common.training.ranks import ALONE, Ranks
@@ -57,7 +57,8 @@ def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: R
     with ExitStack() as stack:
         ranks.on_first(lambda: _take(output, plan, args, stack))
         ranks.on_first(lambda: write_skipped(session))
-        session.say(*_no_longer_shown(output, plan))
+        if not args.overwrite:
+            session.say(*_no_longer_shown(output, plan))
         screen = make_screen(console, session, plan)
         outcomes = run_here(session, plan, screen) if args.jobs is None else run_in_processes(session, plan, screen)
         summary = summarize(outcomes, session.data.modalities, session.caption)
@@ -78,7 +79,8 @@ def _take(output: Path, plan: Sequence[RunPlan], args: argparse.Namespace, stack
 def _no_longer_shown(output: Path, plan: Sequence[RunPlan]) -> list[str]:
     """Return a line if the tables in the folder hold methods that the new ones will not."""
     planned = list(dict.fromkeys(each.run.method for each in plan if not each.run.method.startswith(ONLY)))
-    gone = sorted(name for name in methods_of_table(output) - {*planned} if not name.startswith(ONLY))
+    before = {run.method for run in compared_runs(output) if not run.method.startswith(ONLY)}
+    gone = sorted(before - {*planned})
     if not gone:
         return []
     together = " ".join([*gone, *planned])

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.errors import RecipeError
 from common.report.folder import write_text
-from common.report.results import ALONE_NOTE, Outcome, Result, failures_of, results_of
+from common.report.results import ALONE_NOTE, Outcome, Result, Run, failures_of, results_of
 from common.report.summary import COSTS, Marks, Summary, cells, header
 from common.report.view import Row
 from common.tasks.task import Task
@@ -115,13 +116,23 @@ def numbers(outcomes: Sequence[Outcome]) -> str:
     return text.getvalue()
 
 
-def methods_of_table(output: Path) -> set[str]:
-    """Return the methods in the ``comparison.csv`` of a folder; none without one."""
-    path = output / "comparison.csv"
-    if not path.is_file():
+def compared_runs(output: Path) -> set[Run]:
+    """Return the runs in the table of the last comparison in ``output``; none without one.
+
+    Raises:
+        RecipeError: If the table is damaged.
+    """
+    table = output / "comparison.csv"
+    if not table.is_file():
         return set()
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return {row.get("method") or "" for row in csv.DictReader(file)} - {""}
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            return {Run(row["method"], int(row["seed"])) for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RecipeError(
+            f"Expected a method and a seed in each row of {table}. Found that it cannot be read: {error}. "
+            "Fix: remove it; the command that trained, with `--resume`, writes it anew."
+        ) from error
 
 
 def _record(result: Result) -> dict[str, object]:

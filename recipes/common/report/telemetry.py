@@ -16,6 +16,7 @@ from rich.table import Table
 from common.errors import RecipeError, require
 from common.report.folder import SEED, RunFolder, write_text
 from common.report.results import Run
+from common.report.tables import compared_runs
 
 COMMAND = "telemetry"
 
@@ -113,21 +114,6 @@ def find_sources(output: Path, recipe: str, methods: Collection[str] | None = No
         if "method" in settings and (methods is None or settings["method"] in methods):
             found.append(Source(Run(settings["method"], settings.get("seed", 0)), events))
     return found
-
-
-def compared_runs(output: Path) -> set[Run]:
-    """Return the runs that the last comparison in ``output`` consists of; none if there is no table of it."""
-    table = output / "comparison.csv"
-    if not table.is_file():
-        return set()
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            return {Run(row["method"], int(row["seed"])) for row in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise RecipeError(
-            f"Expected a method and a seed in each row of {table}. Found that it cannot be read: {error}. "
-            "Fix: remove it; the command that trained, with `--resume`, writes it anew."
-        ) from error
 
 
 def choose(sources: Sequence[Source], compared: Collection[Run]) -> list[Source]:
