@@ -23,18 +23,18 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from common.arguments import positive_int
-from common.cli import main
-from common.data.digit_files import MODALITIES, DigitPart, Rows, find_digit_files
-from common.data.digits import DigitsAndSounds
-from common.data.generate import generated_folder
-from common.errors import RecipeError
-from common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
-from common.models.lenet import LeNet
-from common.models.maxout import MaxoutFusion
-from common.models.resnet import FEATURE_SIZE, PictureEncoder
-from common.models.small import SMALL_SIZE, SmallEncoder
-from common.recipe import Data, Recipe
+from recipe_common.arguments import positive_int
+from recipe_common.cli import main
+from recipe_common.data.datasets.av_mnist import MODALITIES, DigitPart, Rows, find_digit_files
+from recipe_common.data.synthetic.av_mnist import DigitsAndSounds
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.errors import RecipeError
+from recipe_common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
+from recipe_common.models.lenet import LeNet
+from recipe_common.models.maxout import MaxoutFusion
+from recipe_common.models.resnet import FEATURE_SIZE, PictureEncoder
+from recipe_common.models.small import SMALL_SIZE, SmallEncoder
+from recipe_common.recipe import Data, Recipe
 
 CLASSES = tuple("0123456789")
 MODELS = ("resnet", "maxout", "lenet", "small")

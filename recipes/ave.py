@@ -26,25 +26,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from common.arguments import non_negative_float, positive_float, positive_int, seed_int, share_float
-from common.cli import main
-from common.data.audiovisual import FRAME_CHOICES, frames_source
-from common.data.clip_data import add_short_side, balance
-from common.data.event_audio import FRONT_ENDS, event_audio_source, event_front_end
-from common.data.events import event_split, find_event_folders, prepare_events
-from common.data.feed import add_feed_arguments
-from common.data.frames import Frames
-from common.data.generate import generated_folder
-from common.data.made_up_events import MadeUpEvents, MadeUpFeatures
-from common.data.prepare import prepare_parser, verify
-from common.data.samples import open_samples
-from common.data.segment_features import SegmentFeatures, read_segment_features
-from common.data.tensors import TensorSet
-from common.models.clips import audio_visual_net
-from common.models.fusion import FUSIONS
-from common.models.psp import PairLoss, PSPNet
-from common.recipe import Data, Recipe
-from common.tasks.task import CollectingMeter, Metric, Task, classification_metrics
+from recipe_common.arguments import non_negative_float, positive_float, positive_int, seed_int, share_float
+from recipe_common.cli import main
+from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.datasets.ave import event_split, find_event_folders, prepare_events
+from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.readers.event_audio import FRONT_ENDS, event_audio_source, event_front_end
+from recipe_common.data.readers.frames import Frames
+from recipe_common.data.readers.segment_features import SegmentFeatures, read_segment_features
+from recipe_common.data.samples.assemble import open_samples
+from recipe_common.data.samples.audiovisual import FRAME_CHOICES, frames_source
+from recipe_common.data.samples.clips import add_short_side, balance
+from recipe_common.data.samples.in_memory import TensorSet
+from recipe_common.data.synthetic.ave import MadeUpEvents, MadeUpFeatures
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.models.clips import audio_visual_net
+from recipe_common.models.fusion import FUSIONS
+from recipe_common.models.psp import PairLoss, PSPNet
+from recipe_common.recipe import Data, Recipe
+from recipe_common.tasks.task import CollectingMeter, Metric, Task, classification_metrics
 
 CLASSES = (  # in the order of their first row in testSet.txt, as in the PMR and DGL code, and of right_labels.h5
     *("Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing"),

@@ -21,19 +21,27 @@ from typing import Any
 
 from torch import nn
 
-from common.arguments import positive_int, seed_int
-from common.cli import main
-from common.data.cases import CaseFiles
-from common.data.generate import generated_folder
-from common.data.nifti import prepare_volumes
-from common.data.phantoms import MadeUpBrains
-from common.data.prepare import prepare_parser, verify
-from common.data.volumes import AllSlices, Case, LabelledSlices, Labels, open_cases, rotate_flip_noise, slices_per_case
-from common.errors import RecipeError
-from common.models import deeplab, unet
-from common.models.fusion import describe
-from common.recipe import Data, Recipe
-from common.tasks.segmentation import segmentation
+from recipe_common.arguments import positive_int, seed_int
+from recipe_common.cli import main
+from recipe_common.data.datasets.brats import CaseFiles
+from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.prepare.nifti import prepare_volumes
+from recipe_common.data.readers.volumes import (
+    AllSlices,
+    Case,
+    LabelledSlices,
+    Labels,
+    open_cases,
+    rotate_flip_noise,
+    slices_per_case,
+)
+from recipe_common.data.synthetic.brats import MadeUpBrains
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.errors import RecipeError
+from recipe_common.models import deeplab, unet
+from recipe_common.models.fusion import describe
+from recipe_common.recipe import Data, Recipe
+from recipe_common.tasks.segmentation import segmentation
 
 MODALITIES = ("flair", "t1ce", "t1", "t2")
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")

@@ -25,18 +25,18 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from common.arguments import positive_int
-from common.cli import main
-from common.data.generate import generated_folder
-from common.data.made_up_sequences import MadeUpSequences, MadeUpTalks
-from common.data.mosei import FILES, MELS, Spoken, read_mosei, read_talks
-from common.data.sequences import MODALITIES, Packed
-from common.data.tensors import TensorSet
-from common.models.fusion import ConcatFusion, LateFusionNet, describe
-from common.models.guided_attention import GuidedAttentionNet
-from common.models.sequence import STEPS, TransformerEncoder
-from common.recipe import Data, Recipe
-from common.tasks.sentiment import (
+from recipe_common.arguments import positive_int
+from recipe_common.cli import main
+from recipe_common.data.datasets.cmu_mosei import FILES, MELS, Spoken, read_mosei, read_talks
+from recipe_common.data.readers.packed_sequences import MODALITIES, Packed
+from recipe_common.data.samples.in_memory import TensorSet
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.sentiment import MadeUpSequences, MadeUpTalks
+from recipe_common.models.fusion import ConcatFusion, LateFusionNet, describe
+from recipe_common.models.guided_attention import GuidedAttentionNet
+from recipe_common.models.sequence import STEPS, TransformerEncoder
+from recipe_common.recipe import Data, Recipe
+from recipe_common.tasks.sentiment import (
     CLASSES,
     NOT_FOR_REGRESSION,
     SEVEN,
@@ -46,7 +46,7 @@ from common.tasks.sentiment import (
     sentiment_regression,
     seven_labels,
 )
-from common.tasks.task import Task, classification
+from recipe_common.tasks.task import Task, classification
 
 SPOKEN = MODALITIES[:2]
 SIZES = {"transformer": (1024, 2), "agm": (512, 6)}

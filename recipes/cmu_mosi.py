@@ -20,18 +20,18 @@ from typing import Any
 
 from torch import nn
 
-from common.arguments import positive_int
-from common.cli import main
-from common.data.generate import generated_folder
-from common.data.made_up_sequences import MadeUpSequences
-from common.data.mosi import FILES, PackedFile, read_mosi
-from common.data.sequences import MODALITIES, Packed, joined
-from common.data.tensors import TensorSet
-from common.models.fusion import ConcatFusion, LateFusionNet, describe
-from common.models.msa import MSANet
-from common.models.sequence import GRUEncoder, TransformerEncoder
-from common.recipe import Data, Recipe
-from common.tasks.sentiment import NOT_FOR_REGRESSION, REGRESSION, sentiment_regression
+from recipe_common.arguments import positive_int
+from recipe_common.cli import main
+from recipe_common.data.datasets.cmu_mosi import FILES, PackedFile, read_mosi
+from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
+from recipe_common.data.samples.in_memory import TensorSet
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.models.fusion import ConcatFusion, LateFusionNet, describe
+from recipe_common.models.msa import MSANet
+from recipe_common.models.sequence import GRUEncoder, TransformerEncoder
+from recipe_common.recipe import Data, Recipe
+from recipe_common.tasks.sentiment import NOT_FOR_REGRESSION, REGRESSION, sentiment_regression
 
 HEADLINES = ("mae", *(metric.key for metric in REGRESSION if metric.key != "mae"))
 WIDTHS = {

@@ -22,22 +22,22 @@ from typing import Any
 
 from torch import nn
 
-from common.arguments import positive_float, positive_int, seed_int, share_float
-from common.cli import main
-from common.data.audio import Spectrogram
-from common.data.audiovisual import MadeUpClips, audio_source, frames_source
-from common.data.feed import add_feed_arguments
-from common.data.frames import Frames
-from common.data.generate import generated_folder
-from common.data.layout import Folders, Layout
-from common.data.lists import Row
-from common.data.prepare import prepare_parser, verify
-from common.data.samples import open_samples
-from common.data.splits import Split, hold_out, listed_split, random_split, speaker_split
-from common.data.video import VideoJob, find_videos, prepare_videos
-from common.models.clips import audio_visual_net
-from common.models.fusion import FUSIONS, describe
-from common.recipe import Data, Recipe
+from recipe_common.arguments import positive_float, positive_int, seed_int, share_float
+from recipe_common.cli import main
+from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
+from recipe_common.data.readers.audio import Spectrogram
+from recipe_common.data.readers.frames import Frames
+from recipe_common.data.samples.assemble import open_samples
+from recipe_common.data.samples.audiovisual import MadeUpClips, audio_source, frames_source
+from recipe_common.data.samples.folders import Folders, Layout
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.splits import Split, hold_out, listed_split, random_split, speaker_split
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.models.clips import audio_visual_net
+from recipe_common.models.fusion import FUSIONS, describe
+from recipe_common.recipe import Data, Recipe
 
 CLASS_ORDERS = {
     "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark

@@ -25,21 +25,21 @@ from typing import Any
 
 from torch import nn
 
-from common.arguments import positive_int, seed_int, share_float
-from common.cli import main
-from common.data.dishes import MadeUpDishes
-from common.data.encode import encode_main
-from common.data.frozen import KEEP
-from common.data.generate import generated_folder
-from common.data.imagetext import PictureTransform, feature_sources, picture_source, token_source
-from common.data.media import Source
-from common.data.samples import open_samples
-from common.data.titles import FORMATS, read_titles, split_titles
-from common.errors import RecipeError
-from common.models.fusion import describe
-from common.models.imagetext import end_to_end_net, frozen_feature_net
-from common.models.pretrained import local_folder
-from common.recipe import Data, Recipe
+from recipe_common.arguments import positive_int, seed_int, share_float
+from recipe_common.cli import main
+from recipe_common.data.datasets.food101 import FORMATS, read_titles, split_titles
+from recipe_common.data.features.encode import encode_main
+from recipe_common.data.features.networks import KEEP
+from recipe_common.data.readers.image_text import PictureTransform, feature_sources, picture_source, token_source
+from recipe_common.data.samples.assemble import open_samples
+from recipe_common.data.samples.sources import Source
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.food101 import MadeUpDishes
+from recipe_common.errors import RecipeError
+from recipe_common.models.fusion import describe
+from recipe_common.models.imagetext import end_to_end_net, frozen_feature_net
+from recipe_common.models.pretrained import local_folder
+from recipe_common.recipe import Data, Recipe
 
 NAMES = """
     apple_pie baby_back_ribs baklava beef_carpaccio beef_tartare beet_salad beignets bibimbap bread_pudding

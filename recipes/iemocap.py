@@ -21,16 +21,16 @@ from typing import Any
 
 from torch import nn
 
-from common.arguments import positive_int, share_float
-from common.cli import main
-from common.data.generate import generated_folder
-from common.data.made_up_utterances import MadeUpUtterances
-from common.data.mmin import find_root, read_split, sources
-from common.data.samples import open_samples
-from common.data.splits import Split
-from common.models.fusion import describe
-from common.models.msa import Dropouts, MSANet
-from common.recipe import Data, Recipe
+from recipe_common.arguments import positive_int, share_float
+from recipe_common.cli import main
+from recipe_common.data.datasets.iemocap import find_root, read_split, sources
+from recipe_common.data.samples.assemble import open_samples
+from recipe_common.data.samples.splits import Split
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.iemocap import MadeUpUtterances
+from recipe_common.models.fusion import describe
+from recipe_common.models.msa import Dropouts, MSANet
+from recipe_common.recipe import Data, Recipe
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 """In the order of the one-hot labels, as notes of the MMIN authors' group give it; happy includes excited."""

@@ -24,9 +24,13 @@ from pathlib import Path
 
 from torch import nn
 
-from common.cli import main
-from common.data.audiovisual import MadeUpClips
-from common.data.clip_data import (
+from recipe_common.cli import main
+from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, LISTS, PLACES, read_split, video_jobs
+from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.prepare.video import prepare_videos
+from recipe_common.data.samples.audiovisual import MadeUpClips
+from recipe_common.data.samples.clips import (
     CLIP_DEFAULTS,
     add_clip_arguments,
     add_short_side,
@@ -34,14 +38,10 @@ from common.data.clip_data import (
     open_clips,
     with_validation,
 )
-from common.data.feed import add_feed_arguments
-from common.data.generate import generated_folder
-from common.data.kinetics import CLASSES, LISTS, PLACES, read_split, video_jobs
-from common.data.prepare import prepare_parser, verify
-from common.data.video import prepare_videos
-from common.data.youtube import clip_key
-from common.models.clips import audio_visual_net
-from common.recipe import Data, Recipe
+from recipe_common.data.samples.youtube import clip_key
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.models.clips import audio_visual_net
+from recipe_common.recipe import Data, Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

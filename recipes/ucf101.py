@@ -23,21 +23,21 @@ from typing import Any
 
 from torch import nn
 
-from common.arguments import positive_int, seed_int, share_float
-from common.cli import main
-from common.data.feed import add_feed_arguments
-from common.data.generate import generated_folder
-from common.data.motion import MadeUpMotion
-from common.data.optical_flow import FLOW_METHODS, optical_flow, write_two_streams
-from common.data.prepare import Item, prepare_parser, run_prepare, verify
-from common.data.samples import open_samples
-from common.data.two_stream import FLIPS, TwoStreams, two_stream_sources
-from common.data.ucf import CLASS_LIST, VIDEOS, find_folders, read_classes, read_split
-from common.data.video import find_videos
-from common.errors import require
-from common.models.clips import two_stream_net
-from common.models.fusion import FUSIONS, describe
-from common.recipe import Data, Recipe
+from recipe_common.arguments import positive_int, seed_int, share_float
+from recipe_common.cli import main
+from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.datasets.ucf101 import CLASS_LIST, VIDEOS, find_folders, read_classes, read_split
+from recipe_common.data.prepare.engine import Item, prepare_parser, run_prepare, verify
+from recipe_common.data.prepare.optical_flow import FLOW_METHODS, optical_flow, write_two_streams
+from recipe_common.data.prepare.video import find_videos
+from recipe_common.data.readers.two_stream import FLIPS, TwoStreams, two_stream_sources
+from recipe_common.data.samples.assemble import open_samples
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.ucf101 import MadeUpMotion
+from recipe_common.errors import require
+from recipe_common.models.clips import two_stream_net
+from recipe_common.models.fusion import FUSIONS, describe
+from recipe_common.recipe import Data, Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

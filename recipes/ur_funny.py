@@ -21,19 +21,19 @@ from typing import Any
 
 from torch import nn
 
-from common.arguments import positive_int
-from common.cli import main
-from common.data.generate import generated_folder
-from common.data.humor import PACKED, read_humor
-from common.data.made_up_sequences import MadeUpSequences
-from common.data.padding import trim_padding
-from common.data.sequences import MODALITIES, Packed, joined
-from common.data.tensors import TensorSet
-from common.errors import RecipeError
-from common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
-from common.models.maxout import MaxoutFusion
-from common.models.sequence import GRUEncoder, TransformerEncoder
-from common.recipe import Data, Recipe
+from recipe_common.arguments import positive_int
+from recipe_common.cli import main
+from recipe_common.data.datasets.ur_funny import PACKED, read_humor
+from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
+from recipe_common.data.samples.in_memory import TensorSet
+from recipe_common.data.samples.padding import trim_padding
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.errors import RecipeError
+from recipe_common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
+from recipe_common.models.maxout import MaxoutFusion
+from recipe_common.models.sequence import GRUEncoder, TransformerEncoder
+from recipe_common.recipe import Data, Recipe
 
 CLASSES = ("none", "humour")
 WIDTHS = {

@@ -24,10 +24,13 @@ from pathlib import Path
 
 from torch import nn
 
-from common.arguments import positive_int
-from common.cli import main
-from common.data.audiovisual import MadeUpClips
-from common.data.clip_data import (
+from recipe_common.arguments import positive_int
+from recipe_common.cli import main
+from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
+from recipe_common.data.samples.audiovisual import MadeUpClips
+from recipe_common.data.samples.clips import (
     CLIP_DEFAULTS,
     Places,
     add_clip_arguments,
@@ -37,15 +40,12 @@ from common.data.clip_data import (
     open_clips,
     with_validation,
 )
-from common.data.feed import add_feed_arguments
-from common.data.generate import generated_folder
-from common.data.prepare import prepare_parser, verify
-from common.data.splits import Split
-from common.data.video import VideoJob, find_videos, prepare_videos
-from common.data.youtube import disjoint, read_named_list, read_vggsound
-from common.errors import RecipeError
-from common.models.clips import audio_visual_net
-from common.recipe import Data, Recipe
+from recipe_common.data.samples.splits import Split
+from recipe_common.data.samples.youtube import disjoint, read_named_list, read_vggsound
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.errors import RecipeError
+from recipe_common.models.clips import audio_visual_net
+from recipe_common.recipe import Data, Recipe
 
 PARTS = ("train", "test")
 PLACES = Places(

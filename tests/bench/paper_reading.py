@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from common.data.frames import IMAGENET_MEAN, IMAGENET_STD
-from common.data.media import Sample
+from recipe_common.data.readers.frames import IMAGENET_MEAN, IMAGENET_STD
+from recipe_common.data.samples.sources import Sample
 
 RATE, SECONDS, N_FFT, HOP, SIZE = 22_050, 3, 512, 353, 224
 

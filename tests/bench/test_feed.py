@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 
 import cremad
 from bench.paper_reading import PaperDataset
-from common.cli import main
-from common.report.curves import Picture
-from common.report.folder import RunFolder
+from recipe_common.cli import main
+from recipe_common.report.curves import Picture
+from recipe_common.report.folder import RunFolder
 from recipes.feed_clips import open_data, write_clips
 
 CLIPS = 64

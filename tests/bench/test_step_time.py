@@ -19,9 +19,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from common.models.clips import audio_visual_net
-from common.models.fusion import LateFusionNet
 from modbalance import BalancedOptimizer, list_methods
+from recipe_common.models.clips import audio_visual_net
+from recipe_common.models.fusion import LateFusionNet
 from support.reference import agm, cggm, dgl, mslr, ogm_ge
 
 METHODS = ("none", *(listing.name for listing in list_methods() if listing.method is not None))

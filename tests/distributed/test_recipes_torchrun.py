@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from common.cli import main
-from common.errors import RecipeError
-from common.report.curves import Picture
-from common.training.precision import choose_device
-from common.training.ranks import ALONE, Ranks
+from recipe_common.cli import main
+from recipe_common.errors import RecipeError
+from recipe_common.report.curves import Picture
+from recipe_common.training.precision import choose_device
+from recipe_common.training.ranks import ALONE, Ranks
 from recipes.tiny_recipe import RECIPE
 
 TESTS = Path(__file__).parents[1]
@@ -142,7 +142,7 @@ def test_an_error_of_the_first_rank_ends_all(tmp_path: Path) -> None:
     out = ended(process)
     assert process.returncode != 0
     assert out.count("Expected wav files in nowhere") == 1
-    assert "common/training" not in out  # no traceback of ours; torchrun gives one of its own
+    assert "recipe_common/training" not in out  # no traceback of ours; torchrun gives one of its own
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted([*ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/common/**/*.py"), *ROOT.glob("modbalance/**/*.py")])
+FILES = sorted(
+    [*ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/recipe_common/**/*.py"), *ROOT.glob("modbalance/**/*.py")]
+)
 PARTS = ("Expected ", "Found", "Fix: ")
 EXPLAINED = ("RecipeError", "ArgumentTypeError")
 """Errors that a person sees as their message alone."""

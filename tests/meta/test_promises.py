@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENTRY_POINTS: dict[str, str] = PROJECT["project"]["entry-points"]["modbalance"]
 HOOKS = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("modbalance_")]
 LIBRARY = sorted([*ROOT.glob("modbalance/**/*.py"), *ROOT.glob("plugins/**/*.py")])
-RECIPES = sorted([*ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/common/**/*.py")])
+RECIPES = sorted([*ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/recipe_common/**/*.py")])
 MAX_LINES = 300
 
 
@@ -149,7 +149,7 @@ def test_only_the_hook_for_logits_fires_in_evaluation() -> None:
 
 
 def test_the_core_imports_no_plugin_and_no_recipe() -> None:
-    forbidden = {*ENTRY_POINTS.values(), "plugins", "recipes", "common", "tests", "support"}
+    forbidden = {*ENTRY_POINTS.values(), "plugins", "recipes", "recipe_common", "tests", "support"}
 
     assert len(LIBRARY) > 10
     for file in ROOT.glob("modbalance/**/*.py"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-COMMON = Path(__file__).parents[2] / "recipes" / "common"
+COMMON = Path(__file__).parents[2] / "recipes" / "recipe_common"
 LAYERS = (
     *("errors", "files", "arguments"),
     *("tasks", "models", "recipe", "data", "report", "training", "comparison", "cli"),
@@ -22,7 +22,7 @@ def _imported(file: Path) -> set[str]:
     """Return the layers that a file imports, at its top or inside of a function."""
     nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
     names = [f"{node.module}.{alias.name}".split(".") for node in nodes for alias in node.names]
-    return {parts[1] for parts in names if parts[0] == "common"}
+    return {parts[1] for parts in names if parts[0] == "recipe_common"}
 
 
 def test_every_file_has_a_layer() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from common.recipe import Data, Recipe
 from modbalance import BalancedOptimizer, list_methods
+from recipe_common.recipe import Data, Recipe
 
 
 def all_methods() -> list[str]:

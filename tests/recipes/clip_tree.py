@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from common.cli import build_parser
-from common.recipe import Data, Recipe
-from common.training.settings import resolve
+from recipe_common.cli import build_parser
+from recipe_common.recipe import Data, Recipe
+from recipe_common.training.settings import resolve
 
 from .cremad_tree import write_frame, write_wav
 

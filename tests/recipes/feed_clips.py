@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.cli import build_parser
-from common.data.synthetic import write_jpg, write_wav
-from common.recipe import Data, Recipe
-from common.training.settings import resolve
+from recipe_common.cli import build_parser
+from recipe_common.data.synthetic.media import write_jpg, write_wav
+from recipe_common.recipe import Data, Recipe
+from recipe_common.training.settings import resolve
 
 
 def write_clips(root: Path, count: int = 64, *, size: tuple[int, int] = (360, 480), frames: int = 3) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from common.cli import main
+from recipe_common.cli import main
 from recipes.tiny_recipe import RECIPE
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.cli import build_parser
-from common.recipe import Data, Recipe
-from common.training.interrupt import StopRequest
-from common.training.settings import options_of, resolve
 from modbalance import BalancedOptimizer
+from recipe_common.cli import build_parser
+from recipe_common.recipe import Data, Recipe
+from recipe_common.training.interrupt import StopRequest
+from recipe_common.training.settings import options_of, resolve
 
 
 class StopAtLook(StopRequest):

@@ -13,13 +13,13 @@ import brats
 import food101
 import ucf101
 import vggsound
-from common import arguments
-from common.cli import build_parser
-from common.data.audio import Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments
-from common.data.event_audio import EventSpectrogram
-from common.data.feed import add_feed_arguments
-from common.data.seeding import permutation
-from common.errors import RecipeError
+from recipe_common import arguments
+from recipe_common.cli import build_parser
+from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.readers.audio import Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments
+from recipe_common.data.readers.event_audio import EventSpectrogram
+from recipe_common.data.samples.seeding import permutation
+from recipe_common.errors import RecipeError
 from recipes.tiny_recipe import RECIPE
 
 

@@ -13,15 +13,15 @@ import torch
 from sklearn.datasets import load_digits
 
 import av_mnist
-from common.cli import build_parser, main
-from common.data.digits import DigitsAndSounds, enlarged, formants
-from common.errors import RecipeError
-from common.models.fusion import LateFusionNet
-from common.models.maxout import MaxoutFusion
-from common.models.small import SMALL_SIZE, SmallEncoder
-from common.recipe import Data
-from common.training.settings import BUILTIN, resolve
 from modbalance import BalancedOptimizer, list_methods
+from recipe_common.cli import build_parser, main
+from recipe_common.data.synthetic.av_mnist import DigitsAndSounds, enlarged, formants
+from recipe_common.errors import RecipeError
+from recipe_common.models.fusion import LateFusionNet
+from recipe_common.models.maxout import MaxoutFusion
+from recipe_common.models.small import SMALL_SIZE, SmallEncoder
+from recipe_common.recipe import Data
+from recipe_common.training.settings import BUILTIN, resolve
 
 NUM_TRAIN, NUM_TEST = 40, 20
 EIGHT_AND_NONE = ["none", *(each.name for each in list_methods() if each.method is not None)]

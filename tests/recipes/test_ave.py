@@ -15,17 +15,17 @@ from PIL import Image
 
 import ave
 from ave import CLASSES, RECIPE
-from common.cli import build_parser, main
-from common.data.audio import Spectrogram
-from common.data.event_audio import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
-from common.data.events import event_split, first_of_each, read_events, seconds_of
-from common.data.lists import Row
-from common.data.made_up_events import MadeUpEvents
-from common.data.stored import StoredSpectrogram
-from common.data.video import write_frames
-from common.errors import RecipeError
-from common.recipe import Data
-from common.training.settings import resolve
+from recipe_common.cli import build_parser, main
+from recipe_common.data.datasets.ave import event_split, first_of_each, read_events, seconds_of
+from recipe_common.data.prepare.video import write_frames
+from recipe_common.data.readers.audio import Spectrogram
+from recipe_common.data.readers.event_audio import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
+from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.synthetic.ave import MadeUpEvents
+from recipe_common.errors import RecipeError
+from recipe_common.recipe import Data
+from recipe_common.training.settings import resolve
 from recipes.videos import write_video
 
 BELL, CAT = "Church bell", "Cat"

@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader
 
 import ave
 from ave import EVENTS, RECIPE, SEGMENT_CLASSES
-from common.cli import build_parser, main
-from common.data.made_up_events import MadeUpFeatures
-from common.data.sampler import ResumableBatchSampler
-from common.data.segment_features import FeatureFile, read_segment_features
-from common.errors import RecipeError
-from common.recipe import Data
-from common.training.settings import resolve
 from modbalance import BalancedOptimizer
+from recipe_common.cli import build_parser, main
+from recipe_common.data.readers.segment_features import FeatureFile, read_segment_features
+from recipe_common.data.samples.sampler import ResumableBatchSampler
+from recipe_common.data.synthetic.ave import MadeUpFeatures
+from recipe_common.errors import RecipeError
+from recipe_common.recipe import Data
+from recipe_common.training.settings import resolve
 
 FILES = {
     "audio_feature.h5",

@@ -15,17 +15,17 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import default_collate
 
 import brats
-from common.cli import build_parser, main
-from common.comparison import compare
-from common.data.cases import split_cases
-from common.data.generate import generated_folder
-from common.data.phantoms import CONTRAST, MadeUpBrains
-from common.data.volumes import AllSlices, LabelledSlices
-from common.errors import RecipeError
-from common.recipe import Data
-from common.report.curves import Picture
-from common.training.settings import BUILTIN, resolve
 from modbalance import BalancedOptimizer
+from recipe_common.cli import build_parser, main
+from recipe_common.comparison import compare
+from recipe_common.data.datasets.brats import split_cases
+from recipe_common.data.readers.volumes import AllSlices, LabelledSlices
+from recipe_common.data.synthetic.brats import CONTRAST, MadeUpBrains
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.errors import RecipeError
+from recipe_common.recipe import Data
+from recipe_common.report.curves import Picture
+from recipe_common.training.settings import BUILTIN, resolve
 
 from .brats_tree import PARTS, SHAPE, case_name, made_up_case, write_folders, write_h5, write_raw
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.cli import main
-from common.comparison import compare
-from common.report.curves import Picture
-from common.training.trainer import Trainer
+from recipe_common.cli import main
+from recipe_common.comparison import compare
+from recipe_common.report.curves import Picture
+from recipe_common.training.trainer import Trainer
 from recipes.tiny_recipe import RECIPE
 
 

@@ -9,9 +9,9 @@ import attrs
 import pytest
 import torch
 
-from common.cli import main
-from common.errors import RecipeError, require
-from common.recipe import Data
+from recipe_common.cli import main
+from recipe_common.errors import RecipeError, require
+from recipe_common.recipe import Data
 from recipes.tiny_recipe import RECIPE, TinyDataset
 
 

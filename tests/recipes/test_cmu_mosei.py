@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from cmu_mosei import MADE_UP, MADE_UP_TALKS, RECIPE, generated_root
-from common.cli import main
-from common.data.mosei import FILES
-from common.models.guided_attention import GuidedAttentionNet
-from common.training.settings import choose_methods
 from modbalance import list_methods
+from recipe_common.cli import main
+from recipe_common.data.datasets.cmu_mosei import FILES
+from recipe_common.models.guided_attention import GuidedAttentionNet
+from recipe_common.training.settings import choose_methods
 from recipes.stepping import flags, train
 
 TINY = ["--width", "8", "--layers", "1"]

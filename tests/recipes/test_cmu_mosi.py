@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 import cmu_mosi
-from common.cli import main
-from common.data.mosi import FILES
-from common.errors import RecipeError
-from common.recipe import Data
-from common.tasks.sentiment import NOT_FOR_REGRESSION
-from common.training.settings import BUILTIN
+from recipe_common.cli import main
+from recipe_common.data.datasets.cmu_mosi import FILES
+from recipe_common.errors import RecipeError
+from recipe_common.recipe import Data
+from recipe_common.tasks.sentiment import NOT_FOR_REGRESSION
+from recipe_common.training.settings import BUILTIN
 
 from .brief_training import all_methods, train_briefly
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from common.cli import main
-from common.comparison import compare
-from common.comparison.locks import folder_lock
-from common.errors import RecipeError
-from common.report.curves import Picture
-from common.report.folder import RunFolder
+from recipe_common.cli import main
+from recipe_common.comparison import compare
+from recipe_common.comparison.locks import folder_lock
+from recipe_common.errors import RecipeError
+from recipe_common.report.curves import Picture
+from recipe_common.report.folder import RunFolder
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE
 
@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pyte
 def test_a_lock_ends_with_its_owner(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from common.comparison.locks import folder_lock
+from recipe_common.comparison.locks import folder_lock
 with folder_lock(Path({str(tmp_path)!r})):
     print(1, flush=True)
     input()

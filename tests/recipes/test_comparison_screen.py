@@ -9,10 +9,10 @@ import time
 import pytest
 from rich.console import Console
 
-from common.comparison.screen import LiveScreen
-from common.report.results import Failure, Result, Run
-from common.report.view import Columns
-from common.tasks.task import classification
+from recipe_common.comparison.screen import LiveScreen
+from recipe_common.report.results import Failure, Result, Run
+from recipe_common.report.view import Columns
+from recipe_common.tasks.task import classification
 
 COLUMNS = Columns(("audio", "visual"), "val", classification(3))
 RUNS = [Run(method, seed) for seed in (0, 1) for method in ("none", "ogm")]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import cremad
-from common.cli import build_parser
-from common.errors import RecipeError
-from common.recipe import Data
-from common.training.settings import resolve
+from recipe_common.cli import build_parser
+from recipe_common.errors import RecipeError
+from recipe_common.recipe import Data
+from recipe_common.training.settings import resolve
 
 from .cremad_tree import label_of, names, write_clips, write_frame, write_list
 

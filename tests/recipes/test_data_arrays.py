@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from common.data.arrays import ArrayFile, Pictures, brightness_scale, read_class_indices, rows_not_finite
-from common.errors import RecipeError
+from recipe_common.data.readers.arrays import ArrayFile, Pictures, brightness_scale, read_class_indices, rows_not_finite
+from recipe_common.errors import RecipeError
 
 
 def saved(folder: Path, array: Any, name: str = "data.npy") -> Path:

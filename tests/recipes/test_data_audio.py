@@ -12,10 +12,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from common.data.audio import AUDIO_DEFAULTS, Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments, front_end
-from common.data.stored import StoredSpectrogram
-from common.data.waveforms import read_waveform
-from common.errors import RecipeError
+from recipe_common.data.readers.audio import (
+    AUDIO_DEFAULTS,
+    Fbank,
+    Spectrogram,
+    WindowSpectrogram,
+    add_audio_arguments,
+    front_end,
+)
+from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
+from recipe_common.data.readers.waveforms import read_waveform
+from recipe_common.errors import RecipeError
 
 from .cremad_tree import write_wav
 

@@ -26,27 +26,27 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import cremad
-from common.cli import build_parser, main
-from common.data.audio import Fbank, Spectrogram, WindowSpectrogram
-from common.data.audiovisual import audio_source, frames_source
-from common.data.cache import Cache, entries_of, open_cache
-from common.data.compact import CompactSound
-from common.data.feed import CachedDataset, beside, feed
-from common.data.frames import Frames
-from common.data.lists import Row
-from common.data.media import Parts, Reader, SampleDataset, Source
-from common.data.sampler import ResumableBatchSampler
-from common.data.shards import Shard, digest, write_shard
-from common.data.splits import Split
-from common.data.stored import StoredSpectrogram
-from common.data.two_stream import TwoStreams, two_stream_sources
-from common.errors import RecipeError
-from common.report.curves import Picture
-from common.training import run
-from common.training.interrupt import StopRequest
-from common.training.loaders import DeviceLoader, build_loaders
-from common.training.precision import Precision
-from common.training.settings import identity, resolve
+from recipe_common.cli import build_parser, main
+from recipe_common.data.cache.compact import CompactSound
+from recipe_common.data.cache.feed import CachedDataset, beside, feed
+from recipe_common.data.cache.shards import Shard, digest, write_shard
+from recipe_common.data.cache.store import Cache, entries_of, open_cache
+from recipe_common.data.readers.audio import Fbank, Spectrogram, WindowSpectrogram
+from recipe_common.data.readers.frames import Frames
+from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
+from recipe_common.data.readers.two_stream import TwoStreams, two_stream_sources
+from recipe_common.data.samples.audiovisual import audio_source, frames_source
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.sampler import ResumableBatchSampler
+from recipe_common.data.samples.sources import Parts, Reader, SampleDataset, Source
+from recipe_common.data.samples.splits import Split
+from recipe_common.errors import RecipeError
+from recipe_common.report.curves import Picture
+from recipe_common.training import run
+from recipe_common.training.interrupt import StopRequest
+from recipe_common.training.loaders import DeviceLoader, build_loaders
+from recipe_common.training.precision import Precision
+from recipe_common.training.settings import identity, resolve
 from recipes.stepping import StopAtLook
 
 from .cremad_tree import LABELS, label_of, names, write_list
@@ -308,13 +308,13 @@ def test_one_frame_is_read_without_the_others(root: Path) -> None:
 def test_the_bytes_of_a_sample_decide_how_many_a_file_holds(
     root: Path, monkeypatch: pytest.MonkeyPatch, room: int, expected: int
 ) -> None:
-    monkeypatch.setattr("common.data.cache.SHARD_BYTES", room)
+    monkeypatch.setattr("recipe_common.data.cache.store.SHARD_BYTES", room)
     cached(root, sources_of(root))
     before = [shard.path for shard in shards(root, "visual")]
     (note,) = (root.parent / "cache").glob("visual-*/cache.json")
     assert json.loads(note.read_text())["samples per file"] == expected
     assert (len(before) == 1) == (expected == 64)
-    monkeypatch.setattr("common.data.cache.SHARD_BYTES", 1 << 12)  # the first build has decided
+    monkeypatch.setattr("recipe_common.data.cache.store.SHARD_BYTES", 1 << 12)  # the first build has decided
     cached(root, sources_of(root))
     assert [shard.path for shard in shards(root, "visual")] == before
 
@@ -343,7 +343,7 @@ def change(path: Path) -> None:
 
 
 def test_a_changed_file_is_decoded_anew_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.data.cache.PER_SHARD", 3)
+    monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 3)
     cached(root, sources_of(root))
     before = [shard.path for shard in shards(root, "*")]
     change(root / "audio" / f"{names(1)[0]}.wav")
@@ -365,7 +365,7 @@ def test_a_changed_setting_makes_another_cache_and_keeps_the_old_one(root: Path)
 
 def test_another_format_makes_another_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached(root, sources_of(root))
-    monkeypatch.setattr("common.data.cache.FORMAT", 3)
+    monkeypatch.setattr("recipe_common.data.cache.store.FORMAT", 3)
     cached(root, sources_of(root))
     assert len(shards(root, "audio")) == 2
 
@@ -438,11 +438,11 @@ def test_a_full_disk_is_explained_and_leaves_nothing_half_written(root: Path, mo
 
 
 def test_processes_build_what_one_builds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.data.cache.PER_SHARD", 3)
+    monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 3)
     compact = CompactSound(SOUND)
     entries = entries_of([(name, root / "audio" / f"{name}.wav") for name in names(1)], compact)
     open_cache(root.parent / "one", "audio", compact, entries, workers=1)
-    monkeypatch.setattr("common.data.cache.FEW", 1)
+    monkeypatch.setattr("recipe_common.data.cache.store.FEW", 1)
     cache = open_cache(root.parent / "several", "audio", compact, entries, workers=2)
     assert isinstance(cache, Cache)
     files = [
@@ -458,9 +458,9 @@ BUILD = """
 import sys, time
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from common.data import cache
-from common.data.audio import Spectrogram
-from common.data.compact import CompactSound
+from recipe_common.data.cache import store as cache
+from recipe_common.data.readers.audio import Spectrogram
+from recipe_common.data.cache.compact import CompactSound
 import attrs
 
 @attrs.frozen
@@ -497,7 +497,7 @@ def test_a_kill_while_building_loses_at_most_what_was_in_work(root: Path, monkey
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert 3 <= len(before) < 12
     assert all(Shard(path).keys for path in before)
-    monkeypatch.setattr("common.data.cache.PER_SHARD", 1)
+    monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 1)
     compact = CompactSound(SOUND)
     media = [(path.stem, path) for path in sorted((root / "audio").iterdir())]
     entries = entries_of(media, compact)

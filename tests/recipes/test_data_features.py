@@ -17,16 +17,16 @@ import torch
 import transformers
 from PIL import Image
 
-from common.data import frozen_pictures
-from common.data.encode import encode_main
-from common.data.features import FeatureStore, find_store, prepare_features, shard_files
-from common.data.frozen import Entry, FrozenNetwork
-from common.data.frozen_pictures import FrozenPictures, picture_entry
-from common.data.frozen_texts import FrozenTexts, text_entry
-from common.data.lists import Row
-from common.data.prepare import read_manifest
-from common.errors import RecipeError
-from common.models.pretrained import identity, load_network, local_folder
+from recipe_common.data.features import pictures as frozen_pictures
+from recipe_common.data.features.encode import encode_main
+from recipe_common.data.features.networks import Entry, FrozenNetwork
+from recipe_common.data.features.pictures import FrozenPictures, picture_entry
+from recipe_common.data.features.store import FeatureStore, find_store, prepare_features, shard_files
+from recipe_common.data.features.texts import FrozenTexts, text_entry
+from recipe_common.data.prepare.engine import read_manifest
+from recipe_common.data.samples.lists import Row
+from recipe_common.errors import RecipeError
+from recipe_common.models.pretrained import identity, load_network, local_folder
 
 from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.data.frames import Frames, frame_files, segments
-from common.errors import RecipeError
+from recipe_common.data.readers.frames import Frames, frame_files, segments
+from recipe_common.errors import RecipeError
 
 from .cremad_tree import write_frame
 

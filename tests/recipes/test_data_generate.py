@@ -12,10 +12,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from common.data.audiovisual import MadeUpClips
-from common.data.generate import LOCK, generated_folder
-from common.data.synthetic import striped_picture, tone_waveform
-from common.files import PARTIAL, lock
+from recipe_common.data.samples.audiovisual import MadeUpClips
+from recipe_common.data.synthetic.folder import LOCK, generated_folder
+from recipe_common.data.synthetic.media import striped_picture, tone_waveform
+from recipe_common.files import PARTIAL, lock
 
 SMALL = MadeUpClips(names=("a", "b", "c"), labels=(0, 1, 5), num_classes=6)
 

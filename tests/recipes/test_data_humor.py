@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.humor import RELEASE, SIZES, STEPS, read_humor
-from common.errors import RecipeError
+from recipe_common.data.datasets.ur_funny import RELEASE, SIZES, STEPS, read_humor
+from recipe_common.errors import RecipeError
 
 VOCABULARY = 9
 

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from common.data.audio import Spectrogram
-from common.data.audiovisual import audio_source, frames_source
-from common.data.frames import Frames, frame_files
-from common.data.lists import Row
-from common.data.media import Parts, Reader, SampleDataset, Source, drop_unreadable
-from common.data.sampler import ResumableBatchSampler
-from common.data.splits import Split
-from common.errors import RecipeError, message
+from recipe_common.data.readers.audio import Spectrogram
+from recipe_common.data.readers.frames import Frames, frame_files
+from recipe_common.data.samples.audiovisual import audio_source, frames_source
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.sampler import ResumableBatchSampler
+from recipe_common.data.samples.sources import Parts, Reader, SampleDataset, Source, drop_unreadable
+from recipe_common.data.samples.splits import Split
+from recipe_common.errors import RecipeError, message
 
 from .cremad_tree import LABELS, label_of, names, write_frame, write_wav
 

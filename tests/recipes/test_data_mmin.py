@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.lists import Row
-from common.data.made_up_utterances import MadeUpUtterances
-from common.data.mmin import FeatureFile, find_root, read_split, read_statistics, sources
-from common.errors import RecipeError
+from recipe_common.data.datasets.iemocap import FeatureFile, find_root, read_split, read_statistics, sources
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.synthetic.iemocap import MadeUpUtterances
+from recipe_common.errors import RecipeError
 
 from .mmin_tree import SIZES, names, write_features, write_h5, write_list, write_tree
 

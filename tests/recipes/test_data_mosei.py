@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.mosei import MELS, clean_words, read_mosei, read_talks
-from common.data.sequences import Shapes
-from common.errors import RecipeError
+from recipe_common.data.datasets.cmu_mosei import MELS, clean_words, read_mosei, read_talks
+from recipe_common.data.readers.packed_sequences import Shapes
+from recipe_common.errors import RecipeError
 
 SHAPES = Shapes("small", (4, 3), (4, 2), (4, 2))
 NAMES = {"train": ("a[0]", "a[10]", "a[2]"), "valid": ("b[0]", "b[1]"), "test": ("c[0]",)}

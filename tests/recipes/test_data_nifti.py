@@ -10,10 +10,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from common.data.nifti import find_cases, find_volume, normalised, prepare_volumes, read_volume
-from common.data.prepare import verify
-from common.data.volumes import Labels, open_case
-from common.errors import RecipeError
+from recipe_common.data.prepare.engine import verify
+from recipe_common.data.prepare.nifti import find_cases, find_volume, normalised, prepare_volumes, read_volume
+from recipe_common.data.readers.volumes import Labels, open_case
+from recipe_common.errors import RecipeError
 
 from .brats_tree import SHAPE, case_name, write_raw
 

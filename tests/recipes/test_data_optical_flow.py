@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.data import optical_flow as module
-from common.data.optical_flow import FLOW_METHODS, flow_to_grey, optical_flow, write_two_streams
-from common.data.prepare import Item
-from common.errors import RecipeError
+from recipe_common.data.prepare import optical_flow as module
+from recipe_common.data.prepare.engine import Item
+from recipe_common.data.prepare.optical_flow import FLOW_METHODS, flow_to_grey, optical_flow, write_two_streams
+from recipe_common.errors import RecipeError
 
 
 def texture(right: int, down: int, size: int = 64) -> NDArray[np.uint8]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.pickles import load_pickle
-from common.errors import RecipeError
+from recipe_common.data.readers.pickles import load_pickle
+from recipe_common.errors import RecipeError
 
 # What Python 2 writes with protocol 2 for {"id": array(["a\xe9"], dtype="S2"), "names": ["a\xe9", u"b"],
 # "x": array([1.5], dtype="<f4"), "set": {1}}: byte strings are SHORT_BINSTRING, modules have their old names.

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-import common
-from common.data.prepare import (
+import recipe_common
+from recipe_common.data.prepare.engine import (
     Failure,
     Item,
     _append,
@@ -29,10 +29,10 @@ from common.data.prepare import (
     run_prepare,
     verify,
 )
-from common.errors import RecipeError
-from common.files import atomic_file, atomic_folder
+from recipe_common.errors import RecipeError
+from recipe_common.files import atomic_file, atomic_folder
 
-RECIPES = Path(common.__file__).parents[1]
+RECIPES = Path(recipe_common.__file__).parents[1]
 
 
 def make(item: Item, pause: float = 0.0) -> None:
@@ -333,7 +333,7 @@ SCRIPT = """
 import sys
 from functools import partial
 from pathlib import Path
-from common.data.prepare import run_prepare
+from recipe_common.data.prepare.engine import run_prepare
 from recipes.test_data_prepare import item_of, make
 root = Path(sys.argv[1])
 items = [item_of(root, path.stem) for path in sorted((root / "raw").iterdir())]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.data.sampler import Key, ResumableBatchSampler
-from common.errors import RecipeError
+from recipe_common.data.samples.sampler import Key, ResumableBatchSampler
+from recipe_common.errors import RecipeError
 
 sizes = st.integers(0, 40)
 batch_sizes = st.integers(1, 9)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.padding import left_aligned, trim_padding
-from common.data.sequences import MODALITIES, Packed, Shapes, joined, read_packed
-from common.errors import RecipeError
+from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, Shapes, joined, read_packed
+from recipe_common.data.samples.padding import left_aligned, trim_padding
+from recipe_common.errors import RecipeError
 
 ALIGNED = Shapes("aligned", text=(6, 3), audio=(6, 2), vision=(6, 4))
 UNALIGNED = Shapes("not aligned", text=(6, 3), audio=(None, 2), vision=(9, 4))

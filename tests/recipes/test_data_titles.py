@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from common.data.titles import clean_title, picture_path, read_titles, split_titles, title
-from common.errors import RecipeError
+from recipe_common.data.datasets.food101 import clean_title, picture_path, read_titles, split_titles, title
+from recipe_common.errors import RecipeError
 
 from .titles_tree import CLASSES, record, write_json, write_kaggle
 

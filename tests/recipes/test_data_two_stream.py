@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.data.lists import Row
-from common.data.two_stream import TwoStreams, flow_files, two_stream_sources
-from common.errors import RecipeError
+from recipe_common.data.readers.two_stream import TwoStreams, flow_files, two_stream_sources
+from recipe_common.data.samples.lists import Row
+from recipe_common.errors import RecipeError
 
 from .ucf_tree import write_clip, write_picture
 

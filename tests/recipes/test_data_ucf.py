@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from common.data.lists import Row
-from common.data.ucf import find_folders, hold_out_groups, read_classes, read_clips, read_split
-from common.errors import RecipeError
+from recipe_common.data.datasets.ucf101 import find_folders, hold_out_groups, read_classes, read_clips, read_split
+from recipe_common.data.samples.lists import Row
+from recipe_common.errors import RecipeError
 
 from .ucf_tree import CLASSES, names, write_clip, write_lists
 

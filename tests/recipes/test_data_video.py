@@ -10,9 +10,17 @@ import pytest
 import soundfile
 from PIL import Image
 
-from common.data.prepare import read_manifest
-from common.data.video import VideoJob, find_videos, prepare_videos, sampled_frames, shrink, write_frames, write_wav
-from common.errors import RecipeError
+from recipe_common.data.prepare.engine import read_manifest
+from recipe_common.data.prepare.video import (
+    VideoJob,
+    find_videos,
+    prepare_videos,
+    sampled_frames,
+    shrink,
+    write_frames,
+    write_wav,
+)
+from recipe_common.errors import RecipeError
 
 from .videos import write_video
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.data.volumes import (
+from recipe_common.data.readers.volumes import (
     AllSlices,
     Case,
     LabelledSlices,
@@ -26,7 +26,7 @@ from common.data.volumes import (
     slices_per_case,
     window,
 )
-from common.errors import RecipeError
+from recipe_common.errors import RecipeError
 
 from .brats_tree import made_up_case, write_h5
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import main
-from common.comparison import compare
-from common.report.curves import Picture
-from common.report.events import EventLog
+from recipe_common.cli import main
+from recipe_common.comparison import compare
+from recipe_common.report.curves import Picture
+from recipe_common.report.events import EventLog
 from recipes.tiny_recipe import RECIPE
 
 FULL = Path("/dev/full")

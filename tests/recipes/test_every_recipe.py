@@ -21,11 +21,11 @@ import kinetics_sounds
 import ucf101
 import ur_funny
 import vggsound
-from common.cli import build_parser
-from common.data.feed import add_feed_arguments
-from common.recipe import Recipe
-from common.training.settings import BUILTIN, resolve
 from modbalance import list_methods
+from recipe_common.cli import build_parser
+from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.recipe import Recipe
+from recipe_common.training.settings import BUILTIN, resolve
 
 ROOT = Path(__file__).parents[2]
 MODULES = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from common.files import lock, remove_partials
+from recipe_common.files import lock, remove_partials
 
 fcntl = pytest.importorskip("fcntl")
 

@@ -17,22 +17,22 @@ import transformers
 from PIL import Image
 
 import food101
-from common.cli import build_parser, main
-from common.data.dishes import NOTE, MadeUpDishes
-from common.data.features import prepare_features
-from common.data.frozen_pictures import FrozenPictures
-from common.data.frozen_texts import FrozenTexts
-from common.data.generate import generated_folder
-from common.data.imagetext import PictureTransform, picture_entry_of, text_entry_of, token_source
-from common.data.lists import Row
-from common.data.prepare import checksum
-from common.data.titles import read_titles
-from common.errors import RecipeError
-from common.models.imagetext import TextEncoder, end_to_end_net, frozen_feature_net
-from common.models.pretrained import load_network
-from common.recipe import Data
-from common.report.curves import Picture
-from common.training.settings import BUILTIN, resolve
+from recipe_common.cli import build_parser, main
+from recipe_common.data.datasets.food101 import read_titles
+from recipe_common.data.features.pictures import FrozenPictures
+from recipe_common.data.features.store import prepare_features
+from recipe_common.data.features.texts import FrozenTexts
+from recipe_common.data.prepare.engine import checksum
+from recipe_common.data.readers.image_text import PictureTransform, picture_entry_of, text_entry_of, token_source
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.food101 import NOTE, MadeUpDishes
+from recipe_common.errors import RecipeError
+from recipe_common.models.imagetext import TextEncoder, end_to_end_net, frozen_feature_net
+from recipe_common.models.pretrained import load_network
+from recipe_common.recipe import Data
+from recipe_common.report.curves import Picture
+from recipe_common.training.settings import BUILTIN, resolve
 
 from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 import iemocap
-from common.cli import main
-from common.data.lists import Row
-from common.data.splits import Split
-from common.errors import RecipeError
-from common.models.msa import MSANet
-from common.recipe import Data
-from common.training.settings import BUILTIN
 from modbalance import BalancedOptimizer
+from recipe_common.cli import main
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.splits import Split
+from recipe_common.errors import RecipeError
+from recipe_common.models.msa import MSANet
+from recipe_common.recipe import Data
+from recipe_common.training.settings import BUILTIN
 
 from .brief_training import all_methods, train_briefly
 from .mmin_tree import names, write_features, write_h5, write_list, write_tree

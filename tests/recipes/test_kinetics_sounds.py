@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 import kinetics_sounds
-from common.cli import main
-from common.data.audiovisual import choose, hdf5_frames
-from common.data.kinetics import CLASSES, video_jobs
-from common.data.youtube import clip_key
-from common.errors import RecipeError
 from kinetics_sounds import RECIPE
+from recipe_common.cli import main
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, video_jobs
+from recipe_common.data.samples.audiovisual import choose, hdf5_frames
+from recipe_common.data.samples.youtube import clip_key
+from recipe_common.errors import RecipeError
 
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
 from .videos import write_video

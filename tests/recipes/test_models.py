@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.models.clips import audio_visual_net
-from common.models.fusion import FUSIONS, ConcatFusion, FiLMFusion, GatedFusion, SumFusion
-from common.models.initialise import initialise
-from common.models.resnet import PictureEncoder, VisualEncoder
+from recipe_common.models.clips import audio_visual_net
+from recipe_common.models.fusion import FUSIONS, ConcatFusion, FiLMFusion, GatedFusion, SumFusion
+from recipe_common.models.initialise import initialise
+from recipe_common.models.resnet import PictureEncoder, VisualEncoder
 
 SIZE, CLASSES, BATCH = 5, 3, 4
 SIZES = {"audio": SIZE, "visual": SIZE}

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.models.deeplab import BACKBONES, DeepLabDecoder, DeepLabEncoder, deeplab
-from common.models.unet import unet
+from recipe_common.models.deeplab import BACKBONES, DeepLabDecoder, DeepLabEncoder, deeplab
+from recipe_common.models.unet import unet
 
 MODALITIES = ("flair", "t1ce", "t1", "t2")
 

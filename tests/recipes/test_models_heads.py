@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import RecipeError
-from common.models.guided_attention import GuidedAttentionNet
-from common.models.imagetext import frozen_feature_net
-from common.models.msa import MSANet
-from common.models.sequence import TransformerEncoder
+from recipe_common.errors import RecipeError
+from recipe_common.models.guided_attention import GuidedAttentionNet
+from recipe_common.models.imagetext import frozen_feature_net
+from recipe_common.models.msa import MSANet
+from recipe_common.models.sequence import TransformerEncoder
 
 NETWORKS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
     "iemocap, cmu_mosi": (lambda width: MSANet({"text": 3}, 2, 1, 1, width=width), 5),

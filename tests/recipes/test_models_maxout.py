@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.models.maxout import Maxout, MaxoutFusion
+from recipe_common.models.maxout import Maxout, MaxoutFusion
 
 
 def test_a_unit_is_the_largest_of_its_linear_pieces() -> None:

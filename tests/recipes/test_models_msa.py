@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from common.models.msa import Dropouts, MSANet, TransformerEncoder, positions
+from recipe_common.models.msa import Dropouts, MSANet, TransformerEncoder, positions
 
 Array = NDArray[np.float64]
 NO_DROPOUT = Dropouts(0, 0, 0, 0, 0)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.psp import BiLSTM, GuidedAttention, PairLoss, PropagationFusion, PSPNet, event_share
+from recipe_common.models.psp import BiLSTM, GuidedAttention, PairLoss, PropagationFusion, PSPNet, event_share
 
 BACKGROUND = 28
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.models.fusion import ConcatFusion, LateFusionNet, SumFusion
-from common.models.guided_attention import Block, GuidedAttentionNet
-from common.models.sequence import GRUEncoder, TransformerEncoder, padding
+from recipe_common.models.fusion import ConcatFusion, LateFusionNet, SumFusion
+from recipe_common.models.guided_attention import Block, GuidedAttentionNet
+from recipe_common.models.sequence import GRUEncoder, TransformerEncoder, padding
 
 Encoder = Callable[[bool], nn.Module]
 ENCODERS: dict[str, Encoder] = {

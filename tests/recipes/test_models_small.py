@@ -10,9 +10,9 @@ import torch
 from scipy.signal import correlate2d
 from torch import Tensor, nn
 
-from common.models.fusion import ConcatFusion, LateFusionNet
-from common.models.lenet import LeNet
-from common.models.small import SmallEncoder
+from recipe_common.models.fusion import ConcatFusion, LateFusionNet
+from recipe_common.models.lenet import LeNet
+from recipe_common.models.small import SmallEncoder
 
 
 def size_of(model: nn.Module) -> int:

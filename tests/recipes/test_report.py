@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from common.errors import RecipeError
-from common.report.curves import Picture
-from common.report.folder import RunFolder
-from common.report.live import LiveView
-from common.report.results import Caption, Result
-from common.report.summary import summarize
-from common.report.tables import write_tables
-from common.report.view import Columns, PlainView, duration
-from common.tasks.task import classification
+from recipe_common.errors import RecipeError
+from recipe_common.report.curves import Picture
+from recipe_common.report.folder import RunFolder
+from recipe_common.report.live import LiveView
+from recipe_common.report.results import Caption, Result
+from recipe_common.report.summary import summarize
+from recipe_common.report.tables import write_tables
+from recipe_common.report.view import Columns, PlainView, duration
+from recipe_common.tasks.task import classification
 
 TASK = classification(3)
 CAPTION = Caption("Tiny", generated=True, select="val", protocol="fair", task=TASK)

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import attrs
 import pytest
 
-from common.report.html import report_page
-from common.report.results import Failure, results_of
-from common.report.summary import Summary, summarize
+from recipe_common.report.html import report_page
+from recipe_common.report.results import Failure, results_of
+from recipe_common.report.summary import Summary, summarize
 from recipes.test_statistics import CAPTION, runs
 
 SETTINGS = {"lr": 0.1, "method": "none", "note": "<b>not bold</b>"}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import main
-from common.report.events import EventLog
-from common.report.folder import RunFolder
-from common.report.telemetry import Quantity, find_sources, read_telemetry
+from recipe_common.cli import main
+from recipe_common.report.events import EventLog
+from recipe_common.report.folder import RunFolder
+from recipe_common.report.telemetry import Quantity, find_sources, read_telemetry
 from recipes.tiny_recipe import RECIPE
 
 

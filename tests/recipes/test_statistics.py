@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from common.report.results import Caption, Failure, Outcome, Result
-from common.report.statistics import paired, spread
-from common.report.summary import Summary, summarize
-from common.report.tables import latex, markdown, numbers, print_summary
-from common.tasks.task import Metric, Task, classification
+from recipe_common.report.results import Caption, Failure, Outcome, Result
+from recipe_common.report.statistics import paired, spread
+from recipe_common.report.summary import Summary, summarize
+from recipe_common.report.tables import latex, markdown, numbers, print_summary
+from recipe_common.tasks.task import Metric, Task, classification
 
 CAPTION = Caption("Tiny", generated=False, select="val", protocol="fair", task=classification(3))
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import attrs
 import pytest
 
-from common.cli import main
-from common.comparison import compare
-from common.comparison import sweep as sweep_module
-from common.comparison.space import Space, each_value, parse_space
-from common.errors import RecipeError
-from common.report.curves import Picture
-from common.training.interrupt import Interrupted
+from recipe_common.cli import main
+from recipe_common.comparison import compare
+from recipe_common.comparison import sweep as sweep_module
+from recipe_common.comparison.space import Space, each_value, parse_space
+from recipe_common.errors import RecipeError
+from recipe_common.report.curves import Picture
+from recipe_common.training.interrupt import Interrupted
 from recipes.tiny_recipe import RECIPE
 
 

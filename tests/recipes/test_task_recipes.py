@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.cli import main
-from common.comparison import compare
-from common.recipe import Data, Recipe
-from common.report.curves import Picture
-from common.tasks.task import CollectingMeter, Metric, Task, classification
+from recipe_common.cli import main
+from recipe_common.comparison import compare
+from recipe_common.recipe import Data, Recipe
+from recipe_common.report.curves import Picture
+from recipe_common.tasks.task import CollectingMeter, Metric, Task, classification
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.tasks.segmentation import CrossEntropyDiceLoss, VolumeDice, segmentation
 from modbalance.scores import resolve
+from recipe_common.tasks.segmentation import CrossEntropyDiceLoss, VolumeDice, segmentation
 
 REGIONS = {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,)}
 WEIGHTS = (0.2, 0.3, 0.25, 0.25)

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import nn
 
-from common.tasks.sentiment import (
+from recipe_common.tasks.sentiment import (
     REGRESSION,
     ZEROS,
     binary_labels,

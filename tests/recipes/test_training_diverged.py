@@ -12,17 +12,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from common.cli import build_parser, main
-from common.recipe import Data
-from common.report.curves import Picture
-from common.report.folder import RunFolder
-from common.report.view import Columns, PlainView
-from common.training.checkpoint import load
-from common.training.interrupt import StopRequest
-from common.training.job import build_job
-from common.training.precision import set_up
-from common.training.settings import resolve
-from common.training.trainer import RunFailed, Trainer
+from recipe_common.cli import build_parser, main
+from recipe_common.recipe import Data
+from recipe_common.report.curves import Picture
+from recipe_common.report.folder import RunFolder
+from recipe_common.report.view import Columns, PlainView
+from recipe_common.training.checkpoint import load
+from recipe_common.training.interrupt import StopRequest
+from recipe_common.training.job import build_job
+from recipe_common.training.precision import set_up
+from recipe_common.training.settings import resolve
+from recipe_common.training.trainer import RunFailed, Trainer
 from recipes.tiny_recipe import RECIPE, TinyDataset
 
 

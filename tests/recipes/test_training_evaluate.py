@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from common.data.sampler import ResumableBatchSampler
-from common.tasks.task import classification, classification_metrics
-from common.training.evaluate import Evaluator
-from common.training.precision import Precision
+from recipe_common.data.samples.sampler import ResumableBatchSampler
+from recipe_common.tasks.task import classification, classification_metrics
+from recipe_common.training.evaluate import Evaluator
+from recipe_common.training.precision import Precision
 from recipes.tiny_recipe import TinyDataset, TinyNet
 
 CPU = Precision(torch.device("cpu"), None, channels_last=False)

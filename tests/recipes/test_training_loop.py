@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from common.cli import build_parser
-from common.data.sampler import ResumableBatchSampler
-from common.report.folder import RunFolder
-from common.report.view import Columns, PlainView
-from common.training import sums, work
-from common.training import trainer as trainer_module
-from common.training.checkpoint import load
-from common.training.interrupt import Interrupted, StopRequest
-from common.training.job import build_job, check_methods
-from common.training.precision import set_up
-from common.training.settings import resolve
-from common.training.trainer import Trainer
+from recipe_common.cli import build_parser
+from recipe_common.data.samples.sampler import ResumableBatchSampler
+from recipe_common.report.folder import RunFolder
+from recipe_common.report.view import Columns, PlainView
+from recipe_common.training import sums, work
+from recipe_common.training import trainer as trainer_module
+from recipe_common.training.checkpoint import load
+from recipe_common.training.interrupt import Interrupted, StopRequest
+from recipe_common.training.job import build_job, check_methods
+from recipe_common.training.precision import set_up
+from recipe_common.training.settings import resolve
+from recipe_common.training.trainer import Trainer
 from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import RecipeError
-from common.tasks.task import ACCURACY, Metric
-from common.training.optimizers import Schedule, build_inner
-from common.training.settings import BUILTIN
+from recipe_common.errors import RecipeError
+from recipe_common.tasks.task import ACCURACY, Metric
+from recipe_common.training.optimizers import Schedule, build_inner
+from recipe_common.training.settings import BUILTIN
 
 
 def settings(**changes: Any) -> argparse.Namespace:

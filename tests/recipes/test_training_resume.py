@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from common.cli import main
-from common.errors import require
-from common.report.curves import Picture
-from common.training import run, trainer
-from common.training.checkpoint import save
-from common.training.interrupt import StopRequest
+from recipe_common.cli import main
+from recipe_common.errors import require
+from recipe_common.report.curves import Picture
+from recipe_common.training import run, trainer
+from recipe_common.training.checkpoint import save
+from recipe_common.training.interrupt import StopRequest
 from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE
 
@@ -134,8 +134,8 @@ def test_save_every_leaves_a_checkpoint_inside_the_epoch(tmp_path: Path, monkeyp
 
 KILLED = """
 import os, sys
-from common.cli import main
-from common.training.trainer import Trainer
+from recipe_common.cli import main
+from recipe_common.training.trainer import Trainer
 from recipes.tiny_recipe import RECIPE
 
 after_step = Trainer._after_step

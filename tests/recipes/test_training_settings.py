@@ -7,10 +7,10 @@ import argparse
 import pytest
 import torch
 
-from common.cli import build_parser
-from common.errors import RecipeError
-from common.training.precision import set_up
-from common.training.settings import identity, options_of, resolve
+from recipe_common.cli import build_parser
+from recipe_common.errors import RecipeError
+from recipe_common.training.precision import set_up
+from recipe_common.training.settings import identity, options_of, resolve
 from recipes.tiny_recipe import RECIPE
 
 

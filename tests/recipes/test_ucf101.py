@@ -13,15 +13,15 @@ import torch
 from torchvision.models import resnet18
 
 import ucf101
-from common.cli import build_parser, main
-from common.data.generate import generated_folder
-from common.data.motion import MOTIONS, MadeUpMotion, motion
-from common.errors import RecipeError
-from common.models.clips import two_stream_net
-from common.models.fusion import FUSIONS
-from common.models.weights import read_state_dict
-from common.recipe import Data
-from common.training.settings import resolve
+from recipe_common.cli import build_parser, main
+from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.ucf101 import MOTIONS, MadeUpMotion, motion
+from recipe_common.errors import RecipeError
+from recipe_common.models.clips import two_stream_net
+from recipe_common.models.fusion import FUSIONS
+from recipe_common.models.weights import read_state_dict
+from recipe_common.recipe import Data
+from recipe_common.training.settings import resolve
 
 from .test_data_optical_flow import write_moving
 from .ucf_tree import CLASSES, names, write_clip, write_lists

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from common.cli import main
-from common.data.humor import PACKED, SIZES, STEPS
-from common.data.made_up_sequences import MadeUpSequences
-from common.data.padding import trim_padding
-from common.errors import RecipeError
 from modbalance import list_methods
+from recipe_common.cli import main
+from recipe_common.data.datasets.ur_funny import PACKED, SIZES, STEPS
+from recipe_common.data.samples.padding import trim_padding
+from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.errors import RecipeError
 from recipes.stepping import flags, train
 from ur_funny import CLASSES, MADE_UP, RECIPE, generated_root
 

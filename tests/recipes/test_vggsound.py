@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import vggsound
-from common.cli import main
-from common.data.youtube import clip_key
-from common.errors import RecipeError
+from recipe_common.cli import main
+from recipe_common.data.samples.youtube import clip_key
+from recipe_common.errors import RecipeError
 from vggsound import RECIPE
 
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from common.cli import main
-from common.data.seeding import derived_seed
-from common.errors import RecipeError
-from common.recipe import Data, Recipe
+from recipe_common.cli import main
+from recipe_common.data.samples.seeding import derived_seed
+from recipe_common.errors import RecipeError
+from recipe_common.recipe import Data, Recipe
 
 if "TINY_RECIPE_PRINTS" in os.environ:
     print(os.environ["TINY_RECIPE_PRINTS"])

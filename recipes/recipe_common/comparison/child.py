@@ -1,0 +1,109 @@
+"""A process that trains one run of a comparison, and tells its parent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import IO, Any
+
+from rich.console import Console
+
+from recipe_common.comparison.locks import folder_lock
+from recipe_common.comparison.plan import make_plan
+from recipe_common.recipe import Recipe
+from recipe_common.report.results import Run
+from recipe_common.report.view import Row
+from recipe_common.training.interrupt import INTERRUPTED, Interrupted
+from recipe_common.training.run import open_session, train
+from recipe_common.training.trainer import reason
+
+COMMAND = "run-one"
+"""Sub-command that trains one run of a comparison; its settings come through standard input."""
+
+
+FAILED = 1
+
+
+FAILURE = "failure"
+
+
+MESSAGE = "\x1e"
+"""What a message begins with (RFC 7464); other lines of a process are what its recipe or a library printed."""
+
+
+_PERIOD = 0.2  # seconds between two messages about steps
+
+
+class Messenger:
+    """A view that tells the parent, as lines of JSON."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._steps = 0
+        self._sent = time.perf_counter()
+
+    def start(self, method: str, epochs: int, num_steps: int, step: int, history: Sequence[Row]) -> None:
+        """Tell it."""
+        self._send("start", method=method, epochs=epochs, num_steps=num_steps, step=step, history=list(history))
+
+    def step_done(self) -> None:
+        """Tell it once in a while."""
+        self._steps += 1
+        if time.perf_counter() - self._sent > _PERIOD:
+            self._send(None)
+
+    def look(self, loss: float) -> None:
+        """Tell it."""
+        self._send("look", loss=loss)
+
+    def epoch_done(self, row: Row) -> None:
+        """Tell it."""
+        self._send("epoch_done", row=dict(row))
+
+    def stop(self) -> None:
+        """Tell it."""
+        self._send("stop")
+
+    def failed(self, reason: str) -> None:
+        """Tell why there is no result."""
+        self._send(FAILURE, reason=reason)
+
+    def _send(self, event: str | None, **content: Any) -> None:
+        message = {"steps": self._steps, **({} if event is None else {"event": event}), **content}
+        self._steps, self._sent = 0, time.perf_counter()
+        print(f"{MESSAGE}{json.dumps(message)}", file=self._stream, flush=True)
+
+
+def run_one(recipe: Recipe) -> int:
+    """Train the run whose settings come through standard input, and tell the parent through standard output."""
+    settings = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    messenger = Messenger(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)  # whatever else is printed goes to the log
+    args = argparse.Namespace(**settings)
+    try:
+        session = open_session(recipe, args, Console())
+        each = next(each for each in make_plan(session) if each.run == Run(args.child, args.seed))
+        with folder_lock(each.folder.path):
+            train(session, each.run.method, each.options, each.folder, messenger)
+    except Interrupted:
+        return INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        messenger.failed(reason(error))
+        return FAILED
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, which comes when the parent is gone, and end this process."""
+    # Not by `sys.stdin`, whose lock a data worker that is forked meanwhile would wait for for ever.
+    while os.read(0, 1):
+        pass
+    os._exit(1)

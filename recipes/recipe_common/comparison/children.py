@@ -1,0 +1,234 @@
+"""Several runs at a time, each in a process of its own: one that is killed or runs out of memory fails alone."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from recipe_common.comparison.child import COMMAND, FAILURE, MESSAGE
+from recipe_common.comparison.plan import RunPlan
+from recipe_common.comparison.screen import Screen
+from recipe_common.report.folder import LOG
+from recipe_common.report.results import Failure, Outcome, Result, Run
+from recipe_common.report.view import View
+from recipe_common.training.interrupt import INTERRUPTED, Interrupted, stop_on_signal
+from recipe_common.training.run import Session, finished_result
+
+_POLL = 0.1  # seconds
+
+
+def run_in_processes(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[Outcome]:
+    """Train the runs in ``--jobs`` processes at a time, on all CUDA devices in turn if no other one is named.
+
+    Raises:
+        Interrupted: If somebody asked to stop; all running trainings have then saved their state.
+    """
+    pool = _Pool(session, plan, screen)
+    with stop_on_signal() as stop, screen:
+        try:
+            pool.note_finished()
+            while pool.children or (pool.waiting and not stop):
+                if stop:
+                    pool.interrupt()
+                else:
+                    pool.fill()
+                _hear(pool.messages)
+                pool.collect()
+        finally:
+            pool.kill()
+    if stop:
+        raise Interrupted
+    return [pool.outcomes[each.run] for each in plan]
+
+
+class _Pool:
+    """The runs that wait, those that go on, and those that have ended."""
+
+    def __init__(self, session: Session, plan: Sequence[RunPlan], screen: Screen) -> None:
+        self.session, self.screen = session, screen
+        self.waiting = list(plan)
+        self.children: list[Child] = []
+        self.outcomes: dict[Run, Outcome] = {}
+        self.messages: Messages = queue.Queue()
+        self._devices = Devices(session)
+
+    def note_finished(self) -> None:
+        """Take the results of runs that an earlier call has finished."""
+        for each in list(self.waiting):
+            result = finished_result(each.folder, self.session.args.epochs)
+            if result is not None:
+                self.session.say(f"{each.run.method}: {each.folder.path} is finished; nothing to train.")
+                self.waiting.remove(each)
+                self._end(each.run, result)
+
+    def fill(self) -> None:
+        """Start as many runs as may go at a time."""
+        while self.waiting and len(self.children) < self.session.args.jobs:
+            each = self.waiting.pop(0)
+            view = self.screen.view(each.run)
+            self.children.append(Child(self.session, each, self._devices.take(), self.messages, view))
+
+    def collect(self) -> None:
+        """Take the outcomes of the processes that have ended; one that stopped on request has none."""
+        for child in [child for child in self.children if child.has_ended]:
+            _hear(self.messages)
+            self.children.remove(child)
+            child.close()
+            self._devices.give_back(child.device)
+            if not child.is_interrupted:
+                self._end(child.plan.run, child.outcome())
+
+    def interrupt(self) -> None:
+        """Ask all processes to save their state and stop."""
+        for child in self.children:
+            child.interrupt()
+
+    def kill(self) -> None:
+        """End all processes at once."""
+        for child in self.children:
+            child.kill()
+
+    def _end(self, run: Run, outcome: Outcome) -> None:
+        self.outcomes[run] = outcome
+        self.screen.finished(run, outcome)
+
+
+def _hear(messages: Messages) -> None:
+    """Hand what the children said to their views; wait a moment for something to be said."""
+    with suppress(queue.Empty):
+        child, message = messages.get(timeout=_POLL)
+        while True:
+            child.tell(message)
+            child, message = messages.get_nowait()
+
+
+class Devices:
+    """Hands out the device on which the fewest runs are."""
+
+    def __init__(self, session: Session) -> None:
+        named = session.args.device
+        count = torch.cuda.device_count() if named in ("auto", "cuda") else 0
+        self.in_use = {f"cuda:{index}": 0 for index in range(count)} or {named: 0}
+
+    def take(self) -> str:
+        """Return a device."""
+        device = min(self.in_use, key=lambda name: self.in_use[name])
+        self.in_use[device] += 1
+        return device
+
+    def give_back(self, device: str) -> None:
+        """A run on the device has ended."""
+        self.in_use[device] -= 1
+
+
+class Child:
+    """One run in a process of its own; it ends when its parent does."""
+
+    def __init__(
+        self,
+        session: Session,
+        plan: RunPlan,
+        device: str,
+        messages: Messages,
+        view: View,
+    ) -> None:
+        self.plan, self.device, self.view = plan, device, view
+        self.is_interrupted = False
+        self._reason: str | None = None
+        plan.folder.path.mkdir(parents=True, exist_ok=True)
+        script = inspect.getfile(session.recipe.load)
+        # Its own session, so that Ctrl-C reaches it once: from here.
+        with (plan.folder.path / LOG).open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, script, *session.recipe.subcommand, COMMAND],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        own = {"seed": plan.run.seed, "device": device, "child": plan.run.method, "jobs": None}
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it died at once; its log says why
+            self._process.stdin.write(json.dumps({**vars(session.args), **own}) + "\n")
+            self._process.stdin.flush()
+        self._reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
+        self._reader.start()
+
+    def _read(self, messages: Messages) -> None:
+        assert self._process.stdout is not None
+        with (self.plan.folder.path / LOG).open("a") as log:
+            for line in self._process.stdout:
+                if line.startswith(MESSAGE):
+                    messages.put((self, json.loads(line.removeprefix(MESSAGE))))
+                else:
+                    log.write(line)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Hand what it said to its view."""
+        for _ in range(message.pop("steps")):
+            self.view.step_done()
+        event = message.pop("event", None)
+        if event == FAILURE:
+            self._reason = message["reason"]
+        elif event is not None:
+            getattr(self.view, event)(**message)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is over and all that it said is in the queue."""
+        return self._process.poll() is not None and not self._reader.is_alive()
+
+    def interrupt(self) -> None:
+        """Ask it to save its state and stop."""
+        if not self.is_interrupted and self._process.poll() is None:
+            self.is_interrupted = True
+            self._process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it at once, with all processes that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.close()
+
+    def close(self) -> None:
+        """Wait for its end and close what connects to it."""
+        self._process.wait()
+        self._reader.join()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.close()
+
+    def outcome(self) -> Outcome:
+        """Return the result that it left, or why there is none."""
+        run = self.plan.run
+        if self._process.returncode == 0:
+            result = self.plan.folder.read_result()
+            assert result is not None
+            return Result(**result)
+        return Failure(run.method, run.seed, self._reason or self._guess())
+
+    def _guess(self) -> str:
+        """Return why it may have ended without a word."""
+        code, log = self._process.returncode, self.plan.folder.path / LOG
+        if code < 0:
+            return f"killed by signal {-code}, perhaps for lack of memory; see {log}"
+        if code == INTERRUPTED:
+            return "asked to stop by a signal; its state is saved, and --resume goes on"
+        return f"ended with status {code}; see {log}"
+
+
+Messages = queue.Queue[tuple[Child, dict[str, Any]]]

@@ -1,0 +1,46 @@
+"""Which runs a comparison consists of."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from recipe_common.report.folder import RunFolder
+from recipe_common.report.results import ONLY, Run
+from recipe_common.training.run import Session, check_epochs
+from recipe_common.training.settings import options_of
+
+
+@attrs.frozen
+class RunPlan:
+    """One run, its options and its folder."""
+
+    run: Run
+    options: Mapping[str, Any]
+    folder: RunFolder
+
+    def must_be_cleared(self, args: argparse.Namespace) -> bool:
+        """Return whether an earlier run is to be thrown away first; refuses a folder that is not to be touched."""
+        if self.folder.check(resume=args.resume, overwrite=args.overwrite, update=args.update):
+            return True
+        check_epochs(self.folder, args.epochs)
+        return False
+
+
+def make_plan(session: Session) -> list[RunPlan]:
+    """Return all runs, seed by seed, so that an unfinished comparison has equally many of each method."""
+    args = session.args
+    methods = list(args.methods)
+    if args.ceilings:
+        methods += [f"{ONLY}{modality}" for modality in session.data.modalities]
+    plan = []
+    for seed in range(args.seed, args.seed + (args.seeds or 1)):
+        own = attrs.evolve(session, args=argparse.Namespace(**{**vars(args), "seed": seed}))
+        for method in methods:
+            options = {} if method.startswith(ONLY) else options_of(method, args, session.recipe)
+            run = Run(method, seed)
+            plan.append(RunPlan(run, options, own.folder(run, options)))
+    return plan

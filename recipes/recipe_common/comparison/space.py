@@ -1,0 +1,193 @@
+"""What a sweep searches over: dimensions, read from ``--search``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import attrs
+
+from recipe_common.errors import RecipeError
+
+METHOD = "method"
+"""The name under which methods are searched over."""
+_CATEGORIES, _FLOAT, _INT, _LOG = "categories", "float", "int", "log"
+_FIXED = frozenset(
+    {
+        *("search", "trials", "storage", "study", "sampler"),
+        *("methods", "option", "select", "output", "resume", "update", "overwrite", "eval"),
+    }
+)
+"""Flags that are the same for all trials, or have another name in a search."""
+
+
+@attrs.frozen
+class Space:
+    """One dimension of the search.
+
+    Attributes:
+        name: A flag (``lr``), ``method``, or an option of a method (``ogm_ge.alpha``).
+        kind: ``categories``, ``float``, ``int`` or ``log``.
+        values: The categories, or the two ends.
+    """
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]
+
+    @property
+    def is_categorical(self) -> bool:
+        """Whether `values` are all there is, not two ends."""
+        return self.kind == _CATEGORIES
+
+    @property
+    def method(self) -> str:
+        """The method whose option this is; empty for a flag and for ``method``."""
+        return method_of(self.name)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the two ends are in order; Optuna ends in a traceback otherwise."""
+        if self.is_categorical:
+            return True
+        low, high = self.values
+        return (0 if self.kind == _LOG else -math.inf) < low <= high < math.inf
+
+    def suggest(self, trial: Any) -> Any:
+        """Let Optuna choose a value.
+
+        Raises:
+            RecipeError: If the study has been searched with another kind of values, or with other categories.
+        """
+        try:
+            return self._suggest(trial)
+        except ValueError as error:
+            raise RecipeError(
+                f"Expected `--search {self.name}` as in the earlier trials of this study. Found a change: {error} "
+                "Fix: another --study."
+            ) from error
+
+    def _suggest(self, trial: Any) -> Any:
+        if self.is_categorical:
+            return trial.suggest_categorical(self.name, self.values)
+        low, high = self.values
+        if self.kind == _INT:
+            return trial.suggest_int(self.name, low, high)
+        return trial.suggest_float(self.name, low, high, log=self.kind == _LOG)
+
+
+def parse_space(text: str) -> Space:
+    """Parse ``NAME=a,b,c`` (categories), ``NAME=low:high``, ``NAME=low:high:log`` or ``NAME=low:high:int``.
+
+    Raises:
+        RecipeError: If it is neither, or if `low` is above `high` or, with ``log``, not above 0.
+    """
+    space = _space(text)
+    if space is None or not space.is_possible:
+        raise RecipeError(
+            "Expected `--search NAME=a,b,c`, NAME=low:high, NAME=low:high:log (both above 0) or NAME=low:high:int. "
+            f"Found `{text}`. Fix: take one of these; NAME is a flag such as lr, `method`, or METHOD.OPTION."
+        )
+    return space
+
+
+def _space(text: str) -> Space | None:
+    left, _, right = text.partition("=")
+    method, dot, name = left.rpartition(".")
+    name = f"{method}{dot}{name.replace('-', '_')}"  # as flags are typed
+    ends = right.split(":")
+    try:
+        if name and right and len(ends) == 1:
+            return Space(name, _CATEGORIES, tuple(_literal(value) for value in right.split(",")))
+        if name and len(ends) == 3 and ends[2] == _INT:
+            return Space(name, _INT, (int(ends[0]), int(ends[1])))
+        if name and len(ends) in (2, 3) and ends[2:] in ([], [_LOG]):
+            return Space(name, _LOG if ends[2:] else _FLOAT, (float(ends[0]), float(ends[1])))
+    except ValueError:
+        pass  # the message of `parse_space` says what is expected
+    return None
+
+
+def _literal(text: str) -> Any:
+    for parse in (int, float):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return text
+
+
+def method_of(name: str) -> str:
+    """Return METHOD of an option ``METHOD.OPTION``, or nothing."""
+    return name.rpartition(".")[0]
+
+
+def typed(name: str, value: Any) -> str:
+    """Return the argument that gives a value to a flag or an option, as a person would type it."""
+    if method_of(name):
+        return f"--option={name}={value}"
+    flag = name.replace("_", "-")
+    return {"true": f"--{flag}", "false": f"--no-{flag}"}.get(f"{value}".lower(), f"--{flag}={value}")
+
+
+def check_search(search: Sequence[Space], base: argparse.Namespace) -> list[str]:
+    """Refuse what is no name of a flag or of an option that a trial would use.
+
+    Args:
+        search: The dimensions.
+        base: Resolved flags that all trials share.
+
+    Returns:
+        The methods that trials may train: those of the search, or else the one that is fixed.
+
+    Raises:
+        RecipeError: If a name is unknown, if trials would train several methods, or none that has the option.
+    """
+    _check_names(base, search)
+    methods = _methods(base, search)
+    _check_owners(methods, [*(space.name for space in search), *(text.partition("=")[0] for text in base.option)])
+    return methods
+
+
+def _check_names(base: argparse.Namespace, search: Sequence[Space]) -> None:
+    for space in search:
+        is_flag = space.name in vars(base).keys() - _FIXED
+        if not space.method and space.name != METHOD and not is_flag:
+            raise RecipeError(
+                f"Expected `--search` to name a flag of the training, `method` or METHOD.OPTION. Found `{space.name}`. "
+                "Fix: a name of --help, such as batch-size."
+            )
+
+
+def _methods(base: argparse.Namespace, search: Sequence[Space]) -> list[str]:
+    searched = [f"{value}" for space in search if space.name == METHOD for value in space.values]
+    if len(base.methods) > 1 or "all" in (*base.methods, *searched):
+        names = [name for name in base.methods if name != "all"]
+        raise RecipeError(
+            f"Expected one method per trial. Found {' '.join(searched or base.methods)}. "
+            f"Fix: --search method={','.join(names if len(names) > 1 else ['none', 'ogm_ge'])}"
+        )
+    return searched or list(base.methods)
+
+
+def _check_owners(methods: Sequence[str], names: Sequence[str]) -> None:
+    for name in names:
+        owner = method_of(name)
+        if owner and owner not in methods:
+            raise RecipeError(
+                f"Expected options of what the trials train: {', '.join(methods)}. Found `{name}`, which none of them "
+                f"would use. Fix: --methods {owner}, or --search method={','.join([*methods, owner])}"
+            )
+
+
+def each_value(spaces: Sequence[Space]) -> list[list[dict[str, Any]]]:
+    """Return, for each value of each space, its combinations with the values of the other spaces."""
+    choices = {space.name: space.values for space in spaces}
+    pinned = [{**choices, name: (value,)} for name, values in choices.items() for value in values]
+    return [
+        [dict(zip(each, combination, strict=True)) for combination in product(*each.values())]
+        for each in pinned or [choices]
+    ]

@@ -1,0 +1,279 @@
+"""A search over methods, options and flags, by Optuna: many machines may work on one study with a shared storage."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import attrs
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from modbalance import ModbalanceError
+from recipe_common.arguments import positive_int
+from recipe_common.comparison.compare import compare
+from recipe_common.comparison.space import METHOD, Space, check_search, each_value, method_of, parse_space, typed
+from recipe_common.errors import RecipeError, require
+from recipe_common.recipe import Data, Recipe
+from recipe_common.report.folder import LOG, write_text
+from recipe_common.training.interrupt import INTERRUPTED, Interrupted
+from recipe_common.training.job import check_methods
+from recipe_common.training.precision import Precision, set_up
+from recipe_common.training.settings import choose_methods, options_of, resolve
+from recipe_common.training.trainer import reason
+
+COMMAND = "sweep"
+SAMPLERS = ("tpe", "random", "grid")
+_TRIAL, _TABLE, _DATABASE = "trial-", "sweep.csv", "sweep.db"
+_FAILURE = "failure"
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a sweep; all flags of a training are fixed values for all trials."""
+    add = parser.add_argument_group("sweep").add_argument
+    add("--search", nargs="+", action="extend", required=True, metavar="NAME=VALUES", help="what is searched over")
+    add("--trials", type=positive_int, default=20, help="trainings of this call; other calls may add to the study")
+    add("--storage", metavar="URL", help="database that all machines share; default: sqlite in the output folder")
+    add("--study", help="name of the study, and of its folder in the output; default: the recipe's, and no folder")
+    add("--sampler", choices=SAMPLERS, default="tpe")
+
+
+def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[str], console: Console) -> int:
+    """Run the trials; each is scored on the validation split, and none touches the choice with the test split.
+
+    Returns:
+        0, 1 if no trial finished, or 130 if somebody asked to stop.
+
+    Raises:
+        RecipeError: If the flags do not describe a search, if the storage cannot be opened, or if no trial can start.
+        modbalance.ModbalanceError: If a method is unknown or refuses a value of its options.
+    """
+    optuna = require("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs the traceback of a trial of which we say the reason
+    given = parser.parse_args(arguments)
+    search = [parse_space(text) for text in given.search]
+    base = resolve(given, recipe)
+    trials = _Trials(recipe, parser, arguments)
+    folder = _folder(recipe, given.study, Path(base.output))
+    metric = _check(trials, base, search).task.headline
+    study = _open_study(optuna, recipe, given, Path(base.output), "maximize" if metric.higher_is_better else "minimize")
+    # A fixed seed would try again what earlier calls, or other machines, have tried.
+    is_first = given.storage is None and not study.trials
+    study.sampler = _sampler(optuna, given.sampler, search, base.seed if is_first else None)
+
+    def objective(trial: Any) -> float:
+        try:
+            values = {space.name: space.suggest(trial) for space in search}
+            return _train(trials, values, folder / f"{_TRIAL}{trial.number}", console)
+        except (Exception, KeyboardInterrupt) as error:
+            trial.set_user_attr(_FAILURE, reason(error))
+            raise
+
+    is_interrupted = False
+    try:
+        study.optimize(objective, n_trials=given.trials, catch=(TrialFailed,))
+    except Interrupted:
+        is_interrupted = True
+    finally:
+        has_found = _report(study, search, metric.title, folder, console)
+    if is_interrupted:
+        console.print("Interrupted; the same command goes on with another trial.")
+        return INTERRUPTED
+    return 0 if has_found else 1
+
+
+def _folder(recipe: Recipe, study: str | None, output: Path) -> Path:
+    """Return where trials and table go: a folder of the study's own if it has another name than the recipe."""
+    if not study or study == recipe.name:
+        return output
+    is_taken = study.startswith((".", _TRIAL, "sweep.")) or (output / study / "config.json").exists()
+    if is_taken or Path(study).name != study:
+        raise RecipeError(
+            f"Expected `--study` to name a folder for its trials in {output}. Found `{study}`, which is a path, "
+            "hidden, or the name of something else there. Fix: a plain name, such as wide-lr."
+        )
+    return output / study
+
+
+def _open_study(optuna: Any, recipe: Recipe, given: argparse.Namespace, output: Path, direction: str) -> Any:
+    output.mkdir(parents=True, exist_ok=True)
+    storage = given.storage or f"sqlite:///{output / _DATABASE}"
+    try:
+        return optuna.create_study(
+            study_name=given.study or recipe.name, storage=storage, direction=direction, load_if_exists=True
+        )
+    except Exception as error:  # whatever the drivers of the databases raise
+        raise RecipeError(
+            f"Expected a database at {storage}. Found that it cannot be opened: {reason(error)}. "
+            "Fix: leave --storage out, or give a URL such as sqlite:///sweep.db"
+        ) from error
+
+
+class TrialFailed(Exception):
+    """A trial without a score, or with that of some of its seeds only; the others go on."""
+
+
+@attrs.frozen
+class _Trials:
+    """Makes the flags of a trial; its values go through the parser, as if they had been typed behind the others."""
+
+    recipe: Recipe
+    parser: argparse.ArgumentParser
+    arguments: Sequence[str]
+
+    def check(self, space: Space) -> None:
+        """Refuse a value that its flag does not take now, not when its trial comes. Of a range, look at the ends."""
+        for value in space.values:
+            _check_select(self.settings({space.name: value}))
+
+    def settings(self, values: Mapping[str, Any]) -> argparse.Namespace:
+        """Return the resolved flags of a trial, with the options of the method that it trains."""
+        args = resolve(self.flags(values), self.recipe)
+        args.option = [text for text in args.option if method_of(text.partition("=")[0]) in ("", args.methods[0])]
+        return args
+
+    def flags(self, values: Mapping[str, Any]) -> argparse.Namespace:
+        """Return the parsed flags of a trial, not resolved."""
+        given = [typed(name, value) for name, value in values.items() if name != METHOD]
+        self.parser.exit_on_error = False
+        try:
+            flags = self.parser.parse_args([*self.arguments, *given])
+        except argparse.ArgumentError as error:
+            raise RecipeError(
+                f"Expected `--search` to give each flag a value that it takes. Found `{' '.join(given)}`: "
+                f"{str(error).rstrip('.')}. "
+                "Fix: a value that --help names; true or false for a switch."
+            ) from error
+        if METHOD in values:
+            flags.methods = [f"{values[METHOD]}"]  # a second --methods might add to the first
+        return flags
+
+
+def _check_select(args: argparse.Namespace) -> None:
+    if args.select != "val":
+        raise RecipeError(
+            f"Expected a sweep to choose by the validation split. Found `--select {args.select}`, given or of the "
+            "protocol. Fix: leave it out."
+        )
+
+
+def _check(trials: _Trials, base: argparse.Namespace, search: Sequence[Space]) -> Data:
+    """Refuse, before the first trial, what no trial can be trained with; return the data, which tell what is scored."""
+    _check_select(base)
+    methods = check_search(search, base)
+    for space in search:
+        trials.check(space)
+    precision = set_up(base)
+    data = trials.recipe.load(base)
+    choose_methods(methods, data.excluded)
+    for method in methods:
+        for combinations in each_value([space for space in search if space.method == method]):
+            _check_one_of(trials, method, combinations, data, precision)
+    return data
+
+
+def _check_one_of(
+    trials: _Trials, method: str, combinations: Sequence[Mapping[str, Any]], data: Data, precision: Precision
+) -> None:
+    """Refuse a value that its method takes beside none of the other options' values; they may bound each other."""
+    refusals = []
+    for values in combinations:
+        args = trials.settings({**values, METHOD: method})
+        try:
+            check_methods(trials.recipe, args, data, precision, {method: options_of(method, args, trials.recipe)})
+        except ModbalanceError as error:
+            refusals.append(error)
+        else:
+            return
+    raise refusals[0]
+
+
+def _sampler(optuna: Any, name: str, search: Sequence[Space], seed: int | None) -> Any:
+    if name == "grid":
+        if not all(space.is_categorical for space in search):
+            raise RecipeError(
+                "Expected `--sampler grid` with categories only. Found a range. Fix: NAME=a,b,c, or another sampler."
+            )
+        return optuna.samplers.GridSampler({space.name: list(space.values) for space in search}, seed=seed)
+    kind: Callable[..., Any] = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[name]
+    return kind(seed=seed)
+
+
+def _train(trials: _Trials, values: Mapping[str, Any], output: Path, console: Console) -> float:
+    """Train one trial and return its score.
+
+    Raises:
+        Interrupted: If somebody asked to stop.
+        TrialFailed: Whatever else ends it.
+    """
+    try:
+        args = trials.settings(values)
+        args.output, args.overwrite = str(output), True
+        summary = compare(trials.recipe, args, console)
+    except Interrupted:
+        raise
+    except Exception as error:
+        _say(console, f"{output.name} failed: {reason(error)} ({_log(output / LOG)})")
+        raise TrialFailed(reason(error)) from error
+    line = summary.lines[0]
+    if line.failures:
+        raise TrialFailed(line.failures[0].reason)
+    key = f"val_{summary.caption.task.headline.key}"
+    score = sum(result.best[key] for result in line.results) / len(line.results)
+    if isnan(score):
+        raise TrialFailed("its score is not a number")
+    return score
+
+
+def _log(path: Path) -> str:
+    """Keep the traceback of the current exception; return where it is, or why it is nowhere."""
+    try:
+        write_text(path, traceback.format_exc())
+    except OSError as error:  # perhaps the very reason of the failure; the other trials go on
+        return f"no log: {error}"
+    return f"all of it: {path}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _report(study: Any, search: Sequence[Space], title: str, folder: Path, console: Console) -> bool:
+    """Write and print the table; return whether it has a score in it."""
+    names = [space.name for space in search]
+    trials = [trial for trial in study.trials if trial.state.is_finished()]
+    _write_table(folder / _TABLE, trials, names, title)
+    scored = [trial for trial in trials if trial.value is not None]
+    if scored:
+        best_first = sorted(scored, key=lambda trial: trial.value, reverse=study.direction.name == "MAXIMIZE")
+        _print_best(console, best_first[:10], names, title)
+    else:
+        console.print("No trial finished.", style="bold red")
+    _say(console, f"All trials: {folder / _TABLE}")
+    return bool(scored)
+
+
+def _write_table(path: Path, trials: Sequence[Any], names: Sequence[str], title: str) -> None:
+    """Write one row per trial; one that failed has no score, but the reason."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", *names, f"val {title}", _FAILURE])
+    for trial in trials:
+        values = [trial.params.get(name) for name in names]
+        writer.writerow([trial.number, *values, trial.value, trial.user_attrs.get(_FAILURE)])
+    write_text(path, text.getvalue())
+
+
+def _print_best(console: Console, trials: Sequence[Any], names: Sequence[str], title: str) -> None:
+    table = Table("trial", *names, f"val {title}", title="Best trials")
+    for trial in trials:
+        values = [escape(f"{trial.params.get(name)}") for name in names]
+        table.add_row(f"{trial.number}", *values, f"{trial.value:.4f}")
+    console.print(table)

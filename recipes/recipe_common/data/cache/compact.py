@@ -1,0 +1,276 @@
+"""What of a sample is worth keeping: decoded, small, and with everything that is random still ahead.
+
+A `Compact` is the way of one modality from its files to the tensor of a batch in three steps. `decode` is done once and
+kept (`cache.py`). `pick` chooses what a sample needs in an epoch, by its seed. `finish` makes the tensor of a batch, on
+the CPU; or `pack` makes few tensors of small numbers, which travel to the device, and `finish_packed` does the same
+work there for the whole batch at once.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+import torch
+from PIL import Image
+from torch import Tensor
+
+from recipe_common.data.readers.audio import Spectrogram, WindowSpectrogram
+from recipe_common.data.readers.frames import Crop, Frames, normalisation, pixels_of, read_image
+from recipe_common.data.readers.waveforms import read_samples
+from recipe_common.data.samples.batches import batch_tensor
+
+INT16_SCALE = 1 / 32_768
+Packed = tuple[Tensor, ...]
+
+
+class Compact(Protocol):
+    """The way of one modality. `media` is what its `Source.find` gives."""
+
+    @property
+    def settings(self) -> str:
+        """All that `decode` depends on besides the files."""
+
+    def files(self, media: Any) -> Sequence[Path]:
+        """Return the files that `decode` reads."""
+
+    def note(self, media: Any) -> str:
+        """Return what else of `media` `decode` depends on."""
+
+    def decode(self, media: Any) -> Sequence[Tensor]:
+        """Return what is kept; RecipeError if a file cannot be read."""
+
+    def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> Any:
+        """Return what `finish` and `pack` take of one sample; seed None evaluates."""
+
+    def finish(self, picked: Sequence[Any]) -> Tensor:
+        """Return the tensor of a batch, on the CPU."""
+
+    def pack(self, picked: Sequence[Any]) -> Packed:
+        """Return what is sent to the device for a batch."""
+
+    def finish_packed(self, packed: Packed) -> Tensor:
+        """Return the tensor of a batch, on the device of `packed`."""
+
+
+def one_file(media: Any) -> tuple[Path, ...]:
+    """Return the file of media that are a path."""
+    return (media,)
+
+
+def no_note(media: Any) -> str:
+    """Say that decoding depends on the files alone."""
+    return ""
+
+
+@attrs.frozen
+class CompactSound:
+    """Keeps waveforms: 16-bit samples where the file has mono ones at the wanted rate, else float32, resampled.
+
+    Args:
+        front_end: Makes spectrograms of them.
+    """
+
+    front_end: Spectrogram | WindowSpectrogram
+
+    @property
+    def settings(self) -> str:
+        """The sampling rate."""
+        return f"waveform, {self.front_end.rate} Hz"
+
+    def files(self, media: Path) -> tuple[Path, ...]:
+        """Return the wav file."""
+        return (media,)
+
+    def note(self, media: Path) -> str:
+        """Nothing else matters."""
+        return ""
+
+    def decode(self, media: Path) -> tuple[Tensor]:
+        """Return the waveform."""
+        return (read_samples(media, self.front_end.rate),)
+
+    def pick(self, kept: Sequence[Tensor], media: Path, seed: int | None) -> Tensor:
+        """Return the samples that are transformed."""
+        return self.front_end.cut(kept[0], media, seed)
+
+    def pack(self, picked: Sequence[Tensor]) -> Packed:
+        """Return the waveforms (B, samples), int16 if all of them are."""
+        if len({waveform.dtype for waveform in picked}) > 1:
+            picked = [as_float(waveform) for waveform in picked]
+        return (torch.stack(list(picked), out=batch_tensor(len(picked), *picked[0].shape, dtype=picked[0].dtype)),)
+
+    def finish_packed(self, packed: Packed) -> Tensor:
+        """Return the spectrograms, by one Fourier transform for all."""
+        return self.front_end.of_batch(as_float(packed[0])).contiguous()
+
+    def finish(self, picked: Sequence[Tensor]) -> Tensor:
+        """Return the spectrograms, one by one, as more do not fit into the cache of the processor."""
+        first = self.front_end.of_batch(as_float(picked[0])[None])
+        finished = batch_tensor(len(picked), *first.shape[1:])
+        finished[:1] = first
+        for index, waveform in enumerate(picked[1:], 1):
+            finished[index : index + 1] = self.front_end.of_batch(as_float(waveform)[None])
+        return finished
+
+
+def as_float(waveform: Tensor) -> Tensor:
+    """Return a waveform as float32 in [-1, 1]."""
+    return waveform.float().mul_(INT16_SCALE) if waveform.dtype == torch.int16 else waveform
+
+
+@attrs.frozen
+class CompactMatrix:
+    """Keeps the finished tensor of a front end in which nothing is random: nothing is left to compute.
+
+    Args:
+        read: The front end. Its repr tells all of its settings.
+        files: From media to the files that are read.
+        note: From media to what else the tensor depends on.
+    """
+
+    read: Callable[..., Tensor]
+    files: Callable[[Any], Sequence[Path]] = one_file
+    note: Callable[[Any], str] = no_note
+
+    @property
+    def settings(self) -> str:
+        """The front end."""
+        return f"tensor, {self.read!r}"
+
+    def decode(self, media: Any) -> tuple[Tensor]:
+        """Return the tensor."""
+        return (self.read(media),)
+
+    def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> Tensor:
+        """Return the tensor."""
+        return kept[0]
+
+    def pack(self, picked: Sequence[Tensor]) -> Packed:
+        """Return the tensors as one."""
+        return (self.finish(picked),)
+
+    def finish_packed(self, packed: Packed) -> Tensor:
+        """Return them as they are."""
+        return packed[0]
+
+    def finish(self, picked: Sequence[Tensor]) -> Tensor:
+        """Return the tensors as one."""
+        finished = batch_tensor(len(picked), *picked[0].shape)
+        return torch.stack(list(picked), out=finished)
+
+
+def compact_sound(front_end: Callable[..., Tensor], short_side: int) -> Compact:
+    """Return how to keep what a front end reads: waveforms before spectrograms, otherwise its finished tensors."""
+    if isinstance(front_end, Spectrogram | WindowSpectrogram):
+        return CompactSound(front_end)
+    return CompactMatrix(front_end)
+
+
+@attrs.frozen
+class CompactFrames:
+    """Keeps the frames of a clip as uint8, scaled down until their shorter side has `short_side` pixels.
+
+    Args:
+        frames: What a sample takes of them.
+        short_side: In pixels; smaller pictures stay as they are.
+        files: From media to the files that are read, for telling whether they have changed.
+        pictures: From media to what is opened as pictures: all frames that `frames` may choose from, in order.
+        choice: How `pictures` are chosen, if not all of the clip are there.
+    """
+
+    frames: Frames
+    short_side: int
+    files: Callable[[Any], Sequence[Path]]
+    pictures: Callable[[Any], Sequence[Path]]
+    choice: str = "all"
+
+    @property
+    def settings(self) -> str:
+        """The size, and which frames."""
+        return f"RGB frames, shorter side at most {self.short_side} pixels, {self.choice}"
+
+    def note(self, media: Any) -> str:
+        """Nothing else matters."""
+        return ""
+
+    def decode(self, media: Any) -> list[Tensor]:
+        """Return the frames."""
+        return [pixels_of(shrunk(read_image(path), self.short_side)) for path in self.pictures(media)]
+
+    def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> list[Crop]:
+        """Choose frames and their parts, as `Frames` does from the files."""
+        return self.frames.pick(len(kept), kept.__getitem__, seed)
+
+    def finish(self, picked: Sequence[list[Crop]]) -> Tensor:
+        """Return the frames, (B, 3, count, size, size)."""
+        return self.frames.finish(picked)
+
+    def pack(self, picked: Sequence[list[Crop]]) -> Packed:
+        """Return the parts (N, height, width, 3) of all clips in the size of the largest, and (N, 3): sizes, flips."""
+        return pack_crops([crop for crops in picked for crop in crops])
+
+    def finish_packed(self, packed: Packed) -> Tensor:
+        """Return the frames, (B, 3, count, size, size); not rounded to whole levels, as they are on the CPU."""
+        pictures, table = packed
+        resized = resample(pictures, table, self.frames.size)
+        scale, shift = normalisation(pictures.device)
+        clips = (resized * scale + shift).view(-1, self.frames.count, *resized.shape[1:])
+        return clips.transpose(1, 2).contiguous()
+
+
+def shrunk(picture: Image.Image, short_side: int) -> Image.Image:
+    """Scale a picture down, keeping its proportions, until its shorter side has that many pixels."""
+    factor = short_side / min(picture.size)
+    if factor >= 1:
+        return picture
+    width, height = (max(short_side, round(factor * side)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def pack_crops(crops: Sequence[Crop]) -> Packed:
+    """Return parts of pictures as one uint8 tensor (N, height, width, 3), and int64 (N, 3): heights, widths, flips."""
+    table = torch.tensor([(*crop.pixels.shape[:2], crop.is_flipped) for crop in crops])
+    height, width = table[:, :2].amax(dim=0).tolist()
+    pictures = batch_tensor(len(crops), height, width, 3, dtype=torch.uint8)  # what is not filled has no weight
+    for picture, crop in zip(pictures, crops, strict=True):
+        picture[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
+    return pictures, table
+
+
+def resample(pictures: Tensor, table: Tensor, size: int) -> Tensor:
+    """Resize, and flip, the parts that `pack_crops` gives, all at once and as Pillow does it, but for its rounding.
+
+    Resizing is linear in the pixels, and the same for all columns and all rows: two products with matrices of weights.
+
+    Returns:
+        Levels of 0 to 255, float32 of shape (N, 3, size, size).
+    """
+    number, height, width, channels = pictures.shape
+    rows = triangle_weights(table[:, 0], height, size)
+    columns = triangle_weights(table[:, 1], width, size)
+    columns = torch.where(table[:, 2, None, None] > 0, columns.flip(1), columns)
+    squeezed = rows @ pictures.float().flatten(2)  # (N, size, width * 3)
+    upright = squeezed.view(number, size, width, channels).permute(0, 3, 1, 2)
+    return upright @ columns.transpose(1, 2)[:, None]
+
+
+def triangle_weights(lengths: Tensor, total: int, size: int) -> Tensor:
+    """Return the weights with which Pillow's bilinear filter makes `size` pixels of the first `lengths` of `total`.
+
+    A new pixel is the mean of the old ones within its reach, weighed by their distance from its centre; its reach is
+    the length of a new pixel in old ones, and at least one.
+
+    Args:
+        lengths: Shape (N,).
+        total: Columns of the result; those beyond the length have no weight.
+        size: Rows of the result.
+
+    Returns:
+        float32 of shape (N, size, total); the sum of each row is 1.
+    """
+    scale = (lengths.double() / size)[:, None, None]
+    centres = (torch.arange(size, device=lengths.device) + 0.5)[None, :, None] * scale
+    places = (torch.arange(total, device=lengths.device) + 0.5)[None, None, :]
+    weights = (1 - (places - centres).abs() / scale.clamp(min=1)).clamp(min=0) * (places < lengths[:, None, None])
+    return (weights / weights.sum(dim=-1, keepdim=True)).float()

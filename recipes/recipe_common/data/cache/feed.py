@@ -1,0 +1,163 @@
+"""How samples reach the model: read from their files one by one, or from a cache of decoded ones, batch by batch."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch.utils.data import Dataset
+
+from recipe_common.arguments import positive_int
+from recipe_common.data.cache.compact import Compact
+from recipe_common.data.cache.store import Cache, entries_of, open_cache
+from recipe_common.data.samples.sampler import Key
+from recipe_common.data.samples.seeding import derived_seed
+from recipe_common.data.samples.sources import Parts, Sample, SampleDataset, Source, one_thread
+
+CACHE_SIZE = 256
+"""Default of --cache-size: what papers scale videos to before they take random crops of 224 pixels."""
+AUTO = "auto"
+
+Open = Callable[..., Dataset[tuple[Any, ...]]]
+
+
+def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of recipes whose samples are files."""
+    add = parser.add_argument_group("feed").add_argument
+    add("--cache", metavar="DIR", help="decode the data once into this folder; auto: beside the data")
+    add(
+        "--cache-size",
+        type=positive_int,
+        metavar="PIXELS",
+        help=f"shorter side of cached pictures, default {CACHE_SIZE}",
+    )
+    add("--cache-workers", type=positive_int, metavar="N", help="processes that build the cache; default: one per core")
+    add(
+        "--device-transforms",
+        action=argparse.BooleanOptionalAction,
+        help="with --cache: spectrograms, crops and normalisation on the device; default: on CUDA",
+    )
+
+
+def feed(args: argparse.Namespace, root: Path, parts: Parts, sources: Sequence[Source]) -> Open:
+    """Return what opens the samples of one part: `opened(samples, training=...)`.
+
+    Args:
+        args: With the flags of `add_feed_arguments`, or without any.
+        root: Of the data.
+        parts: All samples; a cache keeps them whatever part they are in.
+        sources: One per modality.
+
+    Raises:
+        RecipeError: If the cache cannot be built or read.
+    """
+    if getattr(args, "cache", None) is None:
+        return partial(SampleDataset, sources=sources, seed=args.seed)
+    folder = beside(root) if args.cache == AUTO else Path(args.cache)
+    samples = (*parts.train, *parts.val, *parts.test)
+    workers = args.cache_workers or os.cpu_count() or 1
+    short_side = args.cache_size or CACHE_SIZE
+    kept = tuple(
+        _kept(folder, source, [(sample, sample.media[index]) for sample in samples], short_side, workers)
+        for index, source in enumerate(sources)
+    )
+    return partial(CachedDataset, kept=kept, seed=args.seed)
+
+
+def beside(root: Path) -> Path:
+    """Return the folder of the cache that `--cache auto` means."""
+    root = root.resolve()
+    return root.with_name(f"{root.name}-cache")
+
+
+@attrs.frozen
+class Kept:
+    """What the cache holds of one modality.
+
+    Attributes:
+        compact: Makes tensors of it.
+        cache: What is decoded.
+        places: Where samples are in the cache.
+    """
+
+    compact: Compact
+    cache: Cache
+    places: dict[Sample, tuple[int, int]]
+
+
+@attrs.frozen
+class Picked:
+    """What a batch needs: for each modality that of each sample, and the labels."""
+
+    modalities: tuple[list[Any], ...]
+    labels: list[int]
+
+
+class CachedDataset(Dataset[tuple[Any, ...]]):
+    """Gives the samples of `SampleDataset`, by (epoch, index), from a cache.
+
+    A DataLoader takes whole batches: its `collate_fn` is `finish_batch`, or `pack_batch`, and `finish_packed` is then
+    called on the device.
+
+    Args:
+        samples: The samples.
+        kept: Of each modality.
+        training: Whether to augment.
+        seed: Of the augmentation.
+    """
+
+    def __init__(self, samples: Sequence[Sample], kept: Sequence[Kept], *, training: bool, seed: int) -> None:
+        self.samples, self.kept = tuple(samples), tuple(kept)
+        self.training, self.seed = training, seed
+        self.places = [[each.places[sample] for sample in self.samples] for each in self.kept]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> tuple[Any, ...]:
+        """Return one tensor per modality and the label of one sample."""
+        *tensors, labels = self.finish_batch(self.__getitems__([key]))
+        return (*(tensor[0] for tensor in tensors), int(labels[0]))
+
+    def __getitems__(self, keys: Sequence[Key]) -> Picked:
+        """Choose what a batch needs."""
+        indices = [index for _, index in keys]
+        seeds = [derived_seed(self.seed, *key) if self.training else None for key in keys]
+        modalities = tuple(
+            [
+                each.compact.pick(each.cache[self.places[number][index]], self.samples[index].media[number], seed)
+                for index, seed in zip(indices, seeds, strict=True)
+            ]
+            for number, each in enumerate(self.kept)
+        )
+        return Picked(modalities, [self.samples[index].label for index in indices])
+
+    def finish_batch(self, batch: Any) -> list[Any]:
+        """Return the tensors of a batch, which `__getitems__` has picked, and its labels."""
+        with one_thread():
+            tensors = [each.compact.finish(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
+        return [*tensors, torch.tensor(batch.labels)]
+
+    def pack_batch(self, batch: Any) -> list[Any]:
+        """Return what of a picked batch is sent to the device: bytes and 16-bit samples instead of float32."""
+        packed = [each.compact.pack(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
+        return [*packed, torch.tensor(batch.labels)]
+
+    def finish_packed(self, batch: Sequence[Any]) -> list[Any]:
+        """Return the tensors of a batch that `pack_batch` has made, and its labels, on the device of the batch."""
+        *packed, labels = batch
+        tensors = [each.compact.finish_packed(tuple(sent)) for each, sent in zip(self.kept, packed, strict=True)]
+        return [*tensors, labels]
+
+
+def _kept(folder: Path, source: Source, samples: Sequence[tuple[Sample, Any]], short_side: int, workers: int) -> Kept:
+    assert source.compact is not None, f"{source.modality} cannot be kept"
+    compact = source.compact(short_side)
+    entries = entries_of([(sample.name, media) for sample, media in samples], compact)
+    cache = open_cache(folder, source.modality, compact, entries, workers=workers)
+    places = {sample: cache.find(entry) for (sample, _), entry in zip(samples, entries, strict=True)}
+    return Kept(compact, cache, places)

@@ -1,0 +1,92 @@
+"""The six npy files of AV-MNIST."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recipe_common.data.readers.arrays import ArrayFile, Pictures, brightness_scale, read_class_indices, rows_not_finite
+from recipe_common.data.samples.folders import listing
+from recipe_common.data.samples.in_memory import TensorSet
+from recipe_common.errors import RecipeError
+
+MODALITIES = ("audio", "image")
+NUM_CLASSES = 10
+FILES = (
+    *(f"{name}/{part}_data.npy" for name in ("image", "audio") for part in ("train", "test")),
+    *(f"{part}_labels.npy" for part in ("train", "test")),
+)
+Rows = NDArray[np.int64]
+
+
+def find_digit_files(root: Path) -> Path:
+    """Return the folder of the six files: `root`, or `avmnist` in it.
+
+    Raises:
+        RecipeError: Naming those that are missing.
+    """
+    folder = next((place for place in (root / "avmnist", root) if (place / "image").is_dir()), root)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        packed = "unpack avmnist.tar.gz" if any(root.glob("*.tar*")) else "point --data-root to the unpacked data"
+        raise RecipeError(
+            f"Expected in {folder}: {', '.join(FILES)}. Found {listing(folder)}; missing: {', '.join(missing)}. "
+            f"Fix: {packed}, or leave --data-root out to train on a small set."
+        )
+    return folder
+
+
+@attrs.frozen(eq=False)
+class DigitPart:
+    """The three files of the training or of the test part.
+
+    Args:
+        audio: Spectrograms.
+        image: Pictures.
+        labels: Class indices.
+    """
+
+    audio: ArrayFile
+    image: ArrayFile
+    labels: Tensor
+
+    @classmethod
+    def open(cls, folder: Path, part: str) -> "DigitPart":
+        """Open the files of `train` or `test`.
+
+        Raises:
+            RecipeError: If a file cannot be read, or they do not have one row per sample.
+        """
+        audio, image = (ArrayFile(folder / name / f"{part}_data.npy") for name in MODALITIES)
+        labels = read_class_indices(folder / f"{part}_labels.npy", NUM_CLASSES)
+        if not len(audio) == len(image) == len(labels):
+            raise RecipeError(
+                f"Expected as many rows in audio/{part}_data.npy, image/{part}_data.npy and {part}_labels.npy. Found "
+                f"{len(audio):,}, {len(image):,} and {len(labels):,} in {folder}. Fix: take all from one download."
+            )
+        return cls(audio, image, labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def scales(self) -> dict[str, float]:
+        """Return what the values of each modality are multiplied with."""
+        return {"audio": brightness_scale(self.audio), "image": brightness_scale(self.image)}
+
+    def bad_rows(self) -> Rows:
+        """Return the rows with a NaN or infinite value."""
+        return np.union1d(rows_not_finite(self.audio), rows_not_finite(self.image))
+
+    def subset(self, rows: Rows, sizes: Mapping[str, int], scales: Mapping[str, float]) -> TensorSet:
+        """Return the samples of some rows: spectrogram (1, A, A) and picture (1, I, I), float32, and class index.
+
+        Raises:
+            RecipeError: If a file holds pictures of another size than `sizes` says.
+        """
+        files = {"audio": self.audio, "image": self.image}
+        pictures: list[Any] = [Pictures(file, sizes[name], rows, scales[name]) for name, file in files.items()]
+        return TensorSet(pictures, self.labels[rows])

@@ -1,0 +1,91 @@
+"""Where the files of a dataset of cases lie, such as one h5 file per patient, and which are for training."""
+
+from pathlib import Path
+
+import attrs
+
+from recipe_common.data.samples.folders import listing
+from recipe_common.errors import RecipeError, require
+
+FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+FEWEST = 10
+"""Cases that can be split 80/10/10 %."""
+Parts = dict[str, tuple[Path, ...]]
+
+
+@attrs.frozen
+class CaseFiles:
+    """What the files of a dataset are called.
+
+    Args:
+        suffix: Of a file; the case comes before it.
+        prepared: Folder of what `prepare` made, in one piece.
+        raw: Pattern of a file that `prepare` reads.
+        command: The command that prepares; `{root}` stands for the data root.
+    """
+
+    suffix: str
+    prepared: str
+    raw: str
+    command: str
+
+    def find(self, root: Path, seed: int) -> tuple[Parts, str]:
+        """Find the files of each part, sorted: in folders train, valid (or val) and test, or all together.
+
+        Args:
+            root: The dataset.
+            seed: Of the split, where there are no folders.
+
+        Returns:
+            The files of train, val and test, and a line that says where the split comes from.
+
+        Raises:
+            RecipeError: If they are not there, are not prepared yet, or a case is in two parts.
+        """
+        folders = {part: [root / name for name in names if (root / name).is_dir()] for part, names in FOLDERS.items()}
+        if all(folders.values()):
+            parts = {part: self._files(found[0]) for part, found in folders.items()}
+            _check_disjoint(parts)
+            return parts, f"folders {', '.join(found[0].name for found in folders.values())}"
+        if any(folders.values()):
+            raise RecipeError(
+                f"Expected the folders train, valid and test in {root}. Found {listing(root)}. Fix: complete the data."
+            )
+        files = self._files(root / self.prepared) or self._files(root)
+        if len(files) < FEWEST:
+            raise self._missing(root, len(files))
+        return split_cases(files, seed), f"80/10/10 % of {len(files):,} cases, by scikit-learn, random_state {seed}"
+
+    def _files(self, folder: Path) -> tuple[Path, ...]:
+        return tuple(sorted(folder.glob(f"[!.]*{self.suffix}")))
+
+    def _missing(self, root: Path, count: int) -> RecipeError:
+        found, fix = listing(root), "point --data-root to them, or leave it out to train on a small generated set"
+        if count:
+            found, fix = f"{count} of them", "prepare or download more of them"
+        if next(root.rglob(self.raw), None) is not None:
+            found, fix = f"{found}, not all prepared", self.command.format(root=root)
+        return RecipeError(
+            f"Expected at least {FEWEST} files CASE{self.suffix} in {root / self.prepared}, or folders train, valid "
+            f"and test of them in {root}. Found {found}. Fix: {fix}"
+        )
+
+
+def split_cases(files: tuple[Path, ...], seed: int) -> Parts:
+    """Split 80/10/10 % of sorted files with scikit-learn: 1,251 become 1,000 for training, 125 and 126."""
+    split = require("sklearn.model_selection").train_test_split
+    train, rest = split(files, test_size=0.2, random_state=seed)
+    val, test = split(rest, test_size=0.5, random_state=seed)
+    return {part: tuple(sorted(paths)) for part, paths in (("train", train), ("val", val), ("test", test))}
+
+
+def _check_disjoint(parts: Parts) -> None:
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for path in (path for paths in parts.values() for path in paths):
+        (twice if path.name in seen else seen).add(path.name)
+    if twice:
+        raise RecipeError(
+            f"Expected every case in one of train, valid and test. Found {len(twice)} in two of them, such as "
+            f"{min(twice)}. Fix: remove one of both."
+        )

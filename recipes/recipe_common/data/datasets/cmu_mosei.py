@@ -1,0 +1,245 @@
+"""CMU-MOSEI: packed features (MulT, MultiBench), and the words and mel spectrograms that AGM's code reads.
+
+N segments, L words, T audio steps, V words in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recipe_common.data.readers.packed_sequences import SPLITS, Packed, Shapes, check_range, finite, read_packed
+from recipe_common.data.readers.pickles import load_pickle
+from recipe_common.data.samples.folders import listing
+from recipe_common.errors import RecipeError
+
+LABEL_RANGE = (-3.0, 3.0)
+FILES = {
+    "aligned": ("mosei_senti_data.pkl", Shapes("aligned by word", (50, 300), (50, 74), (50, 35))),
+    "noalign": ("mosei_senti_data_noalign.pkl", Shapes("not aligned", (50, 300), (500, 74), (500, 35))),
+}
+"""GloVe text, COVAREP audio and FACET vision."""
+VOCABULARY, VECTORS = "token_to_ix.pkl", "train_glove.npy"
+UNKNOWN = "UNK"
+VECTOR_SIZE = 300
+MELS = 80
+REMOVED = re.compile(r"[.,'!?\"()*#:;]")
+SPACES = re.compile(r"[-/]")
+
+
+def read_mosei(
+    root: Path, kind: str, shapes: Shapes | None = None, *, drop_empty: bool
+) -> tuple[Path, dict[str, Packed]]:
+    """Read a packed file.
+
+    Args:
+        root: The file, by whatever name, or the folder that holds it by its own.
+        kind: One of `FILES`.
+        shapes: What it holds; default: what the real file does.
+        drop_empty: See `read_packed`.
+
+    Returns:
+        The path of the file, and the splits `train`, `val` and `test`.
+
+    Raises:
+        RecipeError: If the file is not there, or see `read_packed`.
+    """
+    name, real = FILES[kind]
+    path = root if root.is_file() else root / name
+    if not path.is_file():
+        there = [other for other, (file, _) in FILES.items() if (root / file).is_file()]
+        fix = f"add --features {there[0]}" if there else "put the file there"
+        if (root / "train_mels.p").is_file():
+            fix = "add --model agm, whose words and mel spectrograms are there"
+        raise RecipeError(
+            f"Expected {name} in {root}. Found {listing(root)}. Fix: {fix}, or point --data-root at the file itself."
+        )
+    return path, read_packed(path, [shapes or real], LABEL_RANGE, drop_empty=drop_empty)
+
+
+@attrs.frozen
+class Spoken:
+    """One split of words and mel spectrograms.
+
+    Attributes:
+        text: Word indices, int64 (N, L), 0 behind the last word.
+        audio: Float32 (N, T, D), 0 behind the last step.
+        labels: Sentiments, float32 (N,).
+        ids: Names of the segments.
+    """
+
+    text: Tensor
+    audio: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@attrs.frozen
+class Talks:
+    """All splits.
+
+    Attributes:
+        splits: `train`, `val` and `test`.
+        vectors: Float32 word vectors (V, D); row 0 is also that of padding.
+        summary: Lines for the start of a run.
+        skipped: A line for each segment that lacks words or audio.
+    """
+
+    splits: dict[str, Spoken]
+    vectors: Tensor
+    summary: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def read_talks(root: Path, tokens: int, mels: int = MELS) -> Talks:
+    """Read the files of AGM's code: `<split>_sentences.p`, `_mels.p` and `_sentiment.p`, vocabulary and vectors.
+
+    Its fixed lists of segments are not needed: a segment counts if it has a sentiment, words and audio. Without
+    vocabulary and vectors, which that code makes with spaCy, the words of the training split get random vectors.
+
+    Args:
+        root: The folder.
+        tokens: Words and audio steps that are kept of every segment.
+        mels: Features of an audio step.
+
+    Raises:
+        RecipeError: If a file is missing, damaged or of another shape, or labels are out of range.
+    """
+    files = {split: {what: root / f"{split}_{what}.p" for what in PARTS} for split in SPLITS.values()}
+    missing = [path.name for paths in files.values() for path in paths.values() if not path.is_file()]
+    if missing:
+        raise RecipeError(
+            f"Expected {', '.join(missing)} in {root}. Found {listing(root)}. "
+            "Fix: download the files of the AGM code, or leave --model agm out for a packed file."
+        )
+    raw = {split: {what: _read_dict(path) for what, path in paths.items()} for split, paths in files.items()}
+    vocabulary, vectors, origin = _read_vocabulary(root, raw["train"]["sentences"])
+    splits: dict[str, Spoken] = {}
+    summary, skipped = [f"word vectors: {origin}"], []
+    for ours, split in SPLITS.items():
+        content = raw.pop(split)
+        names = sorted(content["sentiment"], key=str)
+        absent = {name: [what for what in PARTS if name not in content[what]] for name in names}
+        kept = [name for name in names if not absent[name]]
+        skipped += [f"{ours}: {name}: no {' or '.join(absent[name])}" for name in names if absent[name]]
+        audio, repaired = _audio(files[split]["mels"], [content["mels"][name] for name in kept], tokens, mels)
+        splits[ours] = Spoken(
+            text=_text([content["sentences"][name] for name in kept], vocabulary, tokens),
+            audio=audio,
+            labels=_labels(files[split]["sentiment"], ours, [content["sentiment"][name] for name in kept]),
+            ids=tuple(map(str, kept)),
+        )
+        note = f"; {repaired:,} audio values not finite, set to 0" if repaired else ""
+        summary.append(f"{ours}: {len(kept):,} of {len(names):,} segments{note}")
+    return Talks(splits, vectors, tuple(summary), tuple(skipped))
+
+
+PARTS = ("sentences", "mels", "sentiment")
+
+
+def clean_words(sentence: Sequence[Any]) -> list[str]:
+    """Return the words of a sentence in lower case without punctuation; words of nothing else are left out.
+
+    Args:
+        sentence: Words, each a `str`, `bytes`, or a sequence with one of them.
+    """
+    words = [SPACES.sub(" ", REMOVED.sub("", _word(entry).lower())) for entry in sentence]
+    return [word for word in words if word]
+
+
+def _word(entry: Any) -> str:
+    if isinstance(entry, list | tuple | np.ndarray):
+        entry = np.asarray(entry, dtype=object).reshape(-1)[0]
+    return entry.decode(errors="replace") if isinstance(entry, bytes) else str(entry)
+
+
+def _read_dict(path: Path) -> Mapping[Any, Any]:
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"Expected a dict by segment in {path}. Found {type(content).__name__}. Fix: download it again."
+        )
+    return content
+
+
+def _read_vocabulary(root: Path, sentences: Mapping[Any, Any]) -> tuple[dict[str, int], Tensor, str]:
+    there = [name for name in (VOCABULARY, VECTORS) if (root / name).is_file()]
+    if not there:
+        words = sorted({word for sentence in sentences.values() for word in clean_words(sentence)} - {UNKNOWN})
+        vocabulary = {UNKNOWN: 1, **{word: index for index, word in enumerate(words, start=2)}}
+        vectors = torch.randn(len(words) + 2, VECTOR_SIZE, generator=torch.Generator().manual_seed(0))
+        return vocabulary, vectors, f"random, there are no {VOCABULARY} and {VECTORS}"
+    if len(there) == 1:
+        raise RecipeError(
+            f"Expected {VOCABULARY} and {VECTORS} in {root}. Found {there[0]} only. Fix: get both or none."
+        )
+    vocabulary = {str(word): int(index) for word, index in _read_dict(root / VOCABULARY).items()}
+    vectors = _read_vectors(root / VECTORS)
+    outside = [word for word, index in vocabulary.items() if not 1 <= index < len(vectors)]
+    if outside or UNKNOWN not in vocabulary:
+        found = f"{len(outside)} indices out of range, such as that of `{outside[0]}`" if outside else f"no {UNKNOWN}"
+        raise RecipeError(
+            f"Expected {UNKNOWN} and indices from 1 to {len(vectors) - 1} in {root / VOCABULARY}, for as many rows of "
+            f"{VECTORS}. Found {found}. Fix: take both files from one place."
+        )
+    return vocabulary, vectors, f"{root / VECTORS}, {len(vectors):,} words"
+
+
+def _read_vectors(path: Path) -> Tensor:
+    try:
+        vectors = np.load(path, allow_pickle=False)
+        values, bad = finite(vectors)
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise RecipeError(
+            f"Expected an array of word vectors in {path}. Found {error}. Fix: download it again."
+        ) from error
+    if values.ndim != 2 or bad:
+        raise RecipeError(
+            f"Expected finite word vectors (V, D) in {path}. Found shape {values.shape}, {bad} values not finite. "
+            "Fix: download it again."
+        )
+    return torch.from_numpy(values)
+
+
+def _text(sentences: Sequence[Any], vocabulary: Mapping[str, int], tokens: int) -> Tensor:
+    indices = torch.zeros(len(sentences), tokens, dtype=torch.int64)
+    for row, sentence in enumerate(sentences):
+        known = [vocabulary.get(word, vocabulary[UNKNOWN]) for word in clean_words(sentence)[:tokens]]
+        indices[row, : len(known)] = torch.tensor(known, dtype=torch.int64)
+    return indices
+
+
+def _audio(path: Path, features: Sequence[Any], tokens: int, mels: int) -> tuple[Tensor, int]:
+    padded = np.zeros((len(features), tokens, mels), np.float32)
+    for row, values in enumerate(features):
+        array = np.asarray(values)
+        if array.ndim != 2 or array.shape[1] != mels or array.dtype.kind not in "fiu":
+            raise RecipeError(
+                f"Expected audio features (T, {mels}) by segment in {path}. Found {array.dtype}, {array.shape}. "
+                "Fix: download it again."
+            )
+        padded[row, : min(tokens, len(array))] = array[:tokens]
+    clean, repaired = finite(padded)
+    return torch.from_numpy(clean), repaired
+
+
+def _labels(path: Path, split: str, values: Sequence[Any]) -> Tensor:
+    try:
+        labels: NDArray[np.float32] = np.array([np.asarray(value).item() for value in values], np.float32)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(
+            f"Expected one sentiment per segment in {path}. Found {error}. Fix: download it again."
+        ) from error
+    check_range(path, split, labels, LABEL_RANGE)
+    return torch.from_numpy(labels)

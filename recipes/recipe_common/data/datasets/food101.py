@@ -1,0 +1,263 @@
+"""Lists of pictures with a title and a class each: UPMC Food-101 as csv files (Kaggle) or as json files (CGGM)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from recipe_common.data.samples.folders import listing
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.splits import Split, hold_out
+from recipe_common.errors import RecipeError
+
+FORMATS = ("csv", "json")
+FILES = {
+    "csv": {"train": "texts/train_titles.csv", "test": "texts/test_titles.csv"},
+    "json": {"train": "train.json", "dev": "dev.json", "test": "test.json"},
+}
+HEADER = ["image_path", "text", "label"]
+JSON_KEYS = ("id", "img_path", "label", "text_tokens")
+SWALLOWED_ROW = re.compile(r"\n[^,\n]+\.(jpe?g|png),", re.IGNORECASE)
+UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+LINK = re.compile(r"https?://\S+")
+RETWEET = re.compile(r"^RT\s+")
+
+
+@attrs.frozen
+class TitleLists:
+    """The lists of a dataset.
+
+    In every row `name` tells the picture from all others, and `extra` is its path relative to the root and its title.
+
+    Attributes:
+        root: The dataset.
+        kind: One of `FORMATS`.
+        train: Rows for training.
+        dev: Rows for validation; () if there is no such list.
+        test: Rows for the test.
+        notes: A line for each thing a person should know.
+    """
+
+    root: Path
+    kind: str
+    train: tuple[Row, ...]
+    dev: tuple[Row, ...]
+    test: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows."""
+        return (*self.train, *self.dev, *self.test)
+
+
+def picture_path(row: Row) -> str:
+    """Return the path of the picture of a row, relative to the root."""
+    return row.extra[0]
+
+
+def title(row: Row) -> str:
+    """Return the title of a row."""
+    return row.extra[1]
+
+
+def clean_title(text: str) -> str:
+    """Return a title without retweet mark, links and hash signs.
+
+    Source: code of BalanceBenchmark; it drops all that follows a link as well.
+    """
+    return LINK.sub("", RETWEET.sub("", text)).replace("#", "").strip()
+
+
+def read_titles(root: Path, classes: Sequence[str], wanted: str = "auto") -> TitleLists:
+    """Read the lists under `root`.
+
+    Args:
+        root: Holds `texts` and `images`, or `train.json` and `test.json`.
+        classes: The labels that may occur.
+        wanted: One of `FORMATS`, or `auto`: csv if it is there, else json.
+
+    Raises:
+        RecipeError: With file and line, for a missing or damaged list, an unknown label, or a picture with two labels.
+    """
+    chosen, notes = _choose(root, wanted)
+    read = _read_csv if chosen == "csv" else _read_json
+    parts: dict[str, tuple[Row, ...]] = {"dev": ()}
+    for part, name in FILES[chosen].items():
+        path = root / name
+        if part != "dev" or path.is_file():
+            parts[part], repeated = _without_repetition(read(path, part, classes), path)
+            notes += [f"rows that are there again and count once: {repeated:,} in {path}"] * (repeated > 0)
+    lists = TitleLists(root, chosen, **parts, notes=())
+    _check_disjoint(lists.train, lists.test, root)
+    return attrs.evolve(lists, notes=(*notes, *_notes_on_titles([title(row) for row in lists.rows])))
+
+
+def split_titles(lists: TitleLists, share: float, seed: int, *, validation: bool = True) -> tuple[Split, str]:
+    """Return train, validation and test, and a line that says where validation comes from.
+
+    `dev.json` is the validation part if none of its pictures is in `test.json`; otherwise, and without that file,
+    `share` of every class of the training list is held out. Pictures of `dev.json` are not trained on.
+
+    Args:
+        lists: What `read_titles` returns.
+        share: Above 0, below 1.
+        seed: Decides which samples are held out.
+        validation: Without it all of the training list is for training, and `dev.json` is not read.
+
+    Raises:
+        RecipeError: If `share` is out of range, or if it rounds to no sample at all.
+    """
+    if not validation:
+        return Split(lists.train, (), lists.test), "as listed; nothing held out for validation"
+    dev, test = ({picture_path(row) for row in rows} for rows in (lists.dev, lists.test))
+    if dev and not dev & test:
+        train = tuple(row for row in lists.train if picture_path(row) not in dev)
+        return Split(train, lists.dev, lists.test), "as listed, dev.json for validation"
+    if not 0 < share < 1:
+        raise RecipeError(f"Expected a share above 0 and below 1. Found --val-share {share}. Fix: --val-share 0.1")
+    train, val = hold_out(lists.train, share, seed)
+    if not val:
+        raise RecipeError(
+            f"Expected samples for validation. Found none: --val-share {share} of each class rounds to 0. "
+            "Fix: a larger --val-share."
+        )
+    reason = "; dev.json shares pictures with test.json and is not used" if dev else ""
+    return Split(train, val, lists.test), f"for validation {share:.0%} of every class of train, seed {seed}{reason}"
+
+
+def _choose(root: Path, wanted: str) -> tuple[str, list[str]]:
+    present = {name: [path for path in files.values() if (root / path).is_file()] for name, files in FILES.items()}
+    there = [name for name in FORMATS if {FILES[name]["train"], FILES[name]["test"]} <= set(present[name])]
+    if wanted in there:
+        return wanted, []
+    if wanted == "auto" and there:
+        both = ["there are csv and json lists; the csv lists are read (--lists json: the others)"] * (len(there) > 1)
+        return there[0], both
+    raise RecipeError(
+        f"Expected in {root}: {' or '.join(_layout(name) for name in FORMATS if wanted in ('auto', name))}. "
+        f"Found {listing(root)}.{_hint(root, present)} Fix: point --data-root to the folder that holds them, or leave "
+        "it out to train on a small generated set."
+    )
+
+
+def _layout(name: str) -> str:
+    pictures = "images/{train,test}/CLASS/*.jpg" if name == "csv" else "the pictures that they name"
+    return f"{FILES[name]['train']} and {FILES[name]['test']} with {pictures}"
+
+
+def _hint(root: Path, present: dict[str, list[str]]) -> str:
+    if (root / "meta").is_dir() or (root / "meta.json").is_file():
+        return " That looks like ETH Food-101, another dataset, which has no texts."
+    half = [path for paths in present.values() for path in paths]
+    if half:
+        return f" Of the lists there is only {' and '.join(half)}."
+    above = [name for name in FORMATS if (root.parent / FILES[name]["train"]).is_file()]
+    return f" The lists are in {root.parent}." if above else ""
+
+
+def _read_csv(path: Path, part: str, classes: Sequence[str]) -> Iterator[tuple[Row, str]]:
+    with _readable(path, "csv"), path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        reader = csv.reader(lines)
+        for cells in reader:
+            where = f"{path}:{reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if reader.line_num == 1 and [cell.strip().lower() for cell in cells] == HEADER:
+                continue
+            yield _csv_row(cells, part, classes, where), where
+
+
+def _csv_row(cells: list[str], part: str, classes: Sequence[str], where: str) -> Row:
+    """Take the first cell as file and the last as class: commas between them belong to a title without quotes."""
+    if len(cells) < 3:
+        raise RecipeError(f"Expected `file,title,class` at {where}. Found {','.join(cells)!r}. Fix: correct the line.")
+    name, label, text = cells[0].strip(), cells[-1].strip(), ",".join(cells[1:-1])
+    if SWALLOWED_ROW.search(text):
+        raise RecipeError(
+            f"Expected quotes in pairs. Found other rows in the title of {name}, up to {where}: a quote opens it and "
+            "does not close it. Fix: write such a quote twice."
+        )
+    _check_label(label, classes, where)
+    return Row(f"{part}/{name}", label, (f"images/{part}/{label}/{name}", _one_line(text)))
+
+
+def _read_json(path: Path, part: str, classes: Sequence[str]) -> Iterator[tuple[Row, str]]:
+    with _readable(path, "json"):
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(content, list):
+        raise RecipeError(f"Expected a list of records in {path}. Found {type(content).__name__}. Fix: restore it.")
+    for number, record in enumerate(content):
+        where = f"{path}, record {number:,}"
+        yield _json_row(record, classes, where), where
+
+
+def _json_row(record: Any, classes: Sequence[str], where: str) -> Row:
+    missing = [key for key in JSON_KEYS if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise RecipeError(
+            f"Expected {', '.join(JSON_KEYS)} in {where}. Found no {', '.join(missing)}. Fix: download it again."
+        )
+    label, words = str(record["label"]), record["text_tokens"]
+    _check_label(label, classes, where)
+    if not isinstance(words, str | list):
+        raise RecipeError(f"Expected words in text_tokens of {where}. Found {words!r}. Fix: correct the record.")
+    text = words if isinstance(words, str) else " ".join(map(str, words))
+    return Row(str(record["id"]), label, (str(record["img_path"]), _one_line(text)))
+
+
+def _check_label(label: str, classes: Sequence[str], where: str) -> None:
+    if label not in classes:
+        some = f"{', '.join(classes[:3])}, ... ({len(classes)} classes)"
+        raise RecipeError(f"Expected one of the labels {some} at {where}. Found {label!r}. Fix: correct the list.")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, csv.Error) as error:
+        raise RecipeError(f"Expected a readable {kind} file. Found {path}: {error}. Fix: download it again.") from error
+
+
+def _without_repetition(rows: Iterable[tuple[Row, str]], path: Path) -> tuple[tuple[Row, ...], int]:
+    """Return the rows, and how many were left out because they are there already."""
+    kept: dict[str, Row] = {}
+    repeated = 0
+    for row, where in rows:
+        other = kept.setdefault(row.name, row)
+        repeated += other is not row
+        if (other.label, other.extra[0]) != (row.label, row.extra[0]):
+            raise RecipeError(
+                f"Expected every picture once. Found {row.name} again at {where}, as {row.label} ({row.extra[0]}), "
+                f"before as {other.label} ({other.extra[0]}). Fix: correct the list."
+            )
+    if not kept:
+        raise RecipeError(f"Expected rows in {path}. Found none. Fix: download it again.")
+    return tuple(kept.values()), repeated
+
+
+def _notes_on_titles(titles: Sequence[str]) -> list[str]:
+    empty, damaged = sum(not text for text in titles), sum(UNDECODABLE in text for text in titles)
+    notes = [f"empty titles: {empty:,}"] * (empty > 0)
+    return notes + [f"titles with bytes that are no UTF-8: {damaged:,}"] * (damaged > 0)
+
+
+def _check_disjoint(train: Sequence[Row], test: Sequence[Row], root: Path) -> None:
+    shared = set(map(picture_path, train)) & set(map(picture_path, test))
+    if shared:
+        raise RecipeError(
+            f"Expected no picture in both the training and the test list of {root}. Found {len(shared):,}, such as "
+            f"{min(shared)}. Fix: download the lists again."
+        )

@@ -1,0 +1,229 @@
+"""Features of utterances as MMIN packs them: h5 files with one (T, D) dataset per utterance, lists of each fold as npy.
+
+Source of the layout: code of Zhao, Li, Jin, "Missing Modality Imagination Network for Emotion Recognition with
+Uncertain Missing Modalities", ACL 2021, and of CGGM (NeurIPS 2024), which reads the same files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.sources import Source
+from recipe_common.data.samples.splits import Split
+from recipe_common.errors import RecipeError, require
+
+Array = NDArray[np.float32]
+FILES = {"text": "L/bert_large.h5", "audio": "A/comparE.h5", "vision": "V/denseface.h5"}
+STATISTICS = "A/comparE_mean_std.h5"
+PARTS = {"train": "trn", "val": "val", "test": "tst"}
+FOLDERS = (".", "IEMOCAP_features_2021")
+
+
+def find_root(root: Path) -> Path:
+    """Return the folder that holds `A`, `V`, `L` and `target`: `root`, or the folder that the archive makes in it.
+
+    Raises:
+        RecipeError: With the files that are not there, if neither holds all of them.
+    """
+    needed = (*FILES.values(), STATISTICS, "target")
+    missing = {folder: [name for name in needed if not (root / folder / name).exists()] for folder in FOLDERS}
+    for folder in FOLDERS:
+        if not missing[folder]:
+            return root / folder
+    best = min(FOLDERS, key=lambda folder: len(missing[folder]))
+    hint = " That is the corpus as released; the features are a download of its own." * (root / "Session1").is_dir()
+    raise RecipeError(
+        f"Expected {', '.join(needed)} in {root}. Found all but {', '.join(missing[best])}.{hint} "
+        "Fix: unpack the features of MMIN there."
+    )
+
+
+def read_split(root: Path, fold: int, classes: Sequence[str]) -> Split:
+    """Read the names and labels of the three parts of a fold.
+
+    Args:
+        root: As `find_root` returns it.
+        fold: Number of the folder in `target`.
+        classes: Class names in the order of the columns of the one-hot labels.
+
+    Raises:
+        RecipeError: For a missing or unreadable file, labels out of range, or an utterance that is listed twice.
+    """
+    folder = root / "target" / str(fold)
+    if not folder.is_dir():
+        there = sorted((path.name for path in folder.parent.iterdir()), key=lambda name: (len(name), name))
+        raise RecipeError(f"Expected the lists of fold {fold} in {folder}. Found {there}. Fix: another --fold.")
+    split = Split(**{part: _read_part(folder, short, classes) for part, short in PARTS.items()})
+    _check_once([row.name for row in (*split.train, *split.val, *split.test)], folder)
+    return split
+
+
+def _read_part(folder: Path, part: str, classes: Sequence[str]) -> tuple[Row, ...]:
+    names = [_text(value) for value in _load(folder / f"{part}_int2name.npy").reshape(-1)]
+    path = folder / f"{part}_label.npy"
+    labels = _class_indices(_load(path), len(classes), path)
+    if len(names) != len(labels):
+        raise RecipeError(
+            f"Expected as many names as labels in {folder}. Found {len(names):,} and {len(labels):,} of {part}. "
+            "Fix: restore both files."
+        )
+    return tuple(Row(name, classes[label]) for name, label in zip(names, labels, strict=True))
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        loaded: NDArray[Any] = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise RecipeError(f"Expected a readable npy file. Found {path}: {error}. Fix: restore the file.") from error
+    return loaded
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _class_indices(labels: NDArray[Any], num_classes: int, path: Path) -> list[int]:
+    """Return the class indices of one-hot labels (N, C), or of indices (N,)."""
+    if labels.ndim == 2 and labels.shape[1] == num_classes:
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+            raise RecipeError(f"Expected one-hot labels in {path}. Found rows without a single 1. Fix: restore it.")
+        labels = labels.argmax(axis=1)
+    elif labels.ndim != 1 or not np.isin(labels, range(num_classes)).all():
+        raise RecipeError(
+            f"Expected one-hot labels (N, {num_classes}) or class indices below {num_classes} in {path}. "
+            f"Found {labels.dtype} of shape {labels.shape}. Fix: restore the file."
+        )
+    return [int(label) for label in labels]
+
+
+def _check_once(names: Sequence[str], folder: Path) -> None:
+    (name, times), *_ = Counter(names).most_common(1) or [("", 0)]
+    if times > 1:
+        raise RecipeError(f"Expected every utterance once in {folder}. Found {name} again. Fix: restore the lists.")
+
+
+class FeatureFile:
+    """An h5 file with a dataset (T, D) for each utterance, which are read one by one.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        RecipeError: If it is truncated or no h5 file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open: tuple[int, Any] | None = None
+        self.size = 0
+        self.names = frozenset(self._file())
+        if not self.names:
+            raise RecipeError(f"Expected a dataset for each utterance in {path}. Found none. Fix: download it again.")
+        first = min(self.names)
+        shape: tuple[int, ...] = getattr(self._dataset(first), "shape", ())
+        if len(shape) != 2:
+            raise self._bad(first, f"shape {shape}" if shape else "a group")
+        self.size = shape[1]
+
+    def find(self, row: Row) -> str | None:
+        """Return the name of the utterance of a row, or None if the file lacks it."""
+        return row.name if row.name in self.names else None
+
+    def read(self, name: str) -> Array:
+        """Return the features of an utterance, float32 (T, D).
+
+        Raises:
+            RecipeError: If they are unreadable, not finite, or of another shape than (T, D).
+        """
+        try:
+            features = np.asarray(self._dataset(name)[()], dtype=np.float32)
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise self._bad(name, str(error)) from error
+        if features.ndim != 2 or features.shape[1] != self.size:
+            raise self._bad(name, f"shape {features.shape} instead of (T, {self.size})")
+        if not np.isfinite(features).all():
+            raise self._bad(name, "values that are not finite")
+        return features
+
+    def _dataset(self, name: str) -> Any:
+        return self._file()[name]
+
+    def _file(self) -> Any:
+        # A handle must not be shared with the workers that a process forks.
+        if self._open is None or self._open[0] != os.getpid():
+            try:
+                self._open = os.getpid(), require("h5py").File(self.path, "r")
+            except OSError as error:
+                raise RecipeError(
+                    f"Expected a whole h5 file. Found {self.path}: {error}. Fix: download it again."
+                ) from error
+        return self._open[1]
+
+    def _bad(self, name: str, what: str) -> RecipeError:
+        return RecipeError(
+            f"Expected finite features (T, {self.size or 'D'}) of {name} in {self.path}. Found {what}. "
+            "Fix: download the file again, or leave such utterances out with --skip-bad."
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+
+def read_statistics(path: Path, fold: int) -> tuple[Array, Array]:
+    """Return mean and standard deviation (D,) of the training frames of a fold; a deviation of 0 becomes 1.
+
+    Raises:
+        RecipeError: If the file is unreadable or lacks the fold.
+    """
+    try:
+        with require("h5py").File(path, "r") as file:
+            mean, deviation = (np.asarray(file[str(fold)][name][()], np.float32) for name in ("mean", "std"))
+    except (OSError, KeyError) as error:
+        raise RecipeError(
+            f"Expected `{fold}/mean` and `{fold}/std` in {path}. Found: {error}. Fix: download the file again."
+        ) from error
+    return mean, np.where(deviation == 0, np.float32(1), deviation)
+
+
+def sources(root: Path, fold: int, lengths: dict[str, int]) -> tuple[Source, ...]:
+    """Return the sources of text, audio and vision; audio is normalised with the statistics of the fold.
+
+    Args:
+        root: As `find_root` returns it.
+        fold: See `read_statistics`.
+        lengths: Time steps by modality that every utterance is cut to, or padded to with zeros at its end.
+    """
+    made = []
+    for modality, name in FILES.items():
+        file = FeatureFile(root / name)
+        statistics = read_statistics(root / STATISTICS, fold) if modality == "audio" else None
+        if statistics is not None and any(values.shape != (file.size,) for values in statistics):
+            raise RecipeError(
+                f"Expected statistics of {file.size} features in {root / STATISTICS}, as many as {file.path} has. "
+                f"Found {statistics[0].shape[-1]}. Fix: download both files again."
+            )
+        read = partial(_read, file, lengths[modality], statistics)
+        made.append(Source(modality, f"{modality} features", str(file.path), file.find, read, file.read))
+    return tuple(made)
+
+
+def _read(
+    file: FeatureFile, length: int, statistics: tuple[Array, Array] | None, name: str, *, seed: int | None
+) -> Tensor:
+    features = file.read(name)[:length]
+    if statistics is not None:
+        features = (features - statistics[0]) / statistics[1]
+    padded = np.zeros((length, file.size), np.float32)
+    padded[: len(features)] = features
+    return torch.from_numpy(padded)

@@ -1,0 +1,212 @@
+"""The folders and lists of UCF-101."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from recipe_common.data.samples.folders import listing
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.seeding import permutation
+from recipe_common.data.samples.splits import VAL_SHARE, Split
+from recipe_common.errors import RecipeError
+
+CLASS_LIST = "classInd.txt"
+LIST_FOLDERS = (".", "ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "ucf101_splits")
+RGB_FOLDERS = ("jpegs_256", "ucf101_jpegs_256/jpegs_256", "ucf101_jpegs_256", "jpegs", "rgb", "visual")
+FLOW_FOLDERS = ("{flow}_flow", "ucf101_{flow}_flow/{flow}_flow", "ucf101_{flow}_flow", "flow")
+VIDEOS = ("UCF-101/*/*.avi", "*/*.avi")
+CLIP = re.compile(
+    r"(?:(?P<folder>[^/\s]+)/)?(?P<name>v_(?P<label>\w+?)_g(?P<group>\d+)_c\d+)(?:\.avi)?(?:\s+(?P<index>\d+))?"
+)
+
+
+@attrs.frozen
+class Folders:
+    """Where the frames, the flow to the right, the flow down and the lists are."""
+
+    rgb: Path
+    right: Path
+    down: Path
+    lists: Path
+
+
+def find_folders(root: Path, flow: str) -> Folders:
+    """Find frames, flow and lists under `root`, in the layouts of `RGB_FOLDERS`, `FLOW_FOLDERS` and `LIST_FOLDERS`.
+
+    Args:
+        root: The dataset.
+        flow: How the flow was computed, such as `tvl1`: part of the names of its folders.
+
+    Raises:
+        RecipeError: Saying what is expected and found, and whether `prepare` is the fix.
+    """
+    flows = tuple(name.format(flow=flow) for name in FLOW_FOLDERS)
+    rgb = next((root / name for name in RGB_FOLDERS if _holds_clips(root / name)), None)
+    part = next((root / name for name in flows if all(_holds_clips(root / name / way) for way in "uv")), None)
+    if rgb is None or part is None:
+        raise _no_media(root, flow, flows, rgb, part)
+    lists = next((root / name for name in LIST_FOLDERS if (root / name / CLASS_LIST).is_file()), None)
+    if lists is None:
+        raise RecipeError(
+            f"Expected {CLASS_LIST}, trainlist01.txt and so on in {root} or its {' or '.join(LIST_FOLDERS[1:])}. "
+            f"Found {listing(root)}. Fix: unpack the official archive of train/test splits there."
+        )
+    return Folders(rgb, part / "u", part / "v", lists)
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read `classInd.txt`: lines of a number, from 1, and a class name.
+
+    Raises:
+        RecipeError: If a line is not like that, or a number or name is missing or there twice.
+    """
+    classes: list[str] = []
+    for number, line in _lines(path):
+        cells = line.split()
+        if len(cells) != 2 or cells[0] != str(len(classes) + 1) or cells[1] in classes:
+            raise RecipeError(
+                f"Expected `{len(classes) + 1} ClassName` at {path}:{number}. Found {line!r}. Fix: restore the file."
+            )
+        classes.append(cells[1])
+    if not classes:
+        raise RecipeError(f"Expected lines such as `1 ApplyEyeMakeup`. Found none in {path}. Fix: restore the file.")
+    return tuple(classes)
+
+
+def read_clips(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
+    """Read `trainlist01.txt` and the like: lines of `Class/v_Class_g08_c01.avi`, in training lists with a class number.
+
+    The class is that of the folder, in any case (`HandStandPushups`); a byte-order mark and CRLF are accepted.
+
+    Returns:
+        Rows with the group, such as `08`, as `extra`.
+
+    Raises:
+        RecipeError: With file and line number, for another form, an unknown class, a class number that is not that of
+            the class, or a clip that is listed twice.
+    """
+    by_lower = {name.lower(): name for name in classes}
+    rows: dict[str, Row] = {}
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        match = CLIP.fullmatch(line)
+        if not match:
+            raise RecipeError(
+                f"Expected `Class/v_Class_g01_c01.avi` at {where}. Found {line!r}. Fix: correct the line."
+            )
+        label = by_lower.get((match["folder"] or match["label"]).lower())
+        if label is None:
+            raise RecipeError(f"Expected a class of {CLASS_LIST} at {where}. Found {line!r}. Fix: correct the line.")
+        if match["index"] and int(match["index"]) != classes.index(label) + 1:
+            raise RecipeError(
+                f"Expected the number {classes.index(label) + 1} of {label} at {where}, as in {CLASS_LIST}. "
+                f"Found {match['index']}. Fix: use lists of one origin."
+            )
+        if match["name"] in rows:
+            raise RecipeError(
+                f"Expected every clip once. Found {match['name']} again at {where}. Fix: remove the line."
+            )
+        rows[match["name"]] = Row(match["name"], label, (match["group"],))
+    if not rows:
+        raise RecipeError(
+            f"Expected lines of `Class/v_Class_g01_c01.avi`. Found none in {path}. Fix: restore the file."
+        )
+    return tuple(rows.values())
+
+
+def read_split(lists: Path, classes: Sequence[str], fold: int, seed: int, *, validation: bool) -> tuple[Split, str]:
+    """Read one of the official splits, and hold out one ninth of the groups of every class for validation.
+
+    Clips of one group show the same people in the same place, often seconds apart; the official lists never put a
+    group into both training and test.
+
+    Args:
+        lists: Folder of the lists.
+        classes: Class names in the order of their indices.
+        fold: 1, 2 or 3.
+        seed: Decides which groups.
+        validation: Whether to hold out any.
+
+    Returns:
+        The split, and a line that says where it comes from.
+
+    Raises:
+        RecipeError: If a list is missing or malformed, or a group of a class is in both lists.
+    """
+    train, test = (read_clips(lists / f"{part}list{fold:02d}.txt", classes) for part in ("train", "test"))
+    shared = {(row.label, row.extra) for row in train} & {(row.label, row.extra) for row in test}
+    if shared:
+        label, (group,) = min(shared)
+        raise RecipeError(
+            f"Expected no group of clips in both lists of fold {fold}, in {lists}. Found {len(shared)}, such as "
+            f"g{group} of {label}. Fix: restore the official lists."
+        )
+    if not validation:
+        return Split(train, (), test), f"fold {fold} of {lists}; nothing held out for validation"
+    kept, held = hold_out_groups(train, VAL_SHARE, seed)
+    return Split(
+        kept, held, test
+    ), f"fold {fold} of {lists}; for validation 1/9 of the groups of every class, seed {seed}"
+
+
+def hold_out_groups(rows: Iterable[Row], share: float, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Set aside whole groups at random: `share` of those of every class, at least one where there are two.
+
+    Args:
+        rows: Their first `extra` is the group, which has a meaning within a class only.
+        share: Of the groups, 0 to 1.
+        seed: Decides together with the set of groups of each class.
+
+    Returns:
+        The rows that stay, and the rows held out, both sorted by name.
+    """
+    groups: Mapping[str, set[str]] = defaultdict(set)
+    rows = sorted(rows, key=lambda row: row.name)
+    for row in rows:
+        groups[row.label].add(row.extra[0])
+    held: set[tuple[str, str]] = set()
+    for index, label in enumerate(sorted(groups)):
+        names = sorted(groups[label])
+        count = min(max(1, round(len(names) * share)), len(names) - 1)
+        held |= {(label, names[place]) for place in permutation(len(names), seed, index)[:count]}
+    is_held = [(row.label, row.extra[0]) in held for row in rows]
+    kept_rows, held_rows = (
+        tuple(row for row, flag in zip(rows, is_held, strict=True) if flag is wanted) for wanted in (False, True)
+    )
+    return kept_rows, held_rows
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines that are not empty, with their numbers."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"Expected a list {path}. Found: {error}. Fix: unpack the official archive of train/test splits."
+        ) from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _holds_clips(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.name.startswith("v_") and entry.is_dir() for entry in entries)
+
+
+def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: Path | None, part: Path | None) -> RecipeError:
+    wanted = [] if rgb else [f"frames in {' or '.join(RGB_FOLDERS)}, as v_.../frame000001.jpg"]
+    wanted += [] if part else [f"optical flow in u/ and v/ of {' or '.join(flows)}, as v_.../frame000001.jpg"]
+    absent = "; ".join(wanted)
+    if any(next(root.glob(pattern), None) for pattern in VIDEOS):
+        fix = f"python recipes/ucf101.py prepare --data-root {root} --flow {flow}"
+        return RecipeError(f"Expected in {root}: {absent}. Found videos that are not prepared yet. Fix: {fix}")
+    return RecipeError(
+        f"Expected in {root}: {absent}. Found {listing(root)}. "
+        "Fix: point --data-root to the folder that holds them, "
+        "or leave it out to train on a small generated set."
+    )

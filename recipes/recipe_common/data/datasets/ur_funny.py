@@ -1,0 +1,188 @@
+"""UR-FUNNY (version 2): the packed file of MultiBench, and the six files of the release.
+
+A segment is a punchline. N segments, T words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, Shapes, check_range, finite, read_packed
+from recipe_common.data.readers.pickles import load_pickle
+from recipe_common.data.samples.folders import listing
+from recipe_common.data.samples.padding import left_aligned
+from recipe_common.errors import RecipeError
+
+PACKED = "humor.pkl"
+FOLDS, WORDS, LANGUAGE = "data_folds.pkl", "word_embedding_list.pkl", "language_sdk.pkl"
+AUDIO, VISION, LABELS = "covarep_features_sdk.pkl", "openface_features_sdk.pkl", "humor_label_sdk.pkl"
+RELEASE = (FOLDS, LANGUAGE, WORDS, AUDIO, VISION, LABELS)
+STEPS = 50
+SIZES = {"text": 300, "audio": 81, "vision": 371}
+"""GloVe, COVAREP and OpenFace 2 features, in the order of the modalities."""
+SHAPES = Shapes("packed by MultiBench", *((STEPS, size) for size in SIZES.values()))
+LABEL_RANGE = (-1.0, 1.0)
+
+
+@attrs.frozen
+class Humor:
+    """Punchlines, padded behind: word n of all modalities is at step n.
+
+    Attributes:
+        path: The file or folder they are from.
+        splits: `train`, `val` and `test`; label 1 is humour, all others are none.
+        skipped: A line for each segment of the release that is absent or not aligned by word.
+    """
+
+    path: Path
+    splits: dict[str, Packed]
+    skipped: tuple[str, ...] = ()
+
+
+def read_humor(root: Path, shapes: Shapes = SHAPES) -> Humor:
+    """Read the packed file or the release, whichever is there.
+
+    Args:
+        root: The packed file, or the folder that holds it or the release.
+        shapes: Of the packed file.
+
+    Raises:
+        RecipeError: If neither is there, or see `read_packed`.
+    """
+    path = root if root.is_file() else root / PACKED
+    if path.is_file():
+        return Humor(
+            path, {name: left_aligned(part) for name, part in read_packed(path, (shapes,), LABEL_RANGE).items()}
+        )
+    missing = [name for name in RELEASE if not (root / name).is_file()]
+    if missing:
+        found = f"of the release all but {', '.join(missing)}" if len(missing) < len(RELEASE) else listing(root)
+        raise RecipeError(
+            f"Expected {PACKED}, or the files of the release ({', '.join(RELEASE)}), in {root}. Found {found}. "
+            "Fix: download what is missing, point --data-root at the packed file, or leave it out to train on a small "
+            "generated set."
+        )
+    return _read_release(root)
+
+
+def _read_release(root: Path) -> Humor:
+    files = {name: _read_dict(root / name) for name in (FOLDS, LANGUAGE, AUDIO, VISION, LABELS)}
+    vectors = _read_vectors(root / WORDS)
+    splits, skipped = {}, []
+    for ours, theirs in (("train", "train"), ("val", "dev"), ("test", "test")):
+        if theirs not in files[FOLDS]:
+            raise _unexpected(root / FOLDS, "the keys train, dev and test", ", ".join(map(str, files[FOLDS])))
+        segments, faults = _read_segments(root, files, vectors, files[FOLDS][theirs])
+        splits[ours] = _pack(root / LABELS, ours, segments)
+        skipped += [f"{ours}: {fault}" for fault in faults]
+    return Humor(root, splits, tuple(skipped))
+
+
+def _read_dict(path: Path) -> Mapping[Any, Any]:
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise _unexpected(path, "a dict", type(content).__name__)
+    return content
+
+
+def _read_vectors(path: Path) -> NDArray[np.float32]:
+    content = load_pickle(path)
+    try:
+        vectors = np.asarray(content, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise _unexpected(path, "a list of word vectors of one size", str(error)) from error
+    if vectors.ndim != 2 or vectors.shape[1] != SIZES["text"]:
+        raise _unexpected(path, f"word vectors (V, {SIZES['text']})", str(vectors.shape))
+    return vectors
+
+
+@attrs.frozen
+class _Segment:
+    name: str
+    label: float
+    features: dict[str, NDArray[Any]]
+
+
+def _read_segments(
+    root: Path, files: Mapping[str, Mapping[Any, Any]], vectors: NDArray[np.float32], ids: Any
+) -> tuple[list[_Segment], list[str]]:
+    segments, faults = [], []
+    for id_ in ids:
+        absent = [name for name in (LANGUAGE, AUDIO, VISION, LABELS) if id_ not in files[name]]
+        if absent:
+            faults.append(f"{id_}: not in {', '.join(absent)}")
+            continue
+        features = {
+            "text": _vectors_of(root / LANGUAGE, id_, files[LANGUAGE][id_], vectors),
+            "audio": _features_of(root / AUDIO, id_, files[AUDIO][id_], SIZES["audio"]),
+            "vision": _features_of(root / VISION, id_, files[VISION][id_], SIZES["vision"]),
+        }
+        counts = {modality: len(values) for modality, values in features.items()}
+        if len(set(counts.values())) > 1:
+            faults.append(f"{id_}: not aligned by word: {counts}")
+        else:
+            segments.append(_Segment(str(id_), float(files[LABELS][id_]), features))
+    return segments, faults
+
+
+def _vectors_of(path: Path, id_: Any, entry: Any, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    indices = np.asarray(_entry(path, id_, entry, "punchline_embedding_indexes"), dtype=np.int64).reshape(-1)
+    if len(indices) and not 0 <= indices.min() <= indices.max() < len(vectors):
+        raise _unexpected(path, f"word indices below {len(vectors)} for {id_}", f"{indices.min()} to {indices.max()}")
+    return vectors[indices]
+
+
+def _features_of(path: Path, id_: Any, entry: Any, size: int) -> NDArray[Any]:
+    try:
+        values = np.asarray(_entry(path, id_, entry, "punchline_features"), dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise _unexpected(path, f"features (T, {size}) for {id_}", str(error)) from error
+    values = values.reshape(0, size) if values.size == 0 else values
+    if values.ndim != 2 or values.shape[1] != size:
+        raise _unexpected(path, f"features (T, {size}) for {id_}", str(values.shape))
+    return values
+
+
+def _entry(path: Path, id_: Any, entry: Any, key: str) -> Any:
+    if not isinstance(entry, dict) or key not in entry:
+        raise _unexpected(path, f"{key} for {id_}", ", ".join(entry) if isinstance(entry, dict) else str(type(entry)))
+    return entry[key]
+
+
+def _pack(path: Path, split: str, segments: list[_Segment]) -> Packed:
+    """Put the first `STEPS` words of every segment in front, as MultiBench's file holds them."""
+    without_text = tuple(segment.name for segment in segments if not segment.features["text"][:STEPS].any())
+    segments = [segment for segment in segments if segment.features["text"][:STEPS].any()]
+    tensors: dict[str, Any] = {}
+    repaired: dict[str, int] = {}
+    for modality in MODALITIES:
+        padded = np.zeros((len(segments), STEPS, SIZES[modality]), np.float32)
+        bad = 0
+        for row, segment in enumerate(segments):
+            values, count = finite(segment.features[modality][:STEPS])
+            padded[row, : len(values)] = values
+            bad += count
+        tensors[modality] = torch.from_numpy(padded)
+        if bad:
+            repaired[modality] = bad
+    labels = np.array([segment.label for segment in segments], np.float32)
+    check_range(path, split, labels, LABEL_RANGE)
+    return Packed(
+        **tensors,
+        labels=torch.from_numpy(labels),
+        ids=tuple(segment.name for segment in segments),
+        kind="release",
+        dropped=without_text,
+        repaired=repaired,
+    )
+
+
+def _unexpected(path: Path, expected: str, found: str) -> RecipeError:
+    return RecipeError(f"Expected {expected} in {path}. Found {found}. Fix: take version 2 of the release.")

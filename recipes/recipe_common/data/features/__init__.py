@@ -1,0 +1,1 @@
+"""Features of frozen networks, computed once and stored on disk."""

@@ -1,0 +1,165 @@
+"""Frozen networks of the transformers library as front ends: n samples, T tokens, D features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from recipe_common.errors import RecipeError, message
+from recipe_common.models.pretrained import identity, load_network
+
+KEEP = ("all", "cls")
+VERSION = 1
+"""To be raised when the same network and settings give other features."""
+
+
+@attrs.frozen
+class Entry:
+    """A sample to encode.
+
+    Attributes:
+        key: Tells it from all others: path of a picture relative to the dataset, checksum of a text.
+        stamp: Size of the picture in bytes, by which a replaced one is noticed; None: not known.
+        content: Path of the picture, or the text.
+    """
+
+    key: str
+    stamp: int | None
+    content: str
+
+
+@attrs.frozen(slots=False)
+class FrozenNetwork:
+    """A network of the transformers library that encodes samples and is not trained.
+
+    Args:
+        folder: Its files, as `save_pretrained` writes them.
+        keep: `all` tokens, or `cls`: the first one alone.
+        device: Where it runs, such as `cuda`.
+        batch_size: Samples per pass.
+    """
+
+    folder: Path
+    keep: str = attrs.field(default="all", validator=attrs.validators.in_(KEEP))
+    device: str = "cpu"
+    batch_size: int = 64
+
+    modality = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a person chooses, and finds features by."""
+        raise NotImplementedError
+
+    @property
+    def transform(self) -> dict[str, Any]:
+        """What else the features depend on, besides the network."""
+        raise NotImplementedError
+
+    def inputs(self, contents: Sequence[str]) -> dict[str, Tensor]:
+        """Return the arguments of the network for some samples.
+
+        Raises:
+            RecipeError: If a sample cannot be read.
+        """
+        raise NotImplementedError
+
+    def blank(self) -> dict[str, Tensor]:
+        """Return the arguments of the network for a sample without content."""
+        raise NotImplementedError
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that the features depend on, ready for JSON."""
+        return {
+            "version": VERSION,
+            "modality": self.modality,
+            "settings": self.settings,
+            "transform": self.transform,
+            "network_sha256": identity(self.folder),
+        }
+
+    @property
+    def store_name(self) -> str:
+        """Name of the folder of its features; the name of the network's folder plays no part."""
+        digest = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()
+        return f"{self.modality}-{digest[:12]}"
+
+    def hidden_states(self, inputs: Mapping[str, Tensor]) -> NDArray[np.float16]:
+        """Return the last hidden states (n, T, D) in half precision.
+
+        Raises:
+            RecipeError: If the network gives something else, values that are not finite, or has not enough memory.
+        """
+        network = _network(self.folder, self.device)
+        try:
+            with torch.inference_mode():
+                moved = {name: value.to(self.device) for name, value in inputs.items()}
+                states = network(**moved).last_hidden_state
+        except torch.OutOfMemoryError as error:
+            raise RecipeError(f"Expected memory for a batch. Found: {error}. Fix: a smaller --batch-size.") from error
+        if states.dim() != 3:
+            raise RecipeError(
+                f"Expected hidden states (n, T, D) from {self.folder}. Found {tuple(states.shape)}. "
+                "Fix: a transformer, such as ViT or BERT."
+            )
+        half = (states[:, :1] if self.keep == "cls" else states).half().cpu().numpy()
+        if not np.isfinite(half).all():
+            raise RecipeError(
+                f"Expected finite features from {self.folder}. Found infinity or NaN in half precision. "
+                "Fix: download the network again, or take another."
+            )
+        array: NDArray[np.float16] = half
+        return array
+
+    def encode(self, entries: Sequence[Entry]) -> tuple[list[Entry], NDArray[np.float16], dict[Entry, str]]:
+        """Encode samples.
+
+        Returns:
+            Those that could be read, their features (n, T, D), and why the others could not.
+        """
+        good: list[Entry] = []
+        faults: dict[Entry, str] = {}
+        features = []
+        for start in range(0, len(entries), self.batch_size):
+            read, bad = self._read(entries[start : start + self.batch_size])
+            faults |= bad
+            if read:
+                good += read
+                joined = {name: torch.cat([each[name] for each in read.values()]) for name in self.blank()}
+                features.append(self.hidden_states(joined))
+        empty = np.zeros((0, *self.hidden_states(self.blank()).shape[1:]), np.float16)
+        return good, np.concatenate([empty, *features]), faults
+
+    def is_readable(self, entry: Entry) -> bool:
+        """Tell whether a sample can be read now."""
+        return not self._read([entry])[1]
+
+    def _read(self, entries: Sequence[Entry]) -> tuple[dict[Entry, dict[str, Tensor]], dict[Entry, str]]:
+        read: dict[Entry, dict[str, Tensor]] = {}
+        faults: dict[Entry, str] = {}
+        for entry in entries:
+            try:
+                read[entry] = self.inputs([entry.content])
+            except RecipeError as error:
+                faults[entry] = message(error)
+        return read, faults
+
+
+@lru_cache(maxsize=2)
+def _network(folder: Path, device: str) -> nn.Module:
+    network = load_network(folder)
+    try:
+        return network.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such kind of device; torch without CUDA
+        raise RecipeError(f"Expected a device for --device {device}. Found: {error}. Fix: --device cpu") from error

@@ -1,0 +1,1 @@
+"""The command `prepare`: from raw downloads to the files that recipes read."""

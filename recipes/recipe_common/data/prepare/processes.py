@@ -1,0 +1,68 @@
+"""Long work in several processes, with a bar."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from recipe_common.errors import RecipeError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SPEED_PERIOD = 600.0
+"""Seconds over which the speed is averaged: one item may take minutes, and rich forgets all speed after 30 s."""
+
+
+def progress_bar(*, transient: bool = False) -> Progress:
+    """Return a bar with the items done, the time gone and the time left; a transient one vanishes in the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), speed_estimate_period=SPEED_PERIOD, transient=transient)
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, flag: str
+) -> Iterator[tuple[Item, Result]]:
+    """Yield each item with what `work` makes of it, whichever is ready first.
+
+    Args:
+        work: Picklable.
+        items: Picklable.
+        workers: Number of processes.
+        flag: Of the command line, that sets `workers`.
+
+    Raises:
+        RecipeError: If a process is killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        futures = {pool.submit(work, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise RecipeError(
+                "Expected the worker processes to finish. Found one killed (no memory, or a crash in a decoder). "
+                f"Fix: start again, it continues; use fewer {flag} if memory is short."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """End this worker when its parent is killed (it would wait for work for ever), and quietly on Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

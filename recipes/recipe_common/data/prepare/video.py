@@ -1,0 +1,191 @@
+"""From videos to frames and wav files, through PyAV."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from PIL import Image
+
+from recipe_common.data.prepare.engine import Item, run_prepare
+from recipe_common.errors import RecipeError, require
+from recipe_common.files import atomic_file, atomic_folder
+
+WAV_RATE = 16_000
+MIN_FRAMES = 10
+"""Of an event at least; where there are fewer, the PMR code adds random ones, and here intervals are shorter."""
+
+
+@attrs.frozen
+class VideoJob:
+    """One video, and where its frames (a folder) and its sound (a wav file) go."""
+
+    video: Path
+    frames: Path
+    wav: Path
+
+
+def find_videos(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
+    """List the videos of a dataset in order, without hidden files.
+
+    Args:
+        root: The dataset.
+        patterns: Relative to `root`, such as `VideoFlash/*.flv`.
+
+    Raises:
+        RecipeError: If there are none.
+    """
+    patterns = tuple(patterns)
+    found = {path for pattern in patterns for path in root.glob(pattern) if not path.name.startswith(".")}
+    if not found:
+        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+        raise RecipeError(
+            f"Expected videos {' or '.join(str(root / pattern) for pattern in patterns)}. "
+            f"Found {', '.join(names[:8]) or ('an empty folder' if root.is_dir() else 'no such folder')}. "
+            "Fix: point --data-root to the folder that holds them."
+        )
+    return tuple(sorted(found))
+
+
+def prepare_videos(
+    root: Path,
+    jobs: Iterable[VideoJob],
+    *,
+    fps: float,
+    workers: int,
+    short_side: int | None = None,
+    seconds: Mapping[str, tuple[int, int]] | None = None,
+) -> int:
+    """Extract frames and sound of all videos that are not done yet; frames and wav files that are there are kept.
+
+    Args:
+        root: The dataset, which gets the manifest.
+        jobs: All videos of the dataset.
+        fps: Frames to keep per second of video.
+        workers: Number of processes.
+        short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
+        seconds: Begin and end of the event that frames are kept of, by stem of the video; None: of all of it.
+
+    Returns:
+        The exit status of `run_prepare`.
+    """
+    require("av")
+    require("soundfile")
+    items = [Item(job.video, (job.frames, job.wav)) for job in jobs]
+    return run_prepare(root, items, partial(_extract, fps=fps, short_side=short_side, seconds=seconds), workers=workers)
+
+
+def write_frames(
+    video: Path, folder: Path, fps: float, *, short_side: int | None = None, seconds: tuple[int, int] | None = None
+) -> None:
+    """Write `folder/<number of the frame in the video, 5 digits>.jpg`; the folder appears in one step.
+
+    Args:
+        video: Any file that ffmpeg can decode.
+        folder: Must not exist.
+        fps: The first frame of every interval of 1 / fps seconds is kept.
+        short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
+        seconds: Begin and end of an event, from the first frame of the video, of which alone frames are kept; if these
+            are fewer than 10, shorter intervals give 10 or more. None: all of the video.
+
+    Raises:
+        av.FFmpegError: If the video cannot be decoded.
+        ValueError: If it holds no frame, or a frame without time stamp.
+    """
+    start, end = seconds or (0, math.inf)
+    rate = max(fps, math.ceil(MIN_FRAMES / (end - start)))
+    first: Any = None
+    with atomic_folder(folder) as partial_folder:
+        for number, frame in sampled_frames(video, rate):
+            time = frame.pts * frame.time_base  # a fraction: floats may fall short of the second at which it begins
+            first = time if first is None else first
+            if time - first >= end:
+                break
+            if time - first >= start:
+                write_jpg(partial_folder / f"{number:05d}.jpg", shrink(frame.to_image(), short_side))
+        if not any(partial_folder.iterdir()):
+            raise ValueError("it holds no video frames" + (f" from second {start} to {end}" if seconds else ""))
+
+
+def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
+    """Write the sound of a video, averaged to one channel and resampled, as 16-bit wav; it appears in one step.
+
+    Args:
+        video: Any file that ffmpeg can decode.
+        wav: Where to write.
+        rate: Sampling rate in Hz.
+
+    Raises:
+        av.FFmpegError: If the sound cannot be decoded.
+        ValueError: If there is none.
+    """
+    av, soundfile = require("av"), require("soundfile")
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
+    with av.open(str(video)) as container:
+        frames = container.decode(audio=0) if container.streams.audio else ()
+        blocks = [block.to_ndarray() for frame in frames for block in resampler.resample(frame)]
+    if not blocks:
+        raise ValueError("it holds no sound")
+    blocks += [block.to_ndarray() for block in resampler.resample(None)]
+    # Into memory first: libsndfile does not say that a disk is full.
+    content = BytesIO()
+    soundfile.write(content, np.concatenate(blocks, axis=1)[0], rate, subtype="PCM_16", format="WAV")
+    with atomic_file(wav) as path:
+        path.write_bytes(content.getvalue())
+
+
+def sampled_frames(video: Path, fps: float | None) -> Iterator[tuple[int, Any]]:
+    """Yield (number of the frame in the video, av.VideoFrame): the first frame of every interval of 1 / fps seconds.
+
+    Time stamps decide, not the frame rate in the header, which flv files often have wrong or not at all.
+
+    Args:
+        video: Any file that ffmpeg can decode.
+        fps: Frames per second; None yields every frame.
+    """
+    with require("av").open(str(video)) as container:
+        start = None
+        interval = -1
+        for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
+            if fps is None:
+                yield number, frame
+                continue
+            if frame.pts is None:
+                raise ValueError(f"frame {number} has no time stamp")
+            time = frame.pts * frame.time_base
+            start = time if start is None else start
+            passed = int((time - start) * Fraction(fps))
+            if passed > interval:
+                interval = passed
+                yield number, frame
+
+
+def shrink(picture: Image.Image, short_side: int | None) -> Image.Image:
+    """Scale a picture down until its shorter side has `short_side` pixels; smaller ones and None leave it as it is."""
+    smaller = min(picture.size)
+    if short_side is None or smaller <= short_side:
+        return picture
+    width, height = (round(side * short_side / smaller) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def write_jpg(path: Path, picture: Image.Image) -> None:
+    """Write a picture as jpg of quality 95."""
+    # Into memory first: on a full disk, Pillow may leave a cut file without an error.
+    content = BytesIO()
+    picture.save(content, "JPEG", quality=95)
+    path.write_bytes(content.getvalue())
+
+
+def _extract(item: Item, fps: float, short_side: int | None, seconds: Mapping[str, tuple[int, int]] | None) -> None:
+    frames, wav = item.outputs
+    if not wav.is_file():
+        write_wav(item.source, wav)
+    if not frames.is_dir():
+        event = None if seconds is None else seconds[item.source.stem]
+        write_frames(item.source, frames, fps, short_side=short_side, seconds=event)

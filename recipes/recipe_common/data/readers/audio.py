@@ -1,0 +1,291 @@
+"""From a wav file, or from a spectrogram that is stored, to the audio tensor of a sample.
+
+Every front end is called with a path, and with a seed in training, and gives float32 of shape (1, ., .).
+"""
+
+import argparse
+import math
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import attrs
+import torch
+from attrs.validators import gt, in_
+from torch import Tensor
+
+from recipe_common.arguments import positive_float, positive_int
+from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
+from recipe_common.data.readers.waveforms import read_waveform, repeated, unreadable
+from recipe_common.data.samples.seeding import derived_seed
+from recipe_common.errors import RecipeError, require
+
+FRONT_ENDS = ("stft22k", "stft16k", "fbank", "stored")
+CROPS = ("centre", "random")
+AUDIO_DEFAULTS: dict[str, Any] = dict.fromkeys(
+    ("audio_rate", "audio_seconds", "n_fft", "hop", "mel_bins", "fbank_frames")
+) | {"crop": "centre"}
+"""Values of the flags of `add_audio_arguments`, besides --audio-frontend; None is what the front end has."""
+
+
+class FrontEnd(Protocol):
+    """Reads one kind of file as one kind of tensor."""
+
+    endings: ClassVar[tuple[str, ...]]
+    what: ClassVar[str]
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return float32 of shape (1, ., .); a seed decides what is random in training, None evaluates."""
+
+    def check(self, path: Path) -> object:
+        """Decode the file; raise a RecipeError if that fails."""
+
+
+def add_audio_arguments(add: Callable[..., Any]) -> None:
+    """Add the flags that choose and set up a front end.
+
+    Args:
+        add: `add_argument` of a parser or group.
+    """
+    add("--audio-frontend", choices=FRONT_ENDS, help="stored: spectrograms in npy, pkl or pt files instead of wav")
+    add("--audio-rate", type=positive_int, metavar="HZ", help="default: 22,050 (stft22k) or 16,000")
+    add(
+        "--audio-seconds",
+        type=positive_float,
+        metavar="S",
+        help="stft22k: length, default 3; stft16k: window of twice that, 5",
+    )
+    add(
+        "--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram; default: 512 (stft22k) or 256"
+    )
+    add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram; default: 353 (stft22k) or 128")
+    add("--mel-bins", type=positive_int, metavar="N", help="fbank: frequency bands, default 128")
+    add("--fbank-frames", type=positive_int, metavar="N", help="fbank: length in steps of 10 ms, default 1024")
+    add("--crop", choices=CROPS, help="stft16k: which window is evaluated; training always takes a random one")
+
+
+def front_end(args: argparse.Namespace) -> FrontEnd:
+    """Return the front end that the flags of `add_audio_arguments` describe."""
+    if args.audio_frontend == "stored":
+        return StoredSpectrogram()
+    if args.audio_frontend == "fbank":
+        return Fbank(**_given(rate=args.audio_rate, bins=args.mel_bins, frames=args.fbank_frames))
+    stft = _given(rate=args.audio_rate, seconds=args.audio_seconds, n_fft=args.n_fft, hop=args.hop)
+    if args.audio_frontend == "stft22k":
+        return Spectrogram(**stft)
+    return WindowSpectrogram(**stft, crop=args.crop, seed=args.seed)
+
+
+def above(bound: float, flag: str) -> Callable[[object, "attrs.Attribute[Any]", float], None]:
+    """Return a validator of a finite number above `bound`; its RecipeError names the flag that sets the number."""
+
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
+        if not bound < value < math.inf:
+            raise RecipeError(
+                f"Expected a finite number above {bound} for {flag}. Found {value}. Fix: {flag} {attribute.default}"
+            )
+
+    return check
+
+
+@attrs.frozen
+class Spectrogram:
+    """Reads a wav file as a log-magnitude spectrogram.
+
+    The defaults give the (1, 257, 188) tensor of the OGM-GE code for CREMA-D: 22,050 Hz mono, repeated and cut to
+    3 s, clipped to [-1, 1], natural log of (magnitude + 1e-7), not normalised. The signal is reflected at both ends,
+    as librosa did when the paper was written (librosa >= 0.10 pads with zeros, which changes the outermost columns).
+
+    Args:
+        rate: Sampling rate in Hz to which every file is resampled.
+        seconds: Length to which every waveform is repeated and cut.
+        n_fft: Window length of the Fourier transform in samples; gives n_fft // 2 + 1 rows.
+        hop: Step between windows in samples; gives round(rate * seconds) // hop + 1 columns.
+
+    Raises:
+        RecipeError: If the numbers fit no spectrogram.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".wav",)
+    what: ClassVar[str] = "wav file"
+    rate: int = attrs.field(default=22_050, validator=above(0, "--audio-rate"))
+    seconds: float = attrs.field(default=3.0, validator=above(0, "--audio-seconds"))
+    n_fft: int = attrs.field(default=512, validator=above(1, "--n-fft"))
+    hop: int = attrs.field(default=353, validator=above(0, "--hop"))
+
+    def __attrs_post_init__(self) -> None:
+        if self.samples <= self.n_fft // 2:
+            raise RecipeError(
+                f"Expected clips longer than half a window of {self.n_fft} samples. Found {self.samples} samples "
+                f"({self.seconds} s at {self.rate} Hz). Fix: raise --audio-seconds or lower --n-fft."
+            )
+
+    @property
+    def samples(self) -> int:
+        """Length of the waveform that is transformed, in samples."""
+        return round(self.rate * self.seconds)
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram of a file, float32 of shape (1, n_fft // 2 + 1, columns); nothing is random."""
+        return self.transform(read_waveform(path, self.rate))
+
+    def check(self, path: Path) -> Tensor:
+        """Decode a file."""
+        return read_waveform(path)
+
+    def transform(self, waveform: Tensor) -> Tensor:
+        """Return the spectrogram of a waveform of shape (samples,) of any length > 0."""
+        return self.of_batch(repeated(waveform, self.samples)[None])[0].contiguous()
+
+    def cut(self, waveform: Tensor, path: Path, seed: int | None) -> Tensor:
+        """Return what is transformed of a waveform (n,) of any number format: (samples,)."""
+        return repeated(waveform, self.samples)
+
+    def of_batch(self, waveforms: Tensor) -> Tensor:
+        """Return the spectrograms of float32 waveforms (B, samples), on their device: (B, 1, n_fft // 2 + 1, columns).
+
+        That of a waveform does not depend on the others. In memory, columns come before rows.
+        """
+        window = _hann(self.n_fft, waveforms.device)
+        signals = waveforms.clamp(-1, 1)
+        spectra = torch.stft(signals, self.n_fft, self.hop, window=window, pad_mode="reflect", return_complex=True)
+        # `abs` takes five times longer, to care for numbers that overflow when squared; here are none.
+        magnitude = (spectra * spectra.conj()).real.sqrt()
+        return magnitude.add_(1e-7).log_().unsqueeze(1)
+
+
+@attrs.frozen
+class WindowSpectrogram:
+    """Reads a window of a wav file as a log-magnitude spectrogram.
+
+    The defaults give the (1, 129, 626) tensor of the OGM-GE code for VGGSound and of the DGL code for Kinetics-Sounds:
+    16,000 Hz mono, repeated to at least 10 s, 5 s out of the first 10 s, then as in `Spectrogram`. Training takes a
+    random window. Their code does so in testing too, drawn anew every time; here `crop="random"` draws one per file
+    name, so that an evaluation can be repeated.
+
+    Args:
+        rate: Sampling rate in Hz to which every file is resampled.
+        seconds: Length of the window; the waveform is repeated and cut to twice that.
+        n_fft: Window length of the Fourier transform in samples; gives n_fft // 2 + 1 rows.
+        hop: Step in samples; gives round(rate * seconds) // hop + 1 columns.
+        crop: Window in evaluation: "centre" or "random".
+        seed: Of the random windows in evaluation.
+
+    Raises:
+        RecipeError: If the numbers fit no spectrogram.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".wav",)
+    what: ClassVar[str] = "wav file"
+    rate: int = attrs.field(default=16_000, validator=above(0, "--audio-rate"))
+    seconds: float = attrs.field(default=5.0, validator=above(0, "--audio-seconds"))
+    n_fft: int = attrs.field(default=256, validator=above(1, "--n-fft"))
+    hop: int = attrs.field(default=128, validator=above(0, "--hop"))
+    crop: str = attrs.field(default="centre", validator=in_(CROPS))
+    seed: int = 0
+    _spectrogram: Spectrogram = attrs.field(init=False)
+
+    @_spectrogram.default
+    def _spectrogram_of_the_window(self) -> Spectrogram:
+        return Spectrogram(self.rate, self.seconds, self.n_fft, self.hop)
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram of a window, float32 of shape (1, n_fft // 2 + 1, columns)."""
+        return self.of_batch(self.cut(read_waveform(path, self.rate), path, seed)[None])[0].contiguous()
+
+    def of_batch(self, waveforms: Tensor) -> Tensor:
+        """Return the spectrograms of windows (B, samples), as `Spectrogram.of_batch`."""
+        return self._spectrogram.of_batch(waveforms)
+
+    def cut(self, waveform: Tensor, path: Path, seed: int | None) -> Tensor:
+        """Return the window of a waveform (n,) of any number format: (samples,)."""
+        if seed is None and self.crop == "random":
+            seed = derived_seed(self.seed, zlib.crc32(path.name.encode()))
+        size = self._spectrogram.samples
+        tiled = repeated(waveform, 2 * size)
+        start = size // 2
+        if seed is not None:
+            generator = torch.Generator().manual_seed(derived_seed(seed, 1))  # other numbers than the frames draw
+            start = int(torch.randint(size + 1, (), generator=generator))
+        return tiled[start : start + size]
+
+    def check(self, path: Path) -> Tensor:
+        """Decode a file."""
+        return read_waveform(path)
+
+
+@attrs.frozen
+class Fbank:
+    """Reads a wav file as log-mel energies, as Kaldi computes them.
+
+    The defaults give the (1, 1024, 128) tensor of the OGM-GE and BalanceBenchmark code for Kinetics-Sounds: 16,000 Hz,
+    minus its mean, windows of 25 ms (Hanning) every 10 ms, 128 bands, no dither; zeros are appended or the end is cut,
+    then mean and standard deviation of AudioSet are applied as in the AST paper (Gong et al., 2021), (x - mean) /
+    (2 std). Their code takes the first channel of a stereo file and the file's own rate.
+
+    Args:
+        rate: Sampling rate in Hz to which every file is resampled.
+        bins: Frequency bands; columns of the result.
+        frames: Rows of the result.
+        mean: Of the log energies.
+        std: Of the log energies.
+
+    Raises:
+        RecipeError: If the numbers fit no spectrogram.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".wav",)
+    what: ClassVar[str] = "wav file"
+    rate: int = attrs.field(default=16_000, validator=above(0, "--audio-rate"))
+    bins: int = attrs.field(default=128, validator=above(3, "--mel-bins"))
+    frames: int = attrs.field(default=1024, validator=above(0, "--fbank-frames"))
+    mean: float = -4.503877
+    std: float = attrs.field(default=5.141276, validator=gt(0))
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return the energies of a file, float32 of shape (1, frames, bins); nothing is random.
+
+        Raises:
+            RecipeError: If the file is unreadable or shorter than one window.
+        """
+        waveform = read_waveform(path, self.rate)
+        if len(waveform) < self._window:
+            raise unreadable(path, f"it holds {len(waveform)} samples, less than 25 ms")
+        return self.transform(waveform)
+
+    def transform(self, waveform: Tensor) -> Tensor:
+        """Return the energies of a waveform of shape (samples,), of at least 25 ms."""
+        energies = require("torchaudio.compliance.kaldi").fbank(
+            (waveform - waveform.mean()).unsqueeze(0),
+            htk_compat=True,
+            sample_frequency=self.rate,
+            use_energy=False,
+            window_type="hanning",
+            num_mel_bins=self.bins,
+            dither=0.0,
+            frame_length=25.0,
+            frame_shift=10.0,
+        )
+        padded = torch.zeros(self.frames, self.bins)
+        kept = energies[: self.frames]
+        padded[: len(kept)] = kept
+        return ((padded - self.mean) / (2 * self.std)).unsqueeze(0)
+
+    def check(self, path: Path) -> Tensor:
+        """Decode a file."""
+        return self(path)
+
+    @property
+    def _window(self) -> int:
+        return int(self.rate * 0.025)
+
+
+@cache
+def _hann(size: int, device: torch.device) -> Tensor:
+    return torch.hann_window(size, device=device)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,150 @@
+"""The sound of an event, or of the seconds around it."""
+
+import argparse
+import math
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import attrs
+import torch
+from attrs.validators import ge
+from torch import Tensor
+
+from recipe_common.data.cache.compact import CompactMatrix
+from recipe_common.data.datasets.ave import seconds_of
+from recipe_common.data.readers.audio import Spectrogram, above
+from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
+from recipe_common.data.readers.waveforms import read_waveform
+from recipe_common.data.samples.audiovisual import audio_source
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.sources import Source
+from recipe_common.errors import RecipeError, require
+
+FRONT_ENDS = ("event", "start", "dgl", "stored")
+
+
+@attrs.frozen
+class EventFile:
+    """A sound file, and the seconds of the event in it."""
+
+    path: Path
+    start: int
+    end: int
+
+
+@attrs.frozen
+class EventSpectrogram:
+    """Turns the sound of an event into a log-power spectrogram.
+
+    The defaults give the (1, 257, 1004) tensor of the PMR code: 16,000 Hz mono, the seconds of the event repeated and
+    cut to 10 s, clipped to [-1, 1], SciPy's spectrogram (power density, Tukey window, each window minus its mean),
+    natural log of (density + 1e-7), minus its mean and divided by its standard deviation.
+
+    Args:
+        rate: Sampling rate in Hz to which every file is resampled.
+        seconds: Length to which the event is repeated and cut.
+        n_fft: Window length in samples; gives n_fft // 2 + 1 rows.
+        hop: Step between windows in samples; their overlap is 353 in the PMR code.
+
+    Raises:
+        RecipeError: If the numbers fit no spectrogram.
+    """
+
+    what: ClassVar = "wav file"
+    rate: int = attrs.field(default=16_000, validator=above(0, "--audio-rate"))
+    seconds: float = attrs.field(default=10.0, validator=above(0, "--audio-seconds"))
+    n_fft: int = attrs.field(default=512, validator=above(1, "--n-fft"))
+    hop: int = attrs.field(default=159, validator=above(0, "--hop"))
+
+    def __attrs_post_init__(self) -> None:
+        if self.hop > self.n_fft or self.n_fft > self.rate * self.seconds:
+            raise RecipeError(
+                f"Expected --hop <= --n-fft <= samples of a clip, {self.rate} Hz times {self.seconds} s. "
+                f"Found --hop {self.hop} and --n-fft {self.n_fft}. Fix: change these, or raise --audio-seconds."
+            )
+
+    def __call__(self, event: EventFile, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram, float32 of shape (1, n_fft // 2 + 1, columns); nothing is random.
+
+        Raises:
+            RecipeError: If the file is unreadable or ends before the event begins.
+        """
+        waveform = read_waveform(event.path, self.rate)
+        inside = waveform[event.start * self.rate : event.end * self.rate]
+        if len(inside) == 0:
+            raise RecipeError(
+                f"Expected sound from second {event.start} on. Found {len(waveform) / self.rate:.1f} s in "
+                f"{event.path}. Fix: restore the file, or leave it out with --skip-bad."
+            )
+        return self.transform(inside)
+
+    def transform(self, waveform: Tensor) -> Tensor:
+        """Return the spectrogram of a waveform of shape (samples,) of any length > 0."""
+        size = round(self.rate * self.seconds)
+        signal = waveform.repeat(math.ceil(size / len(waveform)))[:size].clamp(-1, 1)
+        density = require("scipy.signal").spectrogram(
+            signal.numpy(), self.rate, nperseg=self.n_fft, noverlap=self.n_fft - self.hop
+        )[2]
+        spectrogram = torch.from_numpy(density).float().add(1e-7).log()
+        normal = (spectrogram - spectrogram.mean()) / (spectrogram.std(correction=0) + 1e-9)
+        return normal.unsqueeze(0)
+
+
+@attrs.frozen
+class StartSpectrogram:
+    """Turns the first seconds of a clip, whenever its event begins, into a spectrogram, as the DGL code does.
+
+    Args:
+        spectrogram: Makes it; in the DGL code of 3 s at 22,050 Hz, windows of 512 samples, steps of 256.
+        refill: Its numbers, row after row, fill a square of this many rows, from the start again where they do not
+            suffice: what `np.resize` makes of it in the DGL code, with 224, where an image would be rescaled. 0: no.
+    """
+
+    what: ClassVar = "wav file"
+    spectrogram: Spectrogram = attrs.field(factory=partial(Spectrogram, hop=256))
+    refill: int = attrs.field(default=0, validator=ge(0))
+
+    def __call__(self, event: EventFile, *, seed: int | None = None) -> Tensor:
+        """Return the spectrogram, float32 of shape (1, rows, columns); nothing is random."""
+        made = self.spectrogram(event.path)
+        if self.refill == 0:
+            return made
+        numbers = made.flatten().repeat(math.ceil(self.refill**2 / made.numel()))
+        return numbers[: self.refill**2].reshape(1, self.refill, self.refill)
+
+
+def event_front_end(args: argparse.Namespace) -> EventSpectrogram | StartSpectrogram | StoredSpectrogram:
+    """Return the front end named by --audio-frontend, with what is given of --audio-rate, -seconds, --n-fft, --hop."""
+    if args.audio_frontend == "stored":
+        return StoredSpectrogram()
+    flags = {"rate": args.audio_rate, "seconds": args.audio_seconds, "n_fft": args.n_fft, "hop": args.hop}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if args.audio_frontend == "event":
+        return EventSpectrogram(**given)
+    return StartSpectrogram(Spectrogram(**({"hop": 256} | given)), refill=224 if args.audio_frontend == "dgl" else 0)
+
+
+def event_audio_source(folder: Path, read: EventSpectrogram | StartSpectrogram | StoredSpectrogram) -> Source:
+    """Return the source of `folder/<video id>.wav` with its event, or of stored spectrograms of events."""
+    if isinstance(read, StoredSpectrogram):
+        return audio_source([folder], read)
+    compact = partial(_compact_sound, read)
+    return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read, compact)
+
+
+def _compact_sound(read: EventSpectrogram | StartSpectrogram, short_side: int) -> CompactMatrix:
+    return CompactMatrix(read, _event_files, _event_seconds)
+
+
+def _event_files(event: EventFile) -> tuple[Path, ...]:
+    return (event.path,)
+
+
+def _event_seconds(event: EventFile) -> str:
+    return f"seconds {event.start} to {event.end}"
+
+
+def _find_wav(folder: Path, row: Row) -> EventFile | None:
+    path = folder / f"{row.name}.wav"
+    return EventFile(path, *seconds_of(row)) if path.is_file() else None

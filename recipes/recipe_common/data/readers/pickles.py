@@ -1,0 +1,131 @@
+"""Pickle files of datasets, opened without letting them run code."""
+
+import pickle
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from recipe_common.data.samples.folders import listing
+from recipe_common.errors import RecipeError
+
+_BUILTINS = (set, frozenset, bytearray, bytes, str, int, float, complex, bool, list, tuple, dict, slice, range)
+_OTHER_FORMATS = (
+    (b"version https://git-lfs", "a git-lfs pointer, which stands for a file that was not fetched", "git lfs pull"),
+    (b"<", "a web page, such as a download or log-in page", "download the file itself"),
+    (b"\x1f\x8b", "gzip data", "gunzip it first"),
+    (b"PK\x03\x04", "a zip archive, or a file of torch.save", "unpack it first, or download the pickle file"),
+    (b"\x89HDF", "an HDF5 file", "download the pickle file"),
+    (b"\x93NUMPY", "a NumPy npy file", "download the pickle file"),
+)
+# What torn or overwritten bytes raise when they are read as instructions.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def load_pickle(path: Path) -> Any:
+    """Read a pickle file of arrays and plain containers.
+
+    An ordinary pickle may run any code when it is opened, and these files come from other people's drives. This reader
+    admits only NumPy arrays, dtypes and scalars (of NumPy 1 and 2), built-in containers, numbers, bytes and strings,
+    and refuses any other name before it is imported. It does not bound the memory that a file asks for. Protocol 2
+    files of Python 2 are read as latin-1: their byte strings become `str`, one character per byte.
+
+    Args:
+        path: The file.
+
+    Raises:
+        RecipeError: If the file is missing, is something else (a web page, a git-lfs pointer, an archive), is cut off,
+            or wants to import anything that such data do not need.
+    """
+    if not path.is_file():
+        raise RecipeError(
+            f"Expected a pickle file at {path}. Found in {path.parent}: {listing(path.parent)}. "
+            "Fix: put the file there, or point --data-root to it."
+        )
+    with path.open("rb") as file:
+        _check_format(path, file)
+        try:
+            return _DataUnpickler(file, path).load()
+        except _DAMAGE as error:
+            raise RecipeError(
+                f"Expected a whole pickle file at {path}. Found {path.stat().st_size:,} bytes that end too early or "
+                f"are damaged ({type(error).__name__}: {error}). Fix: download it again and compare its size."
+            ) from error
+
+
+def _check_format(path: Path, file: BinaryIO) -> None:
+    start = file.read(64)
+    file.seek(0)
+    if not start:
+        raise RecipeError(f"Expected a pickle file at {path}. Found an empty file. Fix: download it again.")
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for magic, what, fix in _OTHER_FORMATS:
+        if text.startswith(magic):
+            raise RecipeError(f"Expected a pickle file at {path}. Found {what}. Fix: {fix}.")
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Admits the names of `_admitted` and no others."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        super().__init__(file, encoding="latin1")
+        self._path = path
+        self._admitted = _admitted()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a file may call by a name."""
+        found = self._admitted.get((module, name))
+        if found is None:
+            raise RecipeError(
+                f"Expected a pickle of NumPy arrays and plain containers at {self._path}. Found `{module}.{name}`, "
+                "which may run code. Fix: if you trust its origin, open it yourself and save it again as arrays, "
+                "lists and dicts."
+            )
+        return found
+
+    def persistent_load(self, identity: Any) -> Any:
+        """Refuse references to objects outside of the file."""
+        raise RecipeError(
+            f"Expected a pickle of NumPy arrays and plain containers at {self._path}. Found a reference to an object "
+            "outside of it, as files of torch.save have. Fix: save its arrays as a plain pickle."
+        )
+
+
+def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:
+    """Map names to objects, so that nothing is imported by a name from a file."""
+    array: Any = np.zeros(1)
+    reconstruct, scalar = array.__reduce__()[0], array[0].__reduce__()[0]
+    from_buffer = array.__reduce_ex__(5)[0]
+    names: dict[tuple[str, str], Callable[..., Any]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("collections", "OrderedDict"): OrderedDict,
+        ("collections", "defaultdict"): defaultdict,
+        ("_codecs", "encode"): _encode,
+    }
+    for core in ("numpy.core", "numpy._core"):  # before and from NumPy 2 on
+        names[f"{core}.multiarray", "_reconstruct"] = reconstruct
+        names[f"{core}.multiarray", "scalar"] = scalar
+        names[f"{core}.numeric", "_frombuffer"] = from_buffer
+    python_2 = {"unicode": str, "long": int, "xrange": range}
+    names |= {("__builtin__", name): kind for name, kind in python_2.items()}
+    return names | {(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _BUILTINS}
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """Make the bytes of protocol 2, and nothing else that a codec could do."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"codec {encoding}")
+    return text.encode("latin1")

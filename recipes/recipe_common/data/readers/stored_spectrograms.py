@@ -1,0 +1,77 @@
+"""Spectrograms that are stored in files."""
+
+import pickle
+import struct
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipe_common.data.readers.pickles import load_pickle
+from recipe_common.data.readers.waveforms import unreadable
+from recipe_common.errors import RecipeError
+
+# What NumPy and torch raise when they read torn bytes as an array.
+DAMAGED = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
+    *(pickle.UnpicklingError, struct.error),
+)
+
+
+@attrs.frozen
+class StoredSpectrogram:
+    """Reads a spectrogram that other code has computed: a matrix in a npy, pkl or pt file, taken as it is.
+
+    Such files are made by the OGM-GE code for Kinetics-Sounds and read by the BalanceBenchmark, PMR and Re-learning
+    code. A pickle may hold arrays and plain containers only, and a pt file tensors: neither can run code.
+
+    Args:
+        shape: Shape of all of them; None accepts any.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = (".npy", ".pkl", ".pt")
+    what: ClassVar[str] = "stored spectrogram"
+    shape: tuple[int, int] | None = None
+
+    def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
+        """Return the matrix, float32 of shape (1, rows, columns); nothing is random.
+
+        Raises:
+            RecipeError: If the file is unreadable or does not hold one finite matrix of the right shape.
+        """
+        try:
+            matrix = torch.as_tensor(_load(path), dtype=torch.float32)
+        except DAMAGED as error:
+            raise unreadable(path, str(error).partition("\n")[0], self.what) from error
+        if matrix.ndim == 3 and len(matrix) == 1:
+            matrix = matrix[0]
+        if matrix.ndim != 2 or 0 in matrix.shape:
+            raise unreadable(path, f"it holds an array of shape {tuple(matrix.shape)}, not a matrix", self.what)
+        if not torch.isfinite(matrix).all():
+            raise unreadable(path, "it holds numbers that are not finite", self.what)
+        if self.shape is not None and tuple(matrix.shape) != self.shape:
+            raise RecipeError(
+                f"Expected spectrograms of one shape, {self.shape} like the first. Found {tuple(matrix.shape)} "
+                f"in {path}. Fix: make all of them anew with one length, or leave this one out with --skip-bad."
+            )
+        return matrix.unsqueeze(0)
+
+    def check(self, path: Path) -> Tensor:
+        """Decode a file."""
+        return self(path)
+
+    def as_in(self, path: Path) -> "StoredSpectrogram":
+        """Return a front end that accepts the shape of this file only, so that samples can be stacked."""
+        _, rows, columns = self(path).shape
+        return StoredSpectrogram((rows, columns))
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".pkl":
+        return np.asarray(load_pickle(path), dtype=np.float32)
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,252 @@
+"""Frames and optical flow of a clip, both stored as numbered jpg files, as tensors."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from attrs.validators import ge, in_
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from recipe_common.data.readers.frames import (
+    FRAME_NAME,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    frame_files,
+    pixels_of,
+    read_image,
+    segments,
+)
+from recipe_common.data.samples.audiovisual import Indexed, index_files
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.sources import Source
+from recipe_common.errors import RecipeError
+
+FLIPS = ("clip", "picture")
+
+
+@attrs.frozen
+class TwoStreams:
+    """Reads `count` frames and `count` optical flows of a clip, one from each of `count` equal segments.
+
+    Training takes a random one of each segment (frames and flow at the same share of the clip) and flips at random;
+    evaluation takes the centre ones. All are resized to `size` without keeping the aspect ratio, not cropped.
+
+    Args:
+        count: Frames, and flows, per clip.
+        size: Height and width in pixels.
+        flip: "clip" flips all of a clip or nothing, and the flow to the right then changes its sign. "picture" flips
+            each picture by itself, the two parts of a flow too, and changes no sign, as the BalanceBenchmark code.
+    """
+
+    count: int = attrs.field(default=3, validator=ge(1))
+    size: int = attrs.field(default=224, validator=ge(1))
+    flip: str = attrs.field(default="clip", validator=in_(FLIPS))
+
+    def rgb(self, folder: Path, *, seed: int | None = None) -> Tensor:
+        """Read frames, normalised as ImageNet: float32 of shape (3, count, size, size).
+
+        Args:
+            folder: Holds numbered jpg files.
+            seed: What the random choices of training depend on, and nothing else; None evaluates.
+
+        Raises:
+            RecipeError: If a picked frame cannot be decoded.
+        """
+        form, files = CompactStream(self, False), frame_files(folder)
+        return form.finish([form.pick(Lazily(len(files), lambda place: form.read(files[place])), folder, seed)])[0]
+
+    def flow(self, folders: tuple[Path, Path], *, seed: int | None = None) -> Tensor:
+        """Read flow, from 20 pixels to the left or up (0) to as many to the right or down (1).
+
+        Args:
+            folders: Of the parts to the right and down, with as many numbered jpg files.
+            seed: As in `rgb`.
+
+        Returns:
+            float32 of shape (2, count, size, size); 128 / 255 is no motion.
+
+        Raises:
+            RecipeError: If the folders hold different numbers, or a picked file cannot be decoded.
+        """
+        form, pairs = CompactStream(self, True), flow_files(folders)
+        return form.finish([form.pick(Lazily(len(pairs), lambda place: form.read(*pairs[place])), folders, seed)])[0]
+
+    def draw(self, total: int, seed: int | None, *, parts: int) -> tuple[list[int], NDArray[np.bool_]]:
+        """Return the places of the pictures, and of each of their parts whether to flip it, shape (count, parts)."""
+        pieces = segments(total, self.count)
+        if seed is None:
+            return [piece[len(piece) // 2] for piece in pieces], np.zeros((self.count, parts), bool)
+        random = np.random.default_rng(seed)  # the same for frames and flow
+        flips = np.full((self.count, parts), random.random() < 0.5)
+        places = [
+            piece[int(share * len(piece))] for piece, share in zip(pieces, random.random(self.count), strict=True)
+        ]
+        if self.flip == "picture":
+            flips = np.random.default_rng((seed, parts)).random((self.count, parts)) < 0.5
+        return places, flips
+
+    def finish(self, pictures: Tensor, flips: Tensor) -> Tensor:
+        """Scale, flip and, if they are frames, normalise what was picked of several clips.
+
+        Args:
+            pictures: uint8 of shape (B, count, size, size, 3), or 2 for flow.
+            flips: Which to flip, bool of shape (B, count, 1), or 2 for the parts of flow one by one.
+
+        Returns:
+            float32 of shape (B, 3, count, size, size), or 2 for flow.
+        """
+        clips = pictures.permute(0, 4, 1, 2, 3).float() / 255
+        mirrored = flips.permute(0, 2, 1)[..., None, None]
+        clips = torch.where(mirrored, clips.flip(-1), clips)
+        if pictures.shape[-1] == 3:
+            mean, std = (
+                torch.tensor(values, device=clips.device)[:, None, None, None]
+                for values in (IMAGENET_MEAN, IMAGENET_STD)
+            )
+            return (clips - mean) / std
+        if self.flip == "clip":
+            clips[:, 0] = torch.where(mirrored[:, 0], 1 - clips[:, 0], clips[:, 0])
+        return clips
+
+
+@attrs.frozen
+class Lazily(Sequence[Tensor]):
+    """Pictures that are read when they are asked for."""
+
+    length: int
+    read: Callable[[int], Tensor]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read a picture."""
+        return self.read(index)
+
+
+@attrs.frozen
+class CompactStream:
+    """Keeps all pictures of a clip as uint8, resized as `TwoStreams` does: nothing is lost.
+
+    Args:
+        streams: What a sample takes of them.
+        is_flow: Whether they are pairs of grey pictures, not frames.
+    """
+
+    streams: TwoStreams
+    is_flow: bool
+
+    @property
+    def settings(self) -> str:
+        """The size."""
+        return f"{'flow' if self.is_flow else 'RGB frames'}, {self.streams.size} x {self.streams.size} pixels"
+
+    def files(self, media: Any) -> list[Path]:
+        """Return all pictures of a folder, or of the two folders of a flow."""
+        return [path for folder in (media if self.is_flow else (media,)) for path in frame_files(folder)]
+
+    def note(self, media: Any) -> str:
+        """Nothing else matters."""
+        return ""
+
+    def read(self, *paths: Path) -> Tensor:
+        """Return one frame, or one flow of two files: uint8 of shape (size, size, 3), or 2 for flow."""
+        size = (self.streams.size, self.streams.size)
+        pictures = [_read_grey(path) if self.is_flow else read_image(path) for path in paths]
+        resized = [pixels_of(picture.resize(size, Image.Resampling.BILINEAR)) for picture in pictures]
+        return torch.stack(resized, dim=2) if self.is_flow else resized[0]
+
+    def decode(self, media: Any) -> list[Tensor]:
+        """Return all pictures."""
+        if self.is_flow:
+            return [self.read(*pair) for pair in flow_files(media)]
+        return [self.read(path) for path in frame_files(media)]
+
+    def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> tuple[list[Tensor], Tensor]:
+        """Return pictures, and which to flip."""
+        places, flips = self.streams.draw(len(kept), seed, parts=2 if self.is_flow else 1)
+        return [kept[place] for place in places], torch.from_numpy(flips)
+
+    def pack(self, picked: Sequence[tuple[list[Tensor], Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return all pictures, and which to flip, as `TwoStreams.finish` takes them."""
+        pictures = torch.stack([torch.stack(each) for each, _ in picked])
+        return pictures, torch.stack([flips for _, flips in picked])
+
+    def finish_packed(self, packed: tuple[Tensor, ...]) -> Tensor:
+        """Return the tensor of a batch."""
+        return self.streams.finish(*packed)
+
+    def finish(self, picked: Sequence[tuple[list[Tensor], Tensor]]) -> Tensor:
+        """Return the tensor of a batch."""
+        return self.finish_packed(self.pack(picked))
+
+
+def two_stream_sources(rgb: Path, right: Path, down: Path, streams: TwoStreams) -> tuple[Source, Source]:
+    """Return the sources of `<rgb>/<name>/`, and of `<right>/<name>/` with `<down>/<name>/`, in any case of the name.
+
+    UCF-101 itself, its lists and what others made of it disagree on `HandstandPushups` and `HandStandPushups`.
+    """
+    folders = [Indexed(index_files([folder], ("",), str.lower), str.lower) for folder in (rgb, right, down)]
+    find_frames, find_flow = partial(_find_one, folders[0]), partial(_find_both, folders[1:])
+    compact_frames, compact_flow = (partial(_compact, streams, is_flow) for is_flow in (False, True))
+    return (
+        Source("rgb", "frames", str(rgb), find_frames, streams.rgb, _check_rgb, compact_frames),
+        Source("flow", "flow", f"{right} and {down}", find_flow, streams.flow, _check_flow, compact_flow),
+    )
+
+
+def _compact(streams: TwoStreams, is_flow: bool, short_side: int) -> CompactStream:
+    return CompactStream(streams, is_flow)
+
+
+def flow_files(folders: tuple[Path, Path]) -> list[tuple[Path, Path]]:
+    """List the files of the two parts of a flow, pair by pair.
+
+    Raises:
+        RecipeError: If the parts hold different files.
+    """
+    right, down = (frame_files(folder) for folder in folders)
+    if [path.name for path in right] != [path.name for path in down]:
+        raise RecipeError(
+            f"Expected the same jpg files in {folders[0]} and {folders[1]}. Found {len(right)} and {len(down)}. "
+            "Fix: restore the files, or leave the clip out with --skip-bad."
+        )
+    return list(zip(right, down, strict=True))
+
+
+def _find_one(folders: Indexed, row: Row) -> Path | None:
+    folder = folders(row)
+    return folder if folder and _holds_pictures(folder) else None
+
+
+def _find_both(parts: Sequence[Indexed], row: Row) -> tuple[Path, Path] | None:
+    right, down = (_find_one(folders, row) for folders in parts)
+    return (right, down) if right and down else None
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether there is one; listing all of them would take long and much memory: UCF-101 has 7 million."""
+    with os.scandir(folder) as entries:
+        return any(FRAME_NAME.fullmatch(entry.name) for entry in entries)
+
+
+def _read_grey(path: Path) -> Image.Image:
+    return read_image(path).convert("L")
+
+
+def _check_rgb(folder: Path) -> None:
+    for path in frame_files(folder):
+        read_image(path)
+
+
+def _check_flow(folders: tuple[Path, Path]) -> None:
+    for pair in flow_files(folders):
+        for path in pair:
+            read_image(path)

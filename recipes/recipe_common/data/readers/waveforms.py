@@ -1,0 +1,76 @@
+"""Sound files as waveforms."""
+
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipe_common.errors import RecipeError, require
+
+
+def read_waveform(path: Path, rate: int | None = None) -> Tensor:
+    """Read a sound file, average its channels and resample it.
+
+    Args:
+        path: A file that libsndfile can read.
+        rate: Wanted sampling rate in Hz; None keeps the file's own.
+
+    Returns:
+        The waveform, float32 of shape (samples,), nominally in [-1, 1].
+
+    Raises:
+        RecipeError: If the file is missing, unreadable or holds no sample.
+    """
+    soundfile = require("soundfile")
+    try:
+        samples, source_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise unreadable(path, str(error)) from error
+    if len(samples) == 0:
+        raise unreadable(path, "it holds no samples")
+    waveform = torch.from_numpy(samples).mean(dim=1)
+    return waveform if rate in (None, source_rate) else _resampler(source_rate, rate)(waveform)
+
+
+def read_samples(path: Path, rate: int) -> Tensor:
+    """Read a sound file as `read_waveform` does, in as few bytes as lose nothing.
+
+    Returns:
+        The waveform of shape (samples,): int16, to be divided by 32,768, if the file holds mono 16-bit samples at
+        `rate`; float32 otherwise.
+    """
+    soundfile = require("soundfile")
+    with suppress(soundfile.SoundFileError, OSError):  # `read_waveform` says what is wrong
+        kind = soundfile.info(path)
+        if (kind.subtype, kind.channels, kind.samplerate) == ("PCM_16", 1, rate) and kind.frames > 0:
+            return torch.from_numpy(soundfile.read(path, dtype="int16")[0])
+    return read_waveform(path, rate)
+
+
+def repeated(waveform: Tensor, size: int) -> Tensor:
+    """Return a waveform (n,) of any length > 0 repeated, and cut, to (size,)."""
+    times, rest = divmod(size, len(waveform))
+    return waveform[:size] if times == 0 else torch.cat([waveform] * times + [waveform[:rest]])
+
+
+@cache
+def _resampler(source: int, target: int) -> Any:
+    """Build the filter once per pair of rates; its settings are those of librosa's former default `kaiser_best`."""
+    transforms = require("torchaudio.transforms")
+    return transforms.Resample(
+        source,
+        target,
+        resampling_method="sinc_interp_kaiser",
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        beta=14.769656459379492,
+    )
+
+
+def unreadable(path: Path, reason: str, what: str = "wav file") -> RecipeError:
+    return RecipeError(
+        f"Expected a readable {what}. Found {path}: {reason}. Fix: restore the file, or leave it out with --skip-bad."
+    )

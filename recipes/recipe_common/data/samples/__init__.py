@@ -1,0 +1,1 @@
+"""Lists, splits, samplers and datasets: which samples there are, in which order, and how they are put together."""

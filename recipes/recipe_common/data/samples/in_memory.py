@@ -1,0 +1,36 @@
+"""Samples that are in memory, such as features of a packed file."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from recipe_common.data.samples.sampler import Key
+from recipe_common.errors import RecipeError
+
+
+class TensorSet(Dataset[tuple[Any, ...]]):
+    """Samples in memory, read by (epoch, index).
+
+    Args:
+        inputs: For each modality its values by sample: a tensor (N, ...), a memory-mapped array or a sequence.
+        targets: Targets by sample, N of them.
+    """
+
+    def __init__(self, inputs: Sequence[Sequence[Any] | Tensor], targets: Sequence[Any] | Tensor) -> None:
+        sizes = [len(values) for values in (*inputs, targets)]
+        if len(set(sizes)) > 1:
+            raise RecipeError(
+                f"Expected as many targets as samples of every modality. Found {sizes}, targets last. "
+                "Fix: take a file in which every sample is complete."
+            )
+        self.inputs, self.targets = tuple(inputs), targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, key: Key) -> tuple[Any, ...]:
+        """Return one value per modality and the target of the sample `key[1]`, the same in every epoch."""
+        _, index = key
+        return (*(values[index] for values in self.inputs), self.targets[index])

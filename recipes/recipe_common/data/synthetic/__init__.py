@@ -1,0 +1,1 @@
+"""Synthetic data in the layout of each dataset, for tests and demonstrations."""

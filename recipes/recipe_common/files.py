@@ -1,0 +1,100 @@
+"""Files that appear whole or not at all, and locks between processes."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from recipe_common.errors import RecipeError
+
+PARTIAL = ".partial"
+"""How the names of temporary files and folders end."""
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to `path` on success and removed on failure."""
+    partial = _partial(path)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, renamed to `path` on success and removed on failure.
+
+    Raises:
+        OSError: If there is a folder `path` with something in it, on leaving.
+    """
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.rename(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Say so if what writes ``path`` fails for want of room.
+
+    Raises:
+        RecipeError: If the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # Torch raises an error of its own while it handles that of the disk.
+        if not any(isinstance(each, OSError) and each.errno in DISK_FULL for each in (error, error.__context__)):
+            raise
+        raise RecipeError(
+            f"Expected room on the disk for {path}. Found none left. Fix: make room, and go on with `--resume`."
+        ) from error
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes left."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def lock(handle: IO[Any], *, wait: bool) -> bool:
+    """Lock an open file for this process, until it is closed or the process ends, however it ends.
+
+    Nobody is kept out on Windows, and on network file systems that know no locks.
+
+    Args:
+        handle: The file.
+        wait: Whether to wait while another process has the lock.
+
+    Returns:
+        Whether this process may go on; False if another has the lock, and this one did not want to wait.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}{PARTIAL}")

@@ -1,0 +1,195 @@
+"""Everything one run trains with, put together from flags."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import ceil
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from modbalance import BalancedOptimizer
+from recipe_common.data.samples.seeding import derived_seed
+from recipe_common.errors import RecipeError
+from recipe_common.recipe import Data, Recipe
+from recipe_common.report.results import ONLY
+from recipe_common.tasks.task import Task
+from recipe_common.training.evaluate import Evaluator
+from recipe_common.training.loaders import Loaders, batches_per_epoch, build_loaders
+from recipe_common.training.optimizers import Schedule, build_inner
+from recipe_common.training.precision import Precision
+from recipe_common.training.ranks import ALONE, Ranks
+from recipe_common.training.work import EncoderCounter
+
+
+@attrs.frozen
+class Job:
+    """One method on one dataset, ready to train.
+
+    Attributes:
+        method: Name of the balancing method.
+        args: Resolved flags.
+        model: The bare model.
+        wrapped: The model as all ranks train it together; the bare one if this process is alone.
+        forward: What training calls: the wrapped model, compiled if the flags say so.
+        optimizer: The inner optimizer, wrapped.
+        criterion: The loss of the task, wrapped.
+        penalty: Added to the loss: a function of the model, after its forward, and the target.
+        schedule: Changes the learning rate.
+        scaler: Gradient scaler, inactive unless fp16.
+        loaders: Training, validation and test batches.
+        evaluator: Computes the scores.
+        precision: Device and number format.
+        classes: Class names.
+        counter: Counts what goes through the encoders.
+        ranks: The processes that train the model together.
+    """
+
+    method: str
+    args: argparse.Namespace
+    model: nn.Module
+    wrapped: nn.Module
+    forward: Callable[..., Tensor]
+    optimizer: BalancedOptimizer
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    penalty: Callable[[nn.Module, Tensor], Tensor] | None
+    schedule: Schedule
+    scaler: GradScaler
+    loaders: Loaders
+    evaluator: Evaluator
+    precision: Precision
+    classes: tuple[str, ...]
+    counter: EncoderCounter
+    ranks: Ranks
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
+        """Return the context of a forward and backward: ranks join their gradients after the last batch of a step."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not is_last:
+            return self.wrapped.no_sync()
+        return nullcontext()
+
+    @property
+    def task(self) -> Task:
+        """What is trained and measured."""
+        return self.evaluator.task
+
+
+def build_job(
+    recipe: Recipe,
+    args: argparse.Namespace,
+    data: Data,
+    precision: Precision,
+    method: str,
+    options: Mapping[str, Any],
+    ranks: Ranks = ALONE,
+) -> Job:
+    """Build model, optimizer and loaders. Equal flags give equal weights, whatever the method."""
+    model = build_model(recipe, args, data, precision, method)
+    wrapped = join(model, method, ranks)
+    optimizer = build_optimizer(recipe, args, wrapped, balancing(method), options)
+    # Methods may draw different amounts while they are set up; training starts from one state.
+    torch.manual_seed(args.seed if ranks.is_first else derived_seed(args.seed, ranks.rank))
+    loaders = build_loaders(args, data, precision, ranks)
+    steps = ceil(batches_per_epoch(loaders.train, args.limit_batches) / args.accumulate)
+    return Job(
+        method=method,
+        args=args,
+        model=model,
+        wrapped=wrapped,
+        forward=torch.compile(wrapped) if args.compile else wrapped,
+        optimizer=optimizer,
+        criterion=optimizer.criterion(data.task.loss().to(precision.device), score=data.task.score),
+        penalty=data.penalty,
+        schedule=Schedule(args, optimizer, data.task.headline, steps),
+        scaler=precision.scaler(),
+        loaders=loaders,
+        evaluator=build_evaluator(recipe, args, data, model, precision),
+        precision=precision,
+        classes=data.classes,
+        counter=EncoderCounter(model, recipe.balance(args)["modalities"]),
+        ranks=ranks,
+    )
+
+
+def join(model: nn.Module, method: str, ranks: Ranks) -> nn.Module:
+    """Return the model such that all ranks train it together."""
+    if ranks.is_alone:
+        return model
+    # A run that trains a single modality uses no parameter of the other encoders.
+    return DistributedDataParallel(model, find_unused_parameters=method.startswith(ONLY))
+
+
+def balancing(method: str) -> str:
+    """Return the method to wrap the optimizer for: none for a run that trains a single modality."""
+    return "none" if method.startswith(ONLY) else method
+
+
+def keep_only(fusion: nn.Module, modalities: Sequence[str], kept: str) -> None:
+    """Let ``fusion`` see the features of one modality and zeros for all others, in training and evaluation."""
+
+    def zero_others(module: nn.Module, features: tuple[Any, ...]) -> tuple[Any, ...]:
+        pairs = zip(modalities, features, strict=True)
+        return tuple(feature if name == kept else torch.zeros_like(feature) for name, feature in pairs)
+
+    fusion.register_forward_pre_hook(zero_others)
+
+
+def build_model(
+    recipe: Recipe, args: argparse.Namespace, data: Data, precision: Precision, method: str = "none"
+) -> nn.Module:
+    """Return a fresh model on its device, drawn from ``--seed``; for ``only:<modality>`` it is blind to the others."""
+    torch.manual_seed(args.seed)
+    model = recipe.build_model(args, data).to(precision.device)
+    if method.startswith(ONLY):
+        keep_only(model.get_submodule(recipe.balance(args)["fusion"]), data.modalities, method.removeprefix(ONLY))
+    if precision.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return model
+
+
+def build_optimizer(
+    recipe: Recipe, args: argparse.Namespace, model: nn.Module, method: str, options: Mapping[str, Any]
+) -> BalancedOptimizer:
+    """Return the inner optimizer wrapped for ``method``."""
+    inner = build_inner(args, model.parameters())
+    described = {**recipe.balance(args), **options}
+    if args.clip_grad_norm is not None:
+        described["clip_grad_norm"] = args.clip_grad_norm
+    return BalancedOptimizer(inner, method=method, model=model, **described)
+
+
+def build_evaluator(
+    recipe: Recipe, args: argparse.Namespace, data: Data, model: nn.Module, precision: Precision
+) -> Evaluator:
+    """Return the evaluator of ``model``."""
+    fusion = model.get_submodule(recipe.balance(args)["fusion"])
+    return Evaluator(model, fusion, data.modalities, data.task, precision)
+
+
+def check_methods(
+    recipe: Recipe,
+    args: argparse.Namespace,
+    data: Data,
+    precision: Precision,
+    options: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Let a wrong method or option fail now, not hours later when its turn comes.
+
+    Raises:
+        RecipeError: If a method is named twice.
+        modbalance.ModbalanceError: If a method is unknown or refuses its options.
+    """
+    if len(set(args.methods)) < len(args.methods):
+        raise RecipeError(
+            f"Expected `--methods` to name each method once. Found {' '.join(args.methods)}. "
+            f"Fix: --methods {' '.join(dict.fromkeys(args.methods))}"
+        )
+    model = build_model(recipe, args, data, precision)
+    for method in options:
+        build_optimizer(recipe, args, model, balancing(method), options[method]).remove()

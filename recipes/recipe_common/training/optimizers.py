@@ -1,0 +1,106 @@
+"""The inner optimizer and the schedule of its learning rate, from flags."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
+from torch.optim.optimizer import Optimizer
+
+from recipe_common.errors import RecipeError
+from recipe_common.tasks.task import Metric
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("step", "multistep", "plateau", "cosine", "constant")
+
+
+def build_inner(args: argparse.Namespace, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Return the optimizer that ``--optimizer`` names."""
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
+    return kind(parameters, lr=args.lr, weight_decay=args.weight_decay)
+
+
+class Schedule:
+    """Changes the learning rate: after every step for ``cosine``, after every epoch otherwise.
+
+    Args:
+        args: Flags: ``schedule``, ``lr``, and those that belong to the schedule.
+        optimizer: Whose learning rate is changed.
+        metric: What ``plateau`` watches.
+        steps_per_epoch: Optimizer steps of an epoch, for ``cosine``.
+
+    Raises:
+        RecipeError: If ``plateau`` could not change the learning rate.
+    """
+
+    def __init__(self, args: argparse.Namespace, optimizer: Optimizer, metric: Metric, steps_per_epoch: int) -> None:
+        self._is_by_step = args.schedule == "cosine"
+        self._scheduler = _scheduler(args, optimizer, metric, steps_per_epoch)
+
+    def after_step(self) -> None:
+        """Tell that an optimizer step was taken."""
+        if self._is_by_step:
+            self._step()
+
+    def after_epoch(self, value: float) -> None:
+        """Tell that an epoch was trained and evaluated, and the value of the metric."""
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(value)
+        elif self._scheduler is not None and not self._is_by_step:
+            self._step()
+
+    def _step(self) -> None:
+        assert isinstance(self._scheduler, LRScheduler)
+        with warnings.catch_warnings():
+            # A run that was interrupted in its evaluation took the steps of this epoch in another process.
+            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
+            self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, for a checkpoint."""
+        return {} if self._scheduler is None else dict(self._scheduler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved position."""
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state)
+
+
+def _scheduler(
+    args: argparse.Namespace, optimizer: Optimizer, metric: Metric, steps_per_epoch: int
+) -> LRScheduler | ReduceLROnPlateau | None:
+    if args.schedule == "step":
+        return StepLR(optimizer, args.step_size, args.gamma)
+    if args.schedule == "multistep":
+        return MultiStepLR(optimizer, args.milestones, args.gamma)
+    if args.schedule == "plateau":
+        if args.gamma >= 1:
+            raise RecipeError(f"Expected --gamma below 1 with --schedule plateau. Found {args.gamma}. Fix: --gamma 0.1")
+        mode: Literal["max", "min"] = "max" if metric.higher_is_better else "min"
+        return ReduceLROnPlateau(optimizer, mode, args.gamma, args.patience)
+    if args.schedule == "cosine":
+        return LambdaLR(optimizer, _Cosine(args, steps_per_epoch))
+    return None
+
+
+class _Cosine:
+    """Factor of ``--lr`` after a number of steps: linear from ``--warmup-lr``, then half a cosine to ``--final-lr``."""
+
+    def __init__(self, args: argparse.Namespace, steps_per_epoch: int) -> None:
+        self.start, self.end = args.warmup_lr / args.lr, args.final_lr / args.lr
+        self.warmup = args.warmup_epochs * steps_per_epoch
+        self.total = args.epochs * steps_per_epoch
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.start + (1 - self.start) * step / self.warmup
+        done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,232 @@
+"""One run: train a method, evaluate a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from rich.console import Console
+
+from recipe_common.errors import RecipeError
+from recipe_common.files import room_for
+from recipe_common.recipe import Data, Recipe
+from recipe_common.report.curves import Picture
+from recipe_common.report.folder import SEED, RunFolder, write_text
+from recipe_common.report.results import Caption, Result, Run
+from recipe_common.report.tables import print_scores
+from recipe_common.report.view import View
+from recipe_common.training import checkpoint
+from recipe_common.training.interrupt import stop_on_signal
+from recipe_common.training.job import Job, build_evaluator, build_job, build_model
+from recipe_common.training.loaders import build_loaders
+from recipe_common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
+from recipe_common.training.ranks import ALONE, Ranks
+from recipe_common.training.settings import choose_methods, identity
+from recipe_common.training.trainer import Trainer, check_loss
+
+SKIPPED = "skipped.txt"
+_SHOWN = 10
+_RUN_SETTINGS = ("epochs", "workers", "jobs", "save_every")
+
+
+@attrs.frozen
+class Session:
+    """One call of the command line: what all its runs share.
+
+    Attributes:
+        recipe: The recipe.
+        args: Resolved flags.
+        data: The data, read once.
+        precision: Device and number format.
+        console: Where a person reads.
+        ranks: The processes that train each run together.
+    """
+
+    recipe: Recipe
+    args: argparse.Namespace
+    data: Data
+    precision: Precision
+    console: Console
+    ranks: Ranks = ALONE
+
+    @property
+    def caption(self) -> Caption:
+        """What a reader of the numbers must know."""
+        return Caption(self.recipe.title, self.data.generated, self.args.select, self.args.protocol, self.data.task)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process trains a single run."""
+        args = self.args
+        return args.child is not None or (len(args.methods) == 1 and args.seeds is None and not args.ceilings)
+
+    def folder(self, run: Run, options: Mapping[str, Any]) -> RunFolder:
+        """Return the folder of one run: ``OUTPUT/METHOD``, with several seeds ``OUTPUT/METHOD/seed-SEED``."""
+        path = Path(self.args.output) / run.folder
+        if self.args.seeds is not None:
+            path /= f"{SEED}{run.seed}"
+        return RunFolder(path, self.recipe.name, identity(self.args, run.method, options))
+
+    def say(self, *lines: str) -> None:
+        """Tell a person."""
+        for line in lines:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def open_session(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: Ranks = ALONE) -> Session:
+    """Read the data and say what is about to happen."""
+    precision = set_up(args, ranks)
+    data = recipe.load(args)
+    _check_splits(data, args)
+    lines = [recipe.title]
+    if data.generated:
+        lines.append("GENERATED DATA: no --data-root given; a small made-up set shows that everything works.")
+    lines += [*data.summary, *_skipped(data, args), f"device: {describe_device(precision)}"]
+    if not ranks.is_alone:
+        lines.append(f"processes: {ranks.size}, with {args.batch_size // ranks.size} samples of each batch")
+    args.methods, left_out = choose_methods(args.methods, _excluded(data, args))
+    session = Session(recipe, args, data, precision, console, ranks)
+    session.say(*lines, *left_out)
+    return session
+
+
+def _check_splits(data: Data, args: argparse.Namespace) -> None:
+    for name in ("train", "val", "test") if args.validation else ("train", "test"):
+        if len(getattr(data, name)) == 0:
+            raise RecipeError(
+                f"Expected samples in every split. Found none in {name}: {'; '.join(data.summary)}. "
+                "Fix: complete the lists and the files of that split."
+            )
+
+
+def _skipped(data: Data, args: argparse.Namespace) -> list[str]:
+    """Say how much is absent or unreadable, and where `write_skipped` lists it."""
+    if not data.skipped:
+        return []
+    if args.strict:
+        shown = "\n  ".join(data.skipped[:_SHOWN])
+        raise RecipeError(
+            f"Expected every listed sample, as --strict says. Found {len(data.skipped):,} absent or unreadable:\n  "
+            f"{shown}\nFix: complete the data, or leave --strict out."
+        )
+    where = "" if args.eval is not None else f"; their list: {Path(args.output) / SKIPPED}"
+    return [f"{len(data.skipped):,} listed samples are absent or unreadable and left out{where}"]
+
+
+def write_skipped(session: Session) -> None:
+    """List what is absent or unreadable in the output folder."""
+    if session.data.skipped:
+        write_text(Path(session.args.output) / SKIPPED, "\n".join(session.data.skipped) + "\n")
+
+
+def _excluded(data: Data, args: argparse.Namespace) -> dict[str, str]:
+    if args.validation:
+        return dict(data.excluded)
+    return {"relearning": "it compares training with validation data, and --no-validation leaves none", **data.excluded}
+
+
+def train(session: Session, method: str, options: Mapping[str, Any], folder: RunFolder, view: View) -> Result:
+    """Train one method, or go on with it, and evaluate its best epoch once on the test split.
+
+    Raises:
+        Interrupted: If somebody asked to stop.
+        RunFailed: If training has diverged.
+    """
+    args, ranks = session.args, session.ranks
+    if (finished := ranks.on_first(lambda: finished_result(folder, args.epochs))) is not None:
+        session.say(f"{method}: {folder.path} is finished; nothing to train.")
+        return finished
+    resumed = ranks.on_first(lambda: _saved_state(session, folder))
+    own = {name: getattr(args, name) for name in _RUN_SETTINGS}
+    ranks.on_first(lambda: folder.claim({**own, "device": describe_device(session.precision)}))
+    reset_peak_memory(session.precision.device)
+    job = build_job(session.recipe, args, session.data, session.precision, method, options, ranks)
+    trainer = Trainer(job, folder, view)
+    session.say(_description(job))
+    if resumed is not None:
+        trainer.restore(resumed)
+        session.say(f"going on at epoch {trainer.epoch + 1}, step {trainer.step_in_epoch + 1}")
+    with stop_on_signal() as stop:
+        trainer.fit(stop)
+        memory = peak_memory(session.precision.device, session.is_alone)
+    result = ranks.on_first(lambda: _tested(trainer, memory))
+    check_loss(result.test["test_loss"], "test loss", f"with the weights of epoch {result.best['epoch']}")
+    ranks.on_first(lambda: folder.write_result(result.as_json()))
+    if ranks.is_first:
+        with room_for(folder.curves):
+            Picture({method: [result.history]}, session.data.modalities, session.caption).save(folder.curves)
+    return result
+
+
+def finished_result(folder: RunFolder, epochs: int) -> Result | None:
+    """Return the result that a run has left after as many epochs as are wanted now."""
+    content = folder.read_result()
+    return Result(**content) if content is not None and len(content["history"]) == epochs else None
+
+
+def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
+    if not folder.last.exists():
+        return None
+    state = checkpoint.load(folder.last, checkpoint.STATE)
+    check_epochs(folder, session.args.epochs)
+    if state["best"] is not None:
+        checkpoint.load(folder.best)  # better missed now than after all epochs
+    return state
+
+
+def check_epochs(folder: RunFolder, wanted: int) -> None:
+    """Refuse to go on with a run that has more epochs than are wanted now.
+
+    Raises:
+        RecipeError: If it has.
+    """
+    done = folder.epochs_done()
+    if done > wanted:
+        raise RecipeError(
+            f"Expected at most {wanted} epochs in {folder.path}, as `--epochs` says. Found {done}. "
+            f"Fix: --epochs {done}, or another `--output`."
+        )
+
+
+def _tested(trainer: Trainer, memory: float | None) -> Result:
+    job = trainer.job
+    best = checkpoint.load(trainer.folder.best)
+    job.model.load_state_dict(best["model"])
+    scores = job.evaluator(job.loaders.test, job.args.limit_batches)
+    return Result(job.method, job.args.seed, dict(best["row"]), scores.as_row("test"), trainer.history, memory)
+
+
+def _description(job: Job) -> str:
+    parameters = sum(parameter.numel() for parameter in job.model.parameters())
+    return f"model: {type(job.model).__name__}, {parameters / 1e6:.1f} M parameters; method: {job.method}"
+
+
+def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) -> None:
+    """Print the scores of a checkpoint on the validation and test splits.
+
+    Raises:
+        RecipeError: If the checkpoint was trained for other classes or another model.
+    """
+    args, data = session.args, session.data
+    if list(data.classes) != state["classes"]:
+        raise RecipeError(
+            f"Expected data with the classes of {path}, {state['classes']}. Found {list(data.classes)}. "
+            "Fix: evaluate it with the data that it was trained on."
+        )
+    model = build_model(session.recipe, args, data, session.precision, state["settings"]["method"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(
+            f"Expected weights of the model of these flags in {path}. Found others: {reason[:300]}. "
+            "Fix: leave out the flags that change the model; those of the training are in the checkpoint."
+        ) from error
+    evaluator = build_evaluator(session.recipe, args, data, model, session.precision)
+    loaders = build_loaders(args, data, session.precision)
+    splits = {"val": loaders.val, "test": loaders.test} if args.validation else {"test": loaders.test}
+    rows = {name: evaluator(loader, args.limit_batches).as_row(name) for name, loader in splits.items()}
+    print_scores(session.console, rows, data.modalities, data.task, str(path))
