@@ -1,6 +1,6 @@
 """BraTS 2021: which voxels of a brain belong to a tumour, and to which part of it, by four kinds of MRI?
 
-    python recipes/brats.py --methods none cggm                      a small generated set, minutes on a laptop
+    python recipes/brats.py --methods none cggm                      a small synthetic set, minutes on a laptop
     python recipes/brats.py prepare --data-root DIR                  h5 files from the NIfTI files, once
     python recipes/brats.py --data-root DIR --methods none cggm      the paper's training
 
@@ -35,8 +35,8 @@ from recipe_common.data.readers.volumes import (
     rotate_flip_noise,
     slices_per_case,
 )
-from recipe_common.data.synthetic.brats import MadeUpBrains
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.brats import SyntheticBrains
+from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.models import deeplab, unet
 from recipe_common.models.fusion import describe
@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the cases; without `--data-root` those of a small generated set."""
-    is_generated = args.data_root is None
-    root = generated_folder("brats", MINIATURE, MINIATURE.write) if is_generated else Path(args.data_root)
+    """Find, split and open the cases; without `--data-root` those of a small synthetic set."""
+    is_synthetic = args.data_root is None
+    root = synthetic_folder("brats", SYNTHETIC, SYNTHETIC.write) if is_synthetic else Path(args.data_root)
     files, origin = FILES.find(root, args.split_seed)
     opened = {part: open_cases(paths, len(MODALITIES), LABELS, skip_bad=args.skip_bad) for part, paths in files.items()}
     cases = {part: found for part, (found, _) in opened.items()}
@@ -86,7 +86,7 @@ def load(args: argparse.Namespace) -> Data:
         test=evaluated(args, cases["test"]),
         classes=CLASSES,
         modalities=MODALITIES,
-        generated=is_generated,
+        synthetic=is_synthetic,
         summary=(f"data: {root}", f"split: {origin}", f"cases: {counts}", f"evaluation: {scored}"),
         task=segmentation(
             REGIONS,
@@ -146,11 +146,13 @@ def balance(args: argparse.Namespace) -> Mapping[str, Any]:
     return describe(MODALITIES)
 
 
-def made_up(first: int, count: int) -> tuple[str, ...]:
+def synthetic_cases(first: int, count: int) -> tuple[str, ...]:
     return tuple(f"BraTS2021_{number:05d}{SUFFIX}" for number in range(first, first + count))
 
 
-MINIATURE = MadeUpBrains((("train", made_up(0, 40)), ("valid", made_up(40, 8)), ("test", made_up(48, 8))))
+SYNTHETIC = SyntheticBrains(
+    (("train", synthetic_cases(0, 40)), ("valid", synthetic_cases(40, 8)), ("test", synthetic_cases(48, 8)))
+)
 
 RECIPE = Recipe(
     name="brats",
@@ -180,7 +182,7 @@ RECIPE = Recipe(
         "eval_crop": 240,
         "width": 32,
     },
-    generated_defaults={
+    synthetic_defaults={
         "model": "unet",
         "width": 8,
         "crop": 32,

@@ -1,6 +1,6 @@
 """CMU-MOSEI: is what people say about something positive, by words, voice and face?
 
-    python recipes/cmu_mosei.py --methods none ogm                      a small generated set, minutes on a laptop
+    python recipes/cmu_mosei.py --methods none ogm                      a small synthetic set, minutes on a laptop
     python recipes/cmu_mosei.py --data-root DIR --methods none ogm      BalanceBenchmark's model on aligned features
     python recipes/cmu_mosei.py --data-root DIR --features noalign      features that are not aligned by word
     python recipes/cmu_mosei.py --data-root DIR --task regression       the sentiment itself, from -3 to 3
@@ -30,8 +30,8 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES, MELS, Spoken, read_mosei, read_talks
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed
 from recipe_common.data.samples.in_memory import TensorSet
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.sentiment import MadeUpSequences, MadeUpTalks
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.sentiment import SyntheticSequences, SyntheticTalks
 from recipe_common.models.fusion import ConcatFusion, LateFusionNet, describe
 from recipe_common.models.guided_attention import GuidedAttentionNet
 from recipe_common.models.sequence import STEPS, TransformerEncoder
@@ -51,7 +51,7 @@ from recipe_common.tasks.task import Task, classification
 SPOKEN = MODALITIES[:2]
 SIZES = {"transformer": (1024, 2), "agm": (512, 6)}
 """Width and layers of both models in the papers."""
-MADE_UP, MADE_UP_TALKS = MadeUpSequences(), MadeUpTalks()
+SYNTHETIC, SYNTHETIC_TALKS = SyntheticSequences(), SyntheticTalks()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ class MoseiData(Data):
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Read the segments; without `--data-root` those of a small generated set."""
+    """Read the segments; without `--data-root` those of a small synthetic set."""
     parts, modalities, vectors, notes = read(args)
     train, val, test = parts["train"], parts["val"], parts["test"]
     dataset = partial(in_memory, args, modalities)
@@ -96,7 +96,7 @@ def load(args: argparse.Namespace) -> Data:
         test=dataset(test),
         classes={"binary": CLASSES, "seven": SEVEN, "regression": ()}[args.task],
         modalities=modalities,
-        generated=args.data_root is None,
+        synthetic=args.data_root is None,
         summary=(*notes.summary, *(balance_line(name, part) for name, part in parts.items())),
         task=task_of(args),
         excluded=excluded(args),
@@ -108,11 +108,11 @@ def load(args: argparse.Namespace) -> Data:
 def read(args: argparse.Namespace) -> tuple[Mapping[str, Packed | Spoken], tuple[str, ...], Tensor | None, Notes]:
     """Return the splits, their modalities, the word vectors of AGM's files, and what a person should know."""
     is_small = args.data_root is None
-    root = generated_root() if is_small else Path(args.data_root)
+    root = synthetic_root() if is_small else Path(args.data_root)
     if args.model == "agm":
-        talks = read_talks(root, args.tokens, MADE_UP_TALKS.mels if is_small else MELS)
+        talks = read_talks(root, args.tokens, SYNTHETIC_TALKS.mels if is_small else MELS)
         return talks.splits, SPOKEN, talks.vectors, Notes((f"data: {root}", *talks.summary), talks.skipped)
-    kind, shapes = ("aligned", MADE_UP.shapes) if is_small else (args.features, None)
+    kind, shapes = ("aligned", SYNTHETIC.shapes) if is_small else (args.features, None)
     path, splits = read_mosei(root, kind, shapes, drop_empty=args.drop_empty)
     return splits, MODALITIES, None, Notes((f"data: {path}", *(part.summary(name) for name, part in splits.items())))
 
@@ -159,17 +159,17 @@ def excluded(args: argparse.Namespace) -> dict[str, str]:
     return {**NOT_FOR_REGRESSION, "cggm": cggm}
 
 
-def generated_root() -> Path:
+def synthetic_root() -> Path:
     """Return the folder of a small set in both formats, which it makes at the first call.
 
     320 training, 80 validation and 120 test segments: of at most 12 steps, packed, and of at most 16 words.
     """
 
     def write(root: Path) -> None:
-        MADE_UP.write(root / FILES["aligned"][0])
-        MADE_UP_TALKS.write(root)
+        SYNTHETIC.write(root / FILES["aligned"][0])
+        SYNTHETIC_TALKS.write(root)
 
-    return generated_folder("cmu_mosei", (MADE_UP, MADE_UP_TALKS), write)
+    return synthetic_folder("cmu_mosei", (SYNTHETIC, SYNTHETIC_TALKS), write)
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
@@ -220,7 +220,7 @@ RECIPE = Recipe(
         "mask": True,
         "drop_empty": True,
     },
-    generated_defaults={
+    synthetic_defaults={
         "width": 32,
         "layers": 2,
         "tokens": 16,
@@ -255,7 +255,7 @@ RECIPE = Recipe(
         "relearning": {"period": 15, "count": 2},  # BalanceBenchmark
         "cggm": {"probes": "mlp"},  # these fit all heads
     },
-    generated_options={
+    synthetic_options={
         "ogm": {"start_epoch": 0},
         "ogm_ge": {"start_epoch": 0},
     },

@@ -1,6 +1,6 @@
 """VGGSound: which of 309 sounds is made in a 10-second clip, by what is heard and seen?
 
-    python recipes/vggsound.py --methods none ogm_ge                      a small generated set
+    python recipes/vggsound.py --methods none ogm_ge                      a small synthetic set
     python recipes/vggsound.py prepare --data-root DIR                    frames and sound from videos, once
     python recipes/vggsound.py --data-root DIR --methods none ogm_ge      the paper's training
 
@@ -29,7 +29,7 @@ from recipe_common.cli import main
 from recipe_common.data.cache.feed import add_feed_arguments
 from recipe_common.data.prepare.engine import prepare_parser, verify
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
-from recipe_common.data.samples.audiovisual import MadeUpClips
+from recipe_common.data.samples.audiovisual import SyntheticClips
 from recipe_common.data.samples.clips import (
     CLIP_DEFAULTS,
     Places,
@@ -42,7 +42,7 @@ from recipe_common.data.samples.clips import (
 )
 from recipe_common.data.samples.splits import Split
 from recipe_common.data.samples.youtube import disjoint, read_named_list, read_vggsound
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.recipe import Data, Recipe
@@ -60,7 +60,7 @@ PLACES = Places(
     bases=(".", "vggsound", "VGGSound", "data/VGGSound"),
     prepare="python recipes/vggsound.py prepare --data-root {root}",
 )
-MADE_UP_LABELS = (
+SYNTHETIC_LABELS = (
     "air horn",
     "cat purring",
     "child speech, kid speaking",
@@ -85,8 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else Path(args.data_root)
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    root = synthetic_root() if args.data_root is None else Path(args.data_root)
     listed, origin = read_split(root)
     classes = tuple(sorted({row.label for part in (listed.train, listed.test) for row in part}))
     if len(classes) != args.num_classes:
@@ -113,12 +113,12 @@ def read_split(root: Path) -> tuple[Split, str]:
     )
 
 
-def generated_root() -> Path:
+def synthetic_root() -> Path:
     """Return the folder of a small set with the csv file and folders of the OGM-GE code, made at the first call.
 
     30 training and 8 test clips of each of 12 labels. On disk, starts have six digits in the test part alone.
     """
-    parts = {"train": made_up("train", "d", 30), "test": made_up("test_", "06d", 8)}
+    parts = {"train": synthetic_clips("train", "d", 30), "test": synthetic_clips("test_", "06d", 8)}
 
     def write(root: Path) -> None:
         lines = []
@@ -128,17 +128,17 @@ def generated_root() -> Path:
             for folder in sorted(frames.iterdir()):
                 folder.rename(f"{folder}.mp4")
             for name, label in zip(clips.names, clips.labels, strict=True):
-                lines.append(f'{name[:11]},{int(name[12:])},"{MADE_UP_LABELS[label]}",{part}\n')
+                lines.append(f'{name[:11]},{int(name[12:])},"{SYNTHETIC_LABELS[label]}",{part}\n')
         (root / "vggsound.csv").write_text("".join(lines), newline="")
 
-    return generated_folder("vggsound", tuple(parts.items()), write)
+    return synthetic_folder("vggsound", tuple(parts.items()), write)
 
 
-def made_up(prefix: str, start: str, per_label: int) -> MadeUpClips:
+def synthetic_clips(prefix: str, start: str, per_label: int) -> SyntheticClips:
     """Describe clips with ids of 11 characters, as YouTube has them, and starts in the given format."""
-    labels = tuple(range(len(MADE_UP_LABELS))) * per_label
+    labels = tuple(range(len(SYNTHETIC_LABELS))) * per_label
     names = tuple(f"{prefix}{index:06d}_{index:{start}}" for index in range(len(labels)))
-    return MadeUpClips(names, labels, len(MADE_UP_LABELS), seed=per_label)
+    return SyntheticClips(names, labels, len(SYNTHETIC_LABELS), seed=per_label)
 
 
 def prepare_main(arguments: list[str]) -> int:
@@ -188,9 +188,9 @@ RECIPE = Recipe(
         "frames": 3,
         "num_classes": 309,
     },
-    generated_defaults={
+    synthetic_defaults={
         # 0.4 s of 0.8 s as a (64, 64) spectrogram, one (64, 64) picture, and larger steps.
-        "num_classes": len(MADE_UP_LABELS),
+        "num_classes": len(SYNTHETIC_LABELS),
         "audio_rate": 8_000,
         "audio_seconds": 0.4,
         "n_fft": 126,

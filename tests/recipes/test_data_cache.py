@@ -562,10 +562,10 @@ def test_where_the_cache_is_does_not_matter_but_whether_there_is_one_does(tmp_pa
     assert settings() == settings("--cache-size", "128")
 
 
-def test_the_generated_set_has_a_cache_beside_it() -> None:
+def test_the_synthetic_set_has_a_cache_beside_it() -> None:
     data = open_data(cremad.RECIPE, "--cache", "auto")
     assert_same_samples(Head(data.train), Head(open_data(cremad.RECIPE).train))
-    assert beside(cremad.generated_root()).is_dir()
+    assert beside(cremad.synthetic_root()).is_dir()
 
 
 class Head:

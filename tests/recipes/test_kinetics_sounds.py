@@ -395,16 +395,16 @@ def test_prepare_without_a_fitting_video_is_explained(tmp_path: Path) -> None:
         video_jobs(tmp_path)
 
 
-def test_the_generated_set_has_the_real_format() -> None:
-    root = kinetics_sounds.generated_root()
-    assert root == kinetics_sounds.generated_root()
+def test_the_synthetic_set_has_the_real_format() -> None:
+    root = kinetics_sounds.synthetic_root()
+    assert root == kinetics_sounds.synthetic_root()
     lines = (root / "my_train.txt").read_bytes().split(b"\r\n")
     assert lines[1] == b"gen_00001-k_000001_000011,10,1"
     assert (root / "my_test.txt").read_bytes().startswith(b"gen_00310-k_310,10,0\r\n")
     data = load(RECIPE, None)
     assert [len(part.samples) for part in (data.train, data.val, data.test)] == [279, 31, 93]  # type: ignore[attr-defined]
     assert set(labels_of(data.train)) == set(labels_of(data.test)) == set(range(31))
-    assert data.generated
+    assert data.synthetic
     assert data.skipped == ()
     audio, visual, _ = data.train[0, 0]
     assert (audio.shape, visual.shape) == ((1, 48, 40), (3, 1, 64, 64))

@@ -148,7 +148,7 @@ def find_event_folders(root: Path, fps: int, *, stored: bool, prepare: str) -> E
     raise RecipeError(
         f"Expected {' and '.join(missing)}. Found in {base}: {listing(base)}. Fix: point --data-root to the folder "
         f"that holds {VIDEOS}/, {AUDIO}/ and the lists, choose another --audio-frontend, or leave --data-root out to "
-        "train on a small generated set."
+        "train on a small synthetic set."
     )
 
 

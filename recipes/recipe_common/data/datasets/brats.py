@@ -60,7 +60,7 @@ class CaseFiles:
         return tuple(sorted(folder.glob(f"[!.]*{self.suffix}")))
 
     def _missing(self, root: Path, count: int) -> RecipeError:
-        found, fix = listing(root), "point --data-root to them, or leave it out to train on a small generated set"
+        found, fix = listing(root), "point --data-root to them, or leave it out to train on a small synthetic set"
         if count:
             found, fix = f"{count} of them", "prepare or download more of them"
         if next(root.rglob(self.raw), None) is not None:

@@ -208,5 +208,5 @@ def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: Path | None, par
     return RecipeError(
         f"Expected in {root}: {absent}. Found {listing(root)}. "
         "Fix: point --data-root to the folder that holds them, "
-        "or leave it out to train on a small generated set."
+        "or leave it out to train on a small synthetic set."
     )

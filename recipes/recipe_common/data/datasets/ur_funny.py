@@ -67,7 +67,7 @@ def read_humor(root: Path, shapes: Shapes = SHAPES) -> Humor:
         raise RecipeError(
             f"Expected {PACKED}, or the files of the release ({', '.join(RELEASE)}), in {root}. Found {found}. "
             "Fix: download what is missing, point --data-root at the packed file, or leave it out to train on a small "
-            "generated set."
+            "synthetic set."
         )
     return _read_release(root)
 

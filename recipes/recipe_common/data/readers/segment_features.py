@@ -140,7 +140,7 @@ def _find(folder: Path) -> dict[str, Path]:
     if missing:
         raise RecipeError(
             f"Expected {', '.join(names)} in {folder}. Found {listing(folder)}; missing: {', '.join(missing)}. "
-            "Fix: point --data-root to the folder of all six files, or leave it out to train on a small generated set."
+            "Fix: point --data-root to the folder of all six files, or leave it out to train on a small synthetic set."
         )
     return paths
 

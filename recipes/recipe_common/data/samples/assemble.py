@@ -39,7 +39,7 @@ def open_samples(
         test=opened(parts.test, training=False),
         classes=classes,
         modalities=tuple(source.modality for source in sources),
-        generated=args.data_root is None,
+        synthetic=args.data_root is None,
         summary=(*lines, *parts.summary),
         skipped=parts.skipped,
     )

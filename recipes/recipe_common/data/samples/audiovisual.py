@@ -1,4 +1,4 @@
-"""Clips of a sound and some frames each: where they are, how they are read, and how small made-up ones are written.
+"""Clips of a sound and some frames each: where they are, how they are read, and how small synthetic ones are written.
 
 `audio_source` and `frames_source` list folders once and find clips by a key of their names, as people have unpacked
 datasets in many ways.
@@ -193,8 +193,8 @@ def listed(folders: Sequence[Path], shown: int = 2) -> str:
 
 
 @attrs.frozen
-class MadeUpClips:
-    """What a generated set of clips depends on; a clip is a function of its position, its label and the seed.
+class SyntheticClips:
+    """What a synthetic set of clips depends on; a clip is a function of its position, its label and the seed.
 
     Args:
         names: Clip names.

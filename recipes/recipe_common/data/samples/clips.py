@@ -92,7 +92,7 @@ class Places:
         raise RecipeError(
             f"Expected in {root}: {'; '.join(missing)}; or videos in {' or '.join(self.videos)}. "
             f"Found {listing(root)}. Fix: point --data-root to the folder that holds them, or leave it out to train on "
-            "a small generated set."
+            "a small synthetic set."
         )
 
     def find_file(self, root: Path, names: Sequence[str]) -> Path | None:

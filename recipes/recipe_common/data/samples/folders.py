@@ -48,7 +48,7 @@ class Layout:
         raise RecipeError(
             f"Expected in {root}: wav files in {' or '.join(self.audio)}, and frames in {self.frames}/NAME/*.jpg or "
             f"videos in {self.videos}. Found {listing(root)}. Fix: point --data-root to the folder that holds them, "
-            "or leave it out to train on a small generated set."
+            "or leave it out to train on a small synthetic set."
         )
 
     def audio_folder(self, root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Made-up brains with a tumour, whose parts show in different modalities."""
+"""Synthetic brains with a tumour, whose parts show in different modalities."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ CORE, OEDEMA, RIM = 1, 2, 3
 
 
 @attrs.frozen
-class MadeUpBrains:
-    """What a generated set of volumes depends on; a case is a function of its number and the seed.
+class SyntheticBrains:
+    """What a synthetic set of volumes depends on; a case is a function of its number and the seed.
 
     Args:
         cases: Names of the files by folder.
