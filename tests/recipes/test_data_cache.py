@@ -51,7 +51,7 @@ from recipes.stepping import StopAtLook
 
 from .cremad_tree import LABELS, label_of, names, write_list
 from .feed_clips import open_data
-from .ucf_tree import write_clip
+from .ucf101_tree import write_clip
 
 SOUND = Spectrogram(rate=1000, seconds=0.5, n_fft=32, hop=20)
 FRAMES = Frames(2, 16)

@@ -28,7 +28,7 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.errors import RecipeError
 from recipe_common.models.pretrained import identity, load_network, local_folder
 
-from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
+from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
 COMMAND = "run prepare"
 

@@ -34,7 +34,7 @@ from recipe_common.recipe import Data
 from recipe_common.report.curves import Picture
 from recipe_common.training.settings import BUILTIN, resolve
 
-from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
+from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
 
 from .test_data_optical_flow import write_moving
-from .ucf_tree import CLASSES, names, write_clip, write_lists
+from .ucf101_tree import CLASSES, names, write_clip, write_lists
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.data.synthetic.iemocap import SyntheticUtterances
 from recipe_common.errors import RecipeError
 
-from .mmin_tree import SIZES, names, write_features, write_h5, write_list, write_tree
+from .iemocap_tree import SIZES, names, write_features, write_h5, write_list, write_tree
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 LENGTHS = {"text": 4, "audio": 2, "vision": 3}
