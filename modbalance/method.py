@@ -15,7 +15,7 @@ from modbalance.errors import CheckpointError, ConfigError, suggest
 
 Preset = Literal["official", "paper"]
 Check = Callable[[Any], str | None]
-NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model")
+NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model", "classes", "accuracy", "validation")
 """What `Method.needs` may name."""
 
 
@@ -61,7 +61,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) -> Any:
+def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING, short: Any = attrs.NOTHING) -> Any:
     """Declare an option of a method.
 
     Args:
@@ -69,6 +69,7 @@ def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) 
         check: Returns ``None`` for a valid value, else the words for what is expected (``gt``, ``one_of``, ...).
         doc: One phrase with unit and range; it is what `modbalance show METHOD` and the docs print.
         paper: Value of the paper preset, where the paper says something else than its code.
+        short: Value for a training of a few epochs, where the default would never come to act in one.
     """
 
     def validate(method: Method, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -79,6 +80,8 @@ def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) 
             )
 
     metadata = {"doc": doc, "paper": default if paper is attrs.NOTHING else paper}
+    if short is not attrs.NOTHING:
+        metadata["short"] = short
     return attrs.field(default=default, validator=validate, metadata=metadata)
 
 
@@ -104,6 +107,8 @@ class Method:
         name: Name of the method, equal to the name of its entry point.
         needs: What the hooks use: any of ``unimodal_logits``, ``features``, ``target``, ``loss_fn``, ``model``. The
             model is asked for when the optimizer is built, a fitting target in the criterion, the rest on first use.
+            And what the data must have: ``classes``, one class index per sample as the target; ``accuracy``, that of
+            each modality; ``validation``, samples that are held out of training.
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.

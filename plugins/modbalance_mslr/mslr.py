@@ -35,6 +35,7 @@ class MSLR(WindowedMethod):
     """
 
     name: ClassVar[str] = "mslr"
+    needs = frozenset({"accuracy"})
     min_modalities = 2
 
     end_epoch: int | None = option(
