@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from modbalance.registry import load_method
+from modbalance._plugins import load_method
 
 DOCS = Path(__file__).parent
 TABLE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end options -->)", re.DOTALL)

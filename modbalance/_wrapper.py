@@ -1,4 +1,4 @@
-"""The part of a torch optimizer that another one provides: groups, state and defaults, shared and never copied."""
+"""A torch optimizer around another one: groups, state and defaults are shared, never copied."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Wrapper(Optimizer):
         self._inner.add_param_group(param_group)
 
     def _about_to_scale(self) -> None:
-        """Hear that a GradScaler is about to take a step or to skip it."""
+        """Called when a GradScaler is about to take a step or to skip it."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Hook tables are rebuilt; a scheduler's wrapper around `step` belongs to this object.
@@ -70,8 +70,8 @@ class Wrapper(Optimizer):
         self._inner.defaults.update(defaults)
 
     def __getattr__(self, name: str) -> Any:
-        # GradScaler asks this right before it takes a step or skips it, and a skip is told nowhere else. To have the
-        # attribute would make the scaler leave skipping to us, so the answer stays "no".
+        # GradScaler reads this right before it takes a step or skips it, and a skip shows nowhere else. With the
+        # attribute present, the scaler would leave skipping to the optimizer, so it stays absent.
         if name == "_step_supports_amp_scaling":
             self._about_to_scale()
         if name.startswith("_") or "_inner" not in self.__dict__:

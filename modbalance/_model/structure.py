@@ -1,20 +1,15 @@
-"""The model seen as encoders and fusion: which parameter belongs to which modality, and how to run parts again."""
+"""The model as encoders and fusion: its modules by modality, and which parameter belongs to which modality."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from modbalance._model.forward import Inputs
 from modbalance.errors import ConfigError, suggest
-from modbalance.layout import Args, Inputs, Kwargs, replace_features
-
-if TYPE_CHECKING:
-    from modbalance.capture import Forward
 
 Part = str | nn.Module
 Parts = Part | Sequence[Part]
@@ -57,8 +52,18 @@ def _as_list(parts: Any) -> list[Any]:
     return list(parts) if isinstance(parts, list | tuple) else [parts]
 
 
-class Topology:
-    """Encoders, fusion and parameter ownership of one model; runs the fusion or the whole model again on request."""
+class Structure:
+    """Encoders, fusion and parameter ownership of one model.
+
+    Attributes:
+        model: The user's model without wrappers; ``None`` in the model-free form.
+        modalities: Names of the modalities, in fusion order.
+        encoders: Modules of each modality's encoder; empty where parameter groups name the modalities.
+        fusion: Modules that turn features into logits, applied in sequence; empty where unknown or a callable.
+        fusion_callable: The same as a callable from features to logits.
+        feature_sizes: Sizes of the parts of one concatenated tensor, in fusion order.
+        inputs: Places of the modalities among the arguments of the model.
+    """
 
     def __init__(
         self,
@@ -71,8 +76,6 @@ class Topology:
     ) -> None:
         self.model = unwrap(model)
         self.inputs = inputs
-        self._paused = False
-        self.heads: list[nn.Module] = []
         if modalities is not None:
             self.encoders = self._resolve_encoders(modalities)
             owned = {name: _parameters(parts) for name, parts in self.encoders.items()}
@@ -124,99 +127,18 @@ class Topology:
                 f"of {' and '.join(map(repr, owners))}: name only the parts that are a modality's own in `modalities=`."
             )
 
-    def fuse(self, features: Mapping[str, Tensor], forward: Forward | None, *, training: bool | None = None) -> Tensor:
-        """Return the fusion's output for other features, run as in ``forward``: same further arguments, same autocast.
-
-        Training flags, buffers and RNG are left as they were. ``training`` changes the mode for this pass.
-        """
-        if self.fusion_callable is None and not self.fusion:
-            raise ConfigError(
-                "Running the fusion again needs `fusion=`: the submodule where unimodal features become logits "
-                "(a path, a module, a list applied in sequence, or a callable). Found none."
-            )
-        with ExitStack() as stack:
-            stack.enter_context(self.preserved(self.reruns, training))
-            stack.enter_context(self.paused())
-            if forward is not None:
-                stack.enter_context(forward.autocast())
-            if self.fusion_callable is not None:
-                return _as_logits(self.fusion_callable(*(features[name] for name in self.modalities)))
-            call = (forward.fusion_args, forward.fusion_kwargs) if forward is not None else ((), {})
-            args, kwargs = replace_features(*call, features, self.modalities)
-            output = self.fusion[0](*args, **kwargs)
-            for module in self.fusion[1:]:
-                output = module(output)
-            return _as_logits(output)
-
-    def rerun(self, forward: Forward, args: Args, kwargs: Kwargs, *, training: bool) -> Tensor:
-        """Return the logits of the model for other inputs, run as in ``forward``; flags, buffers and RNG are kept."""
-        assert self.model is not None
-        with self.preserved([self.model], training), forward.autocast():
-            output = self.model(*args, **kwargs)
-        return _as_logits(output if forward.logits_of is None else forward.logits_of(output))
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether a part of the model runs again on the core's behalf, so that hooks must not record it."""
-        return self._paused
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keep the hooks from recording what runs inside."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
-
-    @contextmanager
-    def preserved(self, modules: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
-        """Restore training flags, buffers and RNG after the body; run it in the given mode."""
-        flags = [(module, module.training) for root in modules for module in root.modules()]
-        if training is not None:
-            for root in modules:
-                root.train(training)
-        # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
-        # norm that has run already. In eval mode no buffer changes.
-        owners = [(module._buffers, dict(module._buffers)) for module, _ in flags if module.training]
-        for buffers, kept in owners:
-            buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
-        devices = {p.device for root in modules for p in root.parameters() if p.is_cuda}
-        try:
-            with torch.random.fork_rng([device.index for device in devices]):
-                yield
-        finally:
-            for module, flag in flags:
-                module.training = flag
-            for buffers, kept in owners:
-                buffers.update(kept)
-
-    @property
-    def reruns(self) -> list[nn.Module]:
-        """What may run when logits are made of features again; all of the model where a callable hides what it uses."""
-        if self.heads:
-            return [*self.fusion, *self.heads]
-        return self.fusion or ([self.model] if self.model is not None else [])
-
-    @contextmanager
-    def frozen_fusion(self) -> Iterator[None]:
-        """Let the parameters of what makes logits of features act as constants for what is computed in the body."""
-        parameters = [p for module in self.reruns for p in module.parameters() if p.requires_grad]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
+    def sole_fusion_layer(self) -> nn.Module | None:
+        """Return the layer that holds all of the fusion's parameters, if there is one."""
+        leaves = [module for root in self.fusion for module in root.modules() if list(module.parameters(False))]
+        return leaves[0] if len(leaves) == 1 else None
 
     def explain_missing_features(self, missing: Sequence[str] = ()) -> str:
-        """Say why no features were seen, or those of ``missing`` were not, and what to do."""
+        """Return a message on features that no hook recorded: all, or those of ``missing``, with the fix."""
         if missing:
             return (
-                f"This method needs the features of each modality. Found none of {', '.join(map(repr, missing))}: what "
-                "`modalities=` names should return one tensor and run in each forward. Name an inner module that does, "
-                "or the submodule that receives all features in `fusion=`."
+                f"This method needs the features of each modality. Found none of {', '.join(map(repr, missing))}: "
+                "the modules in `modalities=` should return one tensor and run in each forward. Name an inner module "
+                "that does, or the submodule that receives all features in `fusion=`."
             )
         if self.model is None:
             return (
@@ -288,12 +210,3 @@ def _shared(owned: Mapping[str, list[tuple[str, nn.Parameter]]]) -> dict[str, li
         for name, parameter in named:
             owners.setdefault(id(parameter), (name, []))[1].append(modality)
     return {name: modalities for name, modalities in owners.values() if len(modalities) > 1}
-
-
-def _as_logits(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    raise ConfigError(
-        f"The fusion should return the logits as one tensor. Found {type(output).__name__}: name the modules up to the "
-        "logits in `fusion=[...]`, or pass a callable from features to logits."
-    )

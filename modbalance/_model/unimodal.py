@@ -1,21 +1,20 @@
-"""The ways to obtain the logits of one modality alone."""
+"""Logits of one modality alone, from features: slices of a linear head, zeroed features, own heads or a callable."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbalance.distributed import Ranks
+from modbalance._model.forward import Forward
+from modbalance._model.rerun import Rerun, frozen, preserved
+from modbalance._model.structure import Part, Structure, resolve
+from modbalance._ranks import Ranks
 from modbalance.errors import ConfigError, suggest
-from modbalance.topology import Part, Topology, resolve
-
-if TYPE_CHECKING:
-    from modbalance.records import Batch
 
 Features = Mapping[str, Tensor]
 UnimodalSpec = str | Mapping[str, Part] | Callable[[Features], Features]
@@ -39,8 +38,9 @@ class Unimodal:
     features to logits, both by modality.
     """
 
-    def __init__(self, spec: UnimodalSpec, topology: Topology, ranks: Ranks) -> None:
-        self.topology = topology
+    def __init__(self, spec: UnimodalSpec, structure: Structure, rerun: Rerun, ranks: Ranks) -> None:
+        self.structure = structure
+        self.rerun = rerun
         self.ranks = ranks
         self.kind = "auto"
         self.chooses = spec == "auto"
@@ -54,45 +54,64 @@ class Unimodal:
         elif isinstance(spec, Mapping):
             self.kind = "heads"
             self.heads = self._resolve_heads(spec)
-            topology.heads = list(self.heads.values())
         elif callable(spec):
             self.kind, self.function = "callable", spec
-            topology.heads = [] if topology.model is None else [topology.model]
         else:
             raise ConfigError(f"{_EXPECTED} Found `unimodal = {spec!r}`.")
 
-    def logits(self, batch: Batch, *, live: bool = False, auto: str = "auto") -> Features:
+    def restore_choice(self, kind: str) -> None:
+        """Take over a choice that a checkpoint holds, where the user left it to ``"auto"``."""
+        if self.chooses and kind in ("auto", "slice", "zero"):
+            self.kind = kind
+
+    def logits(
+        self, features: Features, fused: Tensor, forward: Forward | None, *, live: bool = False, auto: str = "auto"
+    ) -> Features:
         """Return the logits by modality, (B, C, ...) each.
 
         Args:
-            batch: Where the features and the fused logits come from.
+            features: By modality, (B, ..., D_i).
+            fused: Fused logits of the same batch, (B, C, ...).
+            forward: The forward that they come from; ``None``: not seen.
             live: Whether the logits keep the graph to the encoders.
             auto: The way to go where the user left the choice.
         """
-        features = batch.require_features()
         if not live:
             features = {name: feature.detach() for name, feature in features.items()}
         kind = auto if self.chooses and auto != "auto" else self.kind
         if kind == "auto":
             with torch.no_grad():
-                self._decide(batch, features)
+                self._decide(features, fused, forward)
             kind = self.kind
-        logits = self._by_kind(kind, features, batch)
-        _check_shapes(logits, batch.logits)
+        logits = self._by_kind(kind, features, forward)
+        _check_shapes(logits, fused)
         return logits
 
-    def _by_kind(self, kind: str, features: Features, batch: Batch) -> Features:
+    def frozen_head(self) -> AbstractContextManager[None]:
+        """Let the parameters between features and unimodal logits act as constants in the body."""
+        return frozen(self._modules)
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        """Modules that may run when unimodal logits are computed; all of the model where a callable hides them."""
+        model = self.structure.model
+        hidden = [model] if self.function is not None and model is not None else []
+        own = [*self.heads.values(), *hidden]
+        return [*self.structure.fusion, *own] if own else self.rerun.fusion_modules
+
+    def _by_kind(self, kind: str, features: Features, forward: Forward | None) -> Features:
         if kind == "slice":
             return self._slices(features, self._require_linear(features))
         if kind in ("zero", "auto"):
-            return self._zeroed(features, batch)
-        with self.topology.paused(), batch.autocast(), self.topology.preserved(self.topology.reruns, None):
+            return self._zeroed(features, forward)
+        autocast = nullcontext() if forward is None else forward.autocast()
+        with self.rerun.watch.paused(), autocast, preserved(self._modules, None):
             if self.function is not None:
                 return self._in_order(self.function(features))
             return {name: head(features[name]) for name, head in self.heads.items()}
 
     def _in_order(self, logits: Features) -> Features:
-        modalities = self.topology.modalities
+        modalities = self.structure.modalities
         if set(logits) != set(modalities):
             raise ConfigError(
                 f"The callable in `unimodal` should return logits for each of {list(modalities)}. "
@@ -110,24 +129,23 @@ class Unimodal:
                 start = stop
         return logits
 
-    def _zeroed(self, features: Features, batch: Batch) -> Features:
+    def _zeroed(self, features: Features, forward: Forward | None) -> Features:
         zeros = {name: torch.zeros_like(feature) for name, feature in features.items()}
-        return {name: self.topology.fuse({**zeros, name: feature}, batch.forward) for name, feature in features.items()}
+        return {name: self.rerun.fuse({**zeros, name: feature}, forward) for name, feature in features.items()}
 
-    def _decide(self, batch: Batch, features: Features) -> None:
+    def _decide(self, features: Features, fused: Tensor, forward: Forward | None) -> None:
         head = self._linear(features)
-        forward = batch.forward
-        computed_in = batch.logits.dtype if forward is None else forward.precision(batch.logits.dtype)
+        computed_in = fused.dtype if forward is None else forward.precision(fused.dtype)
         vote = NO
         if head is not None:
-            vote = agreement(torch.stack([*self._slices(features, head).values()]).sum(0), batch.logits, computed_in)
-        verdict = self.ranks.minimum(vote, batch.logits.device)
+            vote = agreement(torch.stack([*self._slices(features, head).values()]).sum(0), fused, computed_in)
+        verdict = self.ranks.minimum(vote, fused.device)
         if verdict != ABSTAIN:
             self.kind = "slice" if verdict == YES else "zero"
 
     def _linear(self, features: Features) -> nn.Linear | None:
         width = sum(feature.shape[-1] for feature in features.values())
-        head = sole_layer(self.topology)
+        head = self.structure.sole_fusion_layer()
         return head if isinstance(head, nn.Linear) and head.in_features == width else None
 
     def _require_linear(self, features: Features) -> nn.Linear:
@@ -136,19 +154,19 @@ class Unimodal:
             sizes = {name: feature.shape[-1] for name, feature in features.items()}
             raise ConfigError(
                 f"`unimodal='slice'` should go with a fusion whose only parameters are one nn.Linear over the "
-                f"concatenated features {sizes}. Found {[type(m).__name__ for m in self.topology.fusion]}: "
+                f"concatenated features {sizes}. Found {[type(m).__name__ for m in self.structure.fusion]}: "
                 "use 'zero', own heads or a callable."
             )
         return head
 
     def _resolve_heads(self, spec: Mapping[str, Part]) -> dict[str, nn.Module]:
-        if set(spec) != set(self.topology.modalities):
+        if set(spec) != set(self.structure.modalities):
             raise ConfigError(
-                f"Parameter `unimodal` should name a head for each of {list(self.topology.modalities)}. "
+                f"Parameter `unimodal` should name a head for each of {list(self.structure.modalities)}. "
                 f"Found heads for {sorted(spec)}."
             )
         return {
-            name: resolve(spec[name], self.topology.model, f"unimodal[{name!r}]") for name in self.topology.modalities
+            name: resolve(spec[name], self.structure.model, f"unimodal[{name!r}]") for name in self.structure.modalities
         }
 
 
@@ -161,12 +179,6 @@ def _check_shapes(unimodal: Features, fused: Tensor) -> None:
                 f"Found {tuple(logits.shape)} for {name!r}: let `fusion=` name all modules up to the logits, or pass "
                 "a callable from features to logits that ends as the model and `logits_of=` do."
             )
-
-
-def sole_layer(topology: Topology) -> nn.Module | None:
-    """Return the layer that holds all of the fusion's parameters, if there is one."""
-    leaves = [module for root in topology.fusion for module in root.modules() if list(module.parameters(False))]
-    return leaves[0] if len(leaves) == 1 else None
 
 
 def agreement(found: Tensor, expected: Tensor, computed_in: torch.dtype) -> int:

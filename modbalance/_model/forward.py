@@ -1,4 +1,4 @@
-"""Where modalities stand in a call: among the inputs of a model, and among the arguments of a fusion."""
+"""One forward of the model: its inputs and features by modality, and where they stand among the arguments."""
 
 from __future__ import annotations
 
@@ -13,6 +13,89 @@ from modbalance.errors import ConfigError
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Place = int | str
+
+
+class Forward:
+    """Record of one forward of the model: inputs, features and the criterion call that belongs to it.
+
+    A plain class, which dynamo can build inside a compiled forward; only its own methods write to it.
+
+    Attributes:
+        inputs: Positional and keyword arguments of the model; ``None`` where its parts were called one by one.
+        features: By modality, as they enter the fusion.
+        fusion_args: Positional arguments of the fusion, ``fusion_kwargs`` its keyword arguments.
+        autocast_state: Device type, whether autocast was on, and its dtype, as the features entered the fusion.
+        logits: Fused logits of the criterion call, which tell two forwards apart where no hook sees them.
+        logits_of: Picks the logits out of the model's output.
+        is_claimed: Whether a criterion call came for it.
+        is_observed: Whether a criterion call has gathered statistics of it already.
+        replaced: The logits that a method replaced, and their replacement.
+    """
+
+    def __init__(self, inputs: tuple[Args, Kwargs] | None = None) -> None:
+        self.inputs = inputs
+        self.features: dict[str, Tensor] = {}
+        self.fusion_args: Args = ()
+        self.fusion_kwargs: Kwargs = {}
+        self.autocast_state: tuple[str, bool, torch.dtype] | None = None
+        self.logits: Tensor | None = None
+        self.logits_of: Callable[[Any], Tensor] | None = None
+        self.is_claimed = False
+        self.is_observed = False
+        self.replaced: tuple[Tensor, Tensor] | None = None
+
+    # Written while the model runs
+
+    def replace_inputs(self, args: Args, kwargs: Kwargs) -> None:
+        """Record the arguments that the model really gets."""
+        self.inputs = (args, kwargs)
+
+    def add_features(self, features: Mapping[str, Tensor], order: Sequence[str]) -> None:
+        """Record features, kept in the order of the modalities, and the autocast state that they are computed in."""
+        found = {**self.features, **features}
+        self.features = {name: found[name] for name in order if name in found}
+        device = next(iter(features.values())).device.type
+        self.autocast_state = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+
+    def record_fusion_call(self, args: Args, kwargs: Kwargs) -> None:
+        """Record the arguments with which the fusion is called."""
+        self.fusion_args, self.fusion_kwargs = args, kwargs
+
+    # Written in the criterion
+
+    def claim(self, logits: Tensor, logits_of: Callable[[Any], Tensor]) -> None:
+        """Record the criterion call on this forward's logits."""
+        self.is_claimed, self.logits, self.logits_of = True, logits, logits_of
+
+    def replace_logits(self, logits: Tensor, new: Tensor) -> None:
+        """Record that a method replaced ``logits``, so that a further criterion call on them gets the same."""
+        self.replaced = logits, new
+
+    def mark_observed(self) -> None:
+        """Record that the statistics of this forward are gathered."""
+        self.is_observed = True
+
+    # Read
+
+    def current(self, logits: Tensor) -> Tensor:
+        """Return the replacement of ``logits`` from an earlier criterion call, or else themselves."""
+        return self.replaced[1] if self.replaced is not None and self.replaced[0] is logits else logits
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether no hook recorded any of it: a placeholder made by a criterion call."""
+        return self.inputs is None and not self.features
+
+    def precision(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type in which logits of ``dtype`` were computed, which autocast makes a shorter one."""
+        if self.autocast_state is None or not self.autocast_state[1]:
+            return dtype
+        return self.autocast_state[2]
+
+    def autocast(self) -> torch.autocast:
+        """Return the autocast context under which the features entered the fusion."""
+        device, enabled, dtype = self.autocast_state or ("cpu", False, torch.bfloat16)
+        return torch.autocast(device, dtype=dtype, enabled=enabled)
 
 
 def split_features(

@@ -1,4 +1,7 @@
-"""Finds methods through the entry-point group `modbalance`, lazily by name; built-in plugins take the same road."""
+"""Discovery of methods by entry point, and calls of their hooks through pluggy.
+
+Entry points stand in the group `modbalance`, those of built-in plugins too, and are loaded lazily by name.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from modbalance.errors import (
 from modbalance.method import NEEDS, Method, Preset
 
 GROUP = hookspecs.NAME
+STEP_HOOKS = [hook for hook in hookspecs.HOOKS if hook.split("_", 1)[1] not in ("methods", "setup", "epoch_end")]
 _FIELD = type(attrs.field())
 MethodSpec = str | Method | Sequence[str | Method]
 
@@ -79,7 +83,7 @@ def build_methods(spec: MethodSpec, preset: Preset, options: Mapping[str, Any]) 
     if options and not single:
         raise ConfigError(
             f"Options by keyword go with a single method name. Found {sorted(options)} beside {spec!r}: set them on "
-            "the Method objects, such as `[OGMGE(alpha=0.8), ...]`."
+            "the Method objects, `[SomeMethod(option=value), ...]`."
         )
     methods = []
     for each in given:
@@ -103,7 +107,7 @@ def list_methods() -> list[Listing]:
 
 
 def check_method(method: type[Method]) -> None:
-    """Raise a PluginLoadError for a class whose options, name or needs nobody would see."""
+    """Raise a PluginLoadError for a class whose options, name or needs would be overlooked."""
     if any(isinstance(value, _FIELD) for value in vars(method).values()):
         raise PluginLoadError(
             f"Method class `{method.__name__}` declares options without a marker: put `@attrs.define(eq=False, "
@@ -145,6 +149,48 @@ def plugin_manager(plugins: Mapping[str, object]) -> pluggy.PluginManager:
         except pluggy.PluginValidationError as error:
             raise PluginLoadError(f"{owner} does not fit the hook specifications: {error}") from error
     return manager
+
+
+class Hooks:
+    """The hooks of the methods of one optimizer; every optimizer has a plugin manager of its own."""
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        names = [method.name for method in methods]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"Each method should be given once. Found {name!r} {names.count(name)} times.")
+        self.methods = list(methods)
+        self._manager = plugin_manager(dict(zip(names, methods, strict=True)))
+        self._callers: dict[tuple[str, str], pluggy.HookCaller] = {}
+
+    def active(self, epoch: int) -> list[Method]:
+        """Return the methods whose window holds ``epoch``, in order."""
+        return [method for method in self.methods if method.is_active(epoch)]
+
+    def implementers(self, hook: str, methods: Sequence[Method] | None = None) -> list[Method]:
+        """Return those of ``methods`` (default: all) that implement a hook, in order."""
+        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
+        names = {implementation.plugin_name for implementation in caller.get_hookimpls()}
+        return [method for method in (self.methods if methods is None else methods) if method.name in names]
+
+    def hooks_of(self, method: Method) -> list[str]:
+        """Return the names of the hooks that a method implements, in firing order."""
+        return [hook for hook in hookspecs.HOOKS if self.implementers(hook, [method])]
+
+    def stepping(self, methods: Sequence[Method]) -> list[Method]:
+        """Return those of ``methods`` that act in training steps, in order; the others act between epochs alone."""
+        found = {method.name for hook in STEP_HOOKS for method in self.implementers(hook, methods)}
+        return [method for method in methods if method.name in found]
+
+    def call(self, method: Method, hook: str, **arguments: Any) -> Any:
+        """Call a hook of one method and return its result, ``None`` where the method does not implement it."""
+        caller = self._callers.get((method.name, hook))
+        if caller is None:
+            others = [other for other in self.methods if other is not method]
+            caller = self._manager.subset_hook_caller(hook, others)
+            self._callers[method.name, hook] = caller
+        results: list[Any] = caller(**arguments)
+        return results[0] if results else None
 
 
 def _entries() -> dict[str, list[EntryPoint]]:

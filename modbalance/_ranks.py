@@ -1,4 +1,4 @@
-"""The only place with collectives: sums over ranks, in one all-reduce."""
+"""Collectives over the ranks that train one model together: sums in one all-reduce, votes, rows, broadcasts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from modbalance.loaders import distributed_sampler
 
 
 class Ranks:
@@ -56,30 +54,6 @@ class Ranks:
         parts: list[Tensor | None] = [None] * self.count
         dist.all_gather_object(parts, rows.cpu(), group=self._group)
         return torch.cat([part for part in parts if part is not None]).to(rows.device)
-
-    def gather_samples(self, loader: Any, columns: Sequence[Tensor]) -> list[Tensor]:
-        """Return what all ranks drew from a loader, each sample once.
-
-        A `DistributedSampler` deals samples out in turn: row k of rank r is number k * ranks + r of one order for all
-        ranks, in which the rows are returned. Numbers beyond the size of the dataset repeat samples, to give each rank
-        as many, and are dropped. Of any other loader, each rank is taken to hold a share of its own, except where all
-        ranks hold the very same rows: these count once.
-
-        Args:
-            loader: What the rows were drawn from, alike on all ranks.
-            columns: Tensors with one row per sample, in the order of this rank's loader; a rank may have no rows.
-        """
-        sampler = distributed_sampler(loader)
-        gathered = [self.gather_rows(column) for column in columns]
-        if sampler is not None:
-            number = self.gather_rows(torch.arange(len(columns[0])) * sampler.num_replicas + sampler.rank)
-            order = number.argsort()
-            kept = order[number[order] < len(sampler.dataset)]  # type: ignore[arg-type]
-            return [column[kept] for column in gathered]
-        counts = self.gather_rows(torch.tensor([len(columns[0])])).tolist()
-        shares = [torch.split(column, counts) for column in gathered]
-        are_copies = all(torch.equal(first, other) for first, *others in shares for other in others)
-        return [share[0] for share in shares] if are_copies else gathered
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Return the tensor of rank 0, on every rank."""

@@ -1,4 +1,4 @@
-"""What of a BalancedOptimizer is saved, and what a loaded state must fit."""
+"""Saved state of a BalancedOptimizer: writing it, and checks on a loaded one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from modbalance.balancer import Balancer
+from modbalance._lifecycle import Lifecycle
 from modbalance.errors import CheckpointError, ModbalanceWarning
 from modbalance.gradients import optimized
 
@@ -19,9 +19,9 @@ VERSION = 1
 class Checkpoint:
     """The state of one optimizer: that of the inner one, and that of the methods under a key of its own."""
 
-    def __init__(self, inner: Optimizer, balancer: Balancer) -> None:
+    def __init__(self, inner: Optimizer, lifecycle: Lifecycle) -> None:
         self.inner = inner
-        self.balancer = balancer
+        self.lifecycle = lifecycle
 
     def save(self) -> dict[str, Any]:
         """Return the state; tensors, numbers, strings, and containers of them."""
@@ -33,7 +33,7 @@ class Checkpoint:
         inner = {name: value for name, value in saved.items() if name != KEY}
         if own is not None:
             self._check(own)
-        elif self.balancer.hooks.methods:
+        elif self.lifecycle.methods:
             warnings.warn(
                 "The loaded state holds nothing of modbalance: the inner optimizer is restored, epoch, averages and "
                 "noise of the method start afresh.",
@@ -43,7 +43,7 @@ class Checkpoint:
         if inner:
             self.inner.load_state_dict(inner)
         if own is not None:
-            self.balancer.load_state_dict(own)
+            self.lifecycle.load_state_dict(own)
 
     def _check(self, own: Mapping[str, Any]) -> None:
         if own.get("version") != VERSION:
@@ -63,10 +63,10 @@ class Checkpoint:
                 f"{len(own['shapes'])}; the first difference is parameter {first}: "
                 f"{_at(own['shapes'], first)} in the checkpoint, {_at(shapes, first)} here."
             )
-        self.balancer.check_state(own)
+        self.lifecycle.check_state(own)
 
     def _own(self) -> dict[str, Any]:
-        return {"version": VERSION, "shapes": self._shapes(), **self.balancer.state_dict()}
+        return {"version": VERSION, "shapes": self._shapes(), **self.lifecycle.state_dict()}
 
     def _shapes(self) -> list[list[int]]:
         return [list(parameter.shape) for parameter in optimized(self.inner)]
