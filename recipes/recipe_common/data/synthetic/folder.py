@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recipe_common.files import atomic_folder, lock
 
-CACHE = Path(__file__).parents[2] / "data"
+CACHE = Path(__file__).parents[3] / "data"
 LOCK = ".lock"
 
 
