@@ -425,7 +425,7 @@ class Lifecycle:
     def _on_batch(self, hook: str, methods: Sequence[Method], batch: Batch) -> Iterator[tuple[Method, Any]]:
         """Call a hook of every method that implements it, in order, and yield (method, result)."""
         for method in self.hooks.implementers(hook, methods):
-            yield method, self.hooks.call(method, hook, batch=batch.seen_by(self._runs[method.name]))
+            yield method, self.hooks.call(method, hook, batch=batch._seen_by(self._runs[method.name]))
 
     def _on_run(self, hook: str, methods: Sequence[Method], **arguments: Any) -> None:
         for method in self.hooks.implementers(hook, methods):

@@ -123,7 +123,7 @@ def _features_in_eval(batch: Batch, *, masked: bool = False) -> Mapping[str, Ten
         batch: The batch.
         masked: Return those of the mask value instead, for one sample: (1, ..., D_i).
     """
-    training, forward = batch.run._training, batch.require_inputs()
+    training, forward = batch.run._training, batch._require_inputs()
     args, kwargs = forward.inputs or ((), {})
     if masked:
         args, kwargs = training.structure.inputs.masked(args, kwargs, batch.run.modalities, ())
@@ -150,7 +150,7 @@ def _why_not_separate(batch: Batch) -> str | None:
     With NaN in the place of all other inputs, features must stay as they were: NaN gets through a gate that is
     still closed, too. Integers become zero instead, which shows less. One pass per modality, one host read.
     """
-    training, forward = batch.run._training, batch.require_inputs()
+    training, forward = batch.run._training, batch._require_inputs()
     structure = training.structure
     args, kwargs = forward.inputs or ((), {})
     inputs = structure.inputs.read(args, kwargs, structure.modalities)

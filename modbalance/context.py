@@ -264,7 +264,7 @@ class Batch:
     _unimodal_logits: dict[str, Tensor] = field(default_factory=dict)
     _caches: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def seen_by(self, run: Run) -> Batch:
+    def _seen_by(self, run: Run) -> Batch:
         """Return this batch for another method: same tensors, and unimodal logits that are computed once for all."""
         view = copy.copy(self)
         view.run = run
@@ -316,12 +316,12 @@ class Batch:
         if remove == "features":
             kept = {name: f if name in subset else torch.zeros_like(f) for name, f in self.require_features().items()}
             return rerun.fuse(kept, self.forward, training=training)
-        forward = self.require_inputs()
+        forward = self._require_inputs()
         args, kwargs = structure.inputs.masked(*(forward.inputs or ((), {})), structure.modalities, subset)
         with self.run._training.watch.paused():
             return rerun.model(forward, args, kwargs, training=training)
 
-    def require_inputs(self) -> Forward:
+    def _require_inputs(self) -> Forward:
         """Return the forward with the model's inputs, or raise an ObservationError with the way to have them seen."""
         if self.forward is None or self.forward.inputs is None:
             raise ObservationError(
