@@ -52,3 +52,8 @@ def look_once(
     optimizer, seen = spy_on(model, look, **arguments)
     optimizer.criterion(nn.CrossEntropyLoss())(model(*positional, **(keywords or {})), target)
     return seen[0]
+
+
+def coalition(*subset: str, **options: Any) -> Callable[[Batch], Tensor]:
+    """Return a look at the logits of the coalition ``subset``."""
+    return lambda batch: batch.coalition_logits(subset, **options)
