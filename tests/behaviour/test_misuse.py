@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, ModbalanceWarning, ObservationError
 from modbalance.records import default_forward
+from support.batch_spy import look_once
 from support.models import Multimodal
-from support.spy import look_once
 from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 
 LOSS = nn.CrossEntropyLoss()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.distributions import Add, install
+from support.plugin_distributions import Add, install
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modbalance.cli import main
-from support.distributions import Add
+from support.plugin_distributions import Add
 
 
 def command_line(

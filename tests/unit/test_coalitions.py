@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from modbalance import Batch
+from support.batch_spy import coalition, look_once, spy_on
 from support.models import Multimodal, Recording
-from support.spy import coalition, look_once, spy_on
 from support.training import assert_same, batches, multimodal, weights
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from modbalance import Method, PluginConflictError, PluginLoadError, UnknownMethodError, hookimpl, list_methods
 from modbalance.registry import Listing, load_method, plugin_manager
-from support.distributions import METHOD, Add
+from support.plugin_distributions import METHOD, Add
 from support.training import assert_same, balanced, batches, multimodal, sgd, train
 
 

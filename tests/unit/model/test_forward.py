@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from modbalance import ConfigError, ObservationError
+from support.batch_spy import coalition, look_once, spy_on
 from support.models import Multimodal
-from support.spy import coalition, look_once, spy_on
 from support.training import batches, multimodal
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from modbalance import ConfigError
+from support.batch_spy import coalition, look_once
 from support.models import Multimodal, Recording
-from support.spy import coalition, look_once
 from support.training import batches, multimodal
 
 

@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from modbalance import BalancedOptimizer, ConfigError
+from support.batch_spy import spy_on
 from support.models import Multimodal
-from support.spy import spy_on
 from support.training import balanced, multimodal, sgd
 
 

@@ -1,4 +1,4 @@
-"""A method that shows a test what hooks receive."""
+"""A method that records what a test computes from each observed batch."""
 
 from __future__ import annotations
 
