@@ -13,7 +13,7 @@ from torch.optim import SGD
 from modbalance import BalancedOptimizer
 from modbalance.method import Preset
 from modbalance_cggm import CGGM
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import Batch, batches, multimodal, sgd
 
 Share = tuple[int, int]

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 from modbalance import BalancedOptimizer
 from modbalance.loaders import gather_samples
 from support.models import AudioVisual, Multimodal
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 
 ALWAYS: dict[str, Any] = {"period": 1, "count": 100, "offset": -1}

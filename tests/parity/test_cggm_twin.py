@@ -17,11 +17,11 @@ from torch.optim import SGD
 from modbalance import BalancedOptimizer
 from modbalance_cggm.probes import Probe
 from support.encoders import ENCODERS, mixed
-from support.maps import Segmenter, map_batches
 from support.models import Multimodal
 from support.reference import cggm
 from support.reference.cggm import Twin
-from support.series import SeriesProbe, TimeSeries, optimizers_of, probe_error, probes_of, series
+from support.segmentation import Segmenter, map_batches
+from support.time_series import SeriesProbe, TimeSeries, optimizers_of, probe_error, probes_of, series
 from support.training import Batch, assert_close, balanced, batches, multimodal, sgd
 from support.trajectories import Trajectory
 

@@ -26,7 +26,7 @@ from recipe_common.data.synthetic.ave import MadeUpEvents
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
-from recipes.videos import write_video
+from recipes.tiny_videos import write_video
 
 BELL, CAT = "Church bell", "Cat"
 RATE = 16_000

@@ -17,7 +17,7 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES
 from recipe_common.models.guided_attention import GuidedAttentionNet
 from recipe_common.training.settings import choose_methods
-from recipes.stepping import flags, train
+from recipes.two_step_training import flags, train
 
 TINY = ["--width", "8", "--layers", "1"]
 METHODS = ("none", *(each.name for each in list_methods() if each.method is not None))

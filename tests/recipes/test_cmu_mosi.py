@@ -21,7 +21,7 @@ from recipe_common.recipe import Data
 from recipe_common.tasks.sentiment import NOT_FOR_REGRESSION
 from recipe_common.training.settings import BUILTIN
 
-from .brief_training import all_methods, train_briefly
+from .one_batch_training import all_methods, train_briefly
 
 NAMES = ("text", "audio", "vision")
 COUNTS = {"train": 6, "valid": 3, "test": 4}

@@ -17,7 +17,7 @@ from recipe_common.data.datasets.ur_funny import PACKED, SIZES, STEPS
 from recipe_common.data.samples.padding import trim_padding
 from recipe_common.data.synthetic.sentiment import MadeUpSequences
 from recipe_common.errors import RecipeError
-from recipes.stepping import flags, train
+from recipes.two_step_training import flags, train
 from ur_funny import CLASSES, MADE_UP, RECIPE, generated_root
 
 TINY = ["--width", "8", "--layers", "1"]

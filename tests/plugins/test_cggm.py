@@ -20,11 +20,11 @@ from modbalance import BalancedOptimizer, CheckpointError, ConfigError, Modbalan
 from modbalance_cggm import CGGM
 from modbalance_cggm.metrics import measure
 from modbalance_cggm.probes import Probe
-from support.counting import READS, CountOps
-from support.maps import Segmenter, map_batches
 from support.models import Multimodal
+from support.operation_counts import READS, CountOps
 from support.optimizers import assert_same_state
 from support.reference import cggm
+from support.segmentation import Segmenter, map_batches
 from support.training import (
     assert_close,
     assert_same,

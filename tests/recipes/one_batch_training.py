@@ -1,4 +1,4 @@
-"""Two steps of a method on the data of a recipe, without files and pictures."""
+"""Trains the model of a recipe on one batch, twice, without files and pictures."""
 
 from __future__ import annotations
 

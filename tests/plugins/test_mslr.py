@@ -16,8 +16,8 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from modbalance import BalancedOptimizer, CheckpointError, ConfigError, ModbalanceWarning, ObservationError
-from support.counting import READS, CountOps
 from support.models import Multimodal
+from support.operation_counts import READS, CountOps
 from support.optimizers import INNER, assert_same_state, inner_of, wrap
 from support.training import assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from support.counting import READS, CountOps
+from support.operation_counts import READS, CountOps
 from support.training import audio_visual, balanced, batches, multimodal, train
 
 

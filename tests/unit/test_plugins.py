@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from modbalance import Method, PluginConflictError, PluginLoadError, UnknownMethodError, hookimpl, list_methods
 from modbalance._plugins import Listing, load_method, plugin_manager
-from modbalance.cli import main
-from support.distributions import METHOD, install
+from support.plugin_distributions import METHOD, Add
 from support.training import assert_same, balanced, batches, multimodal, sgd, train
-
-Add = Callable[..., None]
-
-
-@pytest.fixture
-def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
-    """Install made-up distributions for one test; each call puts a folder of its own on the path."""
-    before = set(sys.modules)
-
-    def install_one(distribution: str, source: str, entries: dict[str, str] | None = None) -> None:
-        folder = install(tmp_path / f"{len(list(tmp_path.iterdir()))}-{distribution}", distribution, source, entries)
-        monkeypatch.syspath_prepend(folder)
-
-    yield install_one
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
-            del sys.modules[name]
 
 
 def listed() -> dict[str, Listing]:
@@ -244,56 +224,6 @@ def test_an_unknown_name_suggests_those_of_other_distributions(add: Add) -> None
 
     with pytest.raises(UnknownMethodError, match=r"'maed'.*Did you mean.*`made`"):
         balanced(multimodal(), "maed")
-
-
-# The command line
-
-
-def command_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[int, str]:
-    """Run `modbalance ARGUMENTS` in a wide terminal; return its status and what it printed."""
-    monkeypatch.setenv("COLUMNS", "400")
-    status = main(arguments)
-    captured = capsys.readouterr()
-    return status, captured.out + captured.err
-
-
-def test_list_shows_every_method_with_its_problem(
-    add: Add, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    add("modbalance-broken", "raise RuntimeError('in [/the] middle of [bold]')")
-
-    status, printed = command_line(monkeypatch, capsys, "list")
-
-    rows = {
-        name: next(line for line in printed.splitlines() if f" {name} " in line) for name in ("none", "ogm", "made")
-    }
-    assert status == 0
-    assert "modbalance 0.1.0" in rows["ogm"]
-    assert "unavailable" in rows["made"]
-    assert "RuntimeError: in [/the] middle of [bold]" in rows["made"]
-    assert "modbalance-broken 1.2" in rows["made"]
-
-
-def test_show_gives_the_options_of_both_presets(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, printed = command_line(monkeypatch, capsys, "show", "ogm_ge")
-
-    row = next(line for line in printed.splitlines() if "param_filter" in line)
-    assert status == 0
-    assert "'conv'" in row
-    assert "'all'" in row
-
-
-def test_show_of_an_unknown_method_fails_with_the_nearest_name(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, printed = command_line(monkeypatch, capsys, "show", "ogmge")
-
-    assert status == 2
-    assert printed.startswith("modbalance: No installed method is named 'ogmge'. Did you mean `ogm_ge`")
 
 
 def test_every_manager_is_its_own() -> None:

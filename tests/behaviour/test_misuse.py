@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-import attrs
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modbalance import BalancedOptimizer, Batch, ConfigError, Method, ModbalanceWarning, ObservationError, hookimpl
-from modbalance._plugins import check_method
+from modbalance import BalancedOptimizer, Batch, ConfigError, ModbalanceWarning, ObservationError
 from modbalance.context import default_forward
-from modbalance.errors import PluginLoadError
+from support.batch_spy import look_once
 from support.models import Multimodal
-from support.spy import look_once
 from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 
 LOSS = nn.CrossEntropyLoss()
@@ -363,80 +359,3 @@ def test_a_first_batch_that_is_not_finite_settles_no_form() -> None:
     assert_same(train(model, optimizer, data), train(alone, other, data))
     forms = [each.state_dict()["modbalance"]["methods"]["agm"]["form"] for each in (optimizer, other)]
     assert forms == ["factored", "factored"]
-
-
-# Plugins
-
-
-@attrs.define(eq=False, kw_only=True)
-class Returning(Method):
-    """Returns from each hook what a test says."""
-
-    name: ClassVar[str] = "returning"
-    values: dict[str, Any] = attrs.field(factory=dict)
-
-    @hookimpl
-    def modbalance_features(self) -> Any:
-        return self.values.get("features")
-
-    @hookimpl
-    def modbalance_observe(self) -> Any:
-        return self.values.get("observe")
-
-    @hookimpl
-    def modbalance_losses(self) -> Any:
-        return self.values.get("losses")
-
-    @hookimpl
-    def modbalance_coefficients(self) -> Any:
-        return self.values.get("coefficients")
-
-
-@pytest.mark.parametrize(
-    ("hook", "value", "found"),
-    [
-        ("features", {"c": torch.zeros(6, 4)}, "Found ['c']"),
-        ("observe", {"score": 1.0}, "Found 'score': float"),
-        ("observe", [torch.zeros(())], "Found list"),
-        ("losses", torch.zeros(()), "Found Tensor"),
-        ("losses", {"extra": torch.zeros(2)}, "Found 'extra': a tensor of shape (2,)"),
-        ("coefficients", {"a": 0.5}, "Found 'a': float"),
-        ("coefficients", {"a": torch.ones(2)}, "Found 'a': a tensor of shape (2,)"),
-        ("coefficients", {"c": torch.ones(())}, "Found 'c': a tensor of shape ()"),
-    ],
-)
-def test_what_a_hook_may_not_return(hook: str, value: Any, found: str) -> None:
-    model = multimodal()
-    optimizer = balanced(model, Returning(values={hook: value}))
-
-    with pytest.raises(ConfigError, match=f"`modbalance_{hook}` of method `returning` should.*{re.escape(found)}"):
-        train(model, optimizer, batches(model, 1))
-
-
-class Unmarked(Method):
-    name: ClassVar[str] = "unmarked"
-    alpha: float = attrs.field(default=1.0)
-
-
-@attrs.define(eq=False, kw_only=True)
-class Nameless(Method):
-    alpha: float = 1.0
-
-
-@attrs.define(eq=False, kw_only=True)
-class Needy(Method):
-    name: ClassVar[str] = "needy"
-    needs = frozenset({"unimodal_logit"})
-
-
-@pytest.mark.parametrize(
-    ("method", "words"),
-    [
-        (Unmarked, r"`Unmarked` declares options.*`@attrs.define\(eq=False, kw_only=True\)`"),
-        (Nameless, "`Nameless` should have a `name`"),
-        (Needy, "`needy` needs an unknown `unimodal_logit`. Did you mean `unimodal_logits`"),
-    ],
-)
-def test_a_class_that_is_no_method_yet(method: type[Method], words: str) -> None:
-    with pytest.raises(PluginLoadError, match=words):
-        check_method(method)

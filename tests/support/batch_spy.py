@@ -1,4 +1,4 @@
-"""A method that shows a test what hooks receive."""
+"""A method that records what a test computes from each observed batch."""
 
 from __future__ import annotations
 
@@ -52,3 +52,8 @@ def look_once(
     optimizer, seen = spy_on(model, look, **arguments)
     optimizer.criterion(nn.CrossEntropyLoss())(model(*positional, **(keywords or {})), target)
     return seen[0]
+
+
+def coalition(*subset: str, **options: Any) -> Callable[[Batch], Tensor]:
+    """Return a look at the logits of the coalition ``subset``."""
+    return lambda batch: batch.coalition_logits(subset, **options)

@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, ObservationError
 from modbalance_agm import AGM
 from modbalance_ogm_ge import OGM
-from support.counting import READS, CountOps
 from support.encoders import ENCODERS, mixed
 from support.models import HEADS, AudioVisual, Multimodal, SumFusion
+from support.operation_counts import READS, CountOps
 from support.training import (
     Batch,
     assert_close,

@@ -1,4 +1,4 @@
-"""Tiny videos, for the tests of reading them."""
+"""Writes tiny videos with sound, for tests of decoding."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, ObservationError
+from support.batch_spy import Spy, look_once, spy_on
 from support.models import HEADS, ConcatFusion, Multimodal, SumFusion
 from support.reference import ogm_ge
-from support.spy import Spy, look_once, spy_on
 from support.training import assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 
 

@@ -1,4 +1,4 @@
-"""The smallest recipe; at its end this process must be down to one thread. Run as a script by one of the tests."""
+"""The tiny recipe as a script that fails unless one thread is left when the recipe has ended."""
 
 from __future__ import annotations
 

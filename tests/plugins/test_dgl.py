@@ -16,8 +16,8 @@ from torch.optim import SGD
 
 from modbalance import BalancedOptimizer, ConfigError
 from modbalance._plugins import load_method
-from support.counting import READS, CountOps
 from support.models import HEADS, ConcatFusion, Multimodal, SumFusion
+from support.operation_counts import READS, CountOps
 from support.training import (
     assert_close,
     assert_same,

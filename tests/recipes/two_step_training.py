@@ -1,4 +1,4 @@
-"""Training a recipe for two steps without the command line, its evaluation and its pictures."""
+"""Trains a recipe for two steps without evaluation and pictures; a request to stop at a chosen moment."""
 
 import argparse
 import math

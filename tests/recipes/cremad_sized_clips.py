@@ -1,4 +1,4 @@
-"""Clips in the proportions of CREMA-D, for measuring how fast they are read."""
+"""Synthetic clips of the length and frame size of CREMA-D, for measuring how fast they are read."""
 
 from __future__ import annotations
 

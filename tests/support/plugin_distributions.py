@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+Add = Callable[..., None]
+"""Installs a distribution, with the arguments of `install` after the folder."""
 
 METHOD = """
     from modbalance import Method, hookimpl

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from modbalance import BalancedOptimizer, CheckpointError, ConfigError, ObservationError
 from modbalance_ogm_ge import OGMGE
 from modbalance_relearning import Relearning
-from support.counting import CountOps
 from support.models import AudioVisual, Multimodal
+from support.operation_counts import CountOps
 from support.optimizers import INNER, assert_same_state, inner_of, wrap
 from support.training import (
     Batch,
