@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from modbalance.auxiliary import row_mask
 from modbalance.errors import ConfigError, ObservationError
 from modbalance.method import Method
 from modbalance.records import Batch, EpochData
@@ -80,7 +81,7 @@ def accuracy(
         )
     counted = target != ignore_index
     if present is not None:
-        counted = counted & present.to(counted.device).reshape(-1, *[1] * (counted.dim() - 1))
+        counted = counted & row_mask(present, counted)
     return ((logits.argmax(1) == target) & counted).sum(dtype=torch.float64), counted.sum(dtype=torch.float64)
 
 

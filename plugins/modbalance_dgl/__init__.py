@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from modbalance import Batch, ConfigError, Method, Run, Step, hookimpl, option
+from modbalance.auxiliary import where_present
 from modbalance.method import gt, one_of
 
 
@@ -82,14 +83,6 @@ def cut(feature: Tensor) -> Tensor:
     After a detach, DDP would take the encoder for unused and refuse the gradient of its unimodal loss.
     """
     return torch.where(torch.ones((), dtype=torch.bool, device=feature.device), feature.detach(), feature)
-
-
-def where_present(batch: Batch, modality: str, logits: Tensor) -> Tensor:
-    """Return equal logits, (B, C, ...), whose gradient stops at the samples that lack the modality."""
-    there = batch.present.get(modality)
-    if there is None:
-        return logits
-    return torch.where(there.to(logits.device).reshape(-1, *[1] * (logits.dim() - 1)), logits, logits.detach())
 
 
 @hookimpl
