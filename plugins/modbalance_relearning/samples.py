@@ -16,7 +16,7 @@ def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tup
 
     Args:
         run: The run.
-        loader: What the batches come from, which tells how samples are dealt out to ranks.
+        loader: Loader of the batches, whose sampler may deal samples out to ranks.
         batches: The batches of this rank, in eval mode; a rank may have none.
     """
     features: dict[str, list[Tensor]] = {modality: [torch.empty(0)] for modality in run.modalities}

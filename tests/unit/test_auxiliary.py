@@ -136,7 +136,7 @@ def test_random_weights_depend_on_the_modality_alone() -> None:
     second = built()
     for name in "ab":
         assert_same(first.modules[name], second.modules[name])
-    assert not torch.equal(first.modules["a"][0].weight, first.modules["b"][0].weight)  # type: ignore[index,union-attr]
+    assert not torch.equal(first.modules["a"][0].weight, first.modules["b"][0].weight)  # type: ignore[index]
 
 
 def test_one_optimizer_has_the_parameters_that_require_a_gradient() -> None:
@@ -159,7 +159,7 @@ def test_a_module_without_parameters_to_train_is_refused() -> None:
 def test_modules_follow_their_tensors() -> None:
     auxiliary = built()
     auxiliary.follow(dict.fromkeys("ab", torch.zeros(2, 4)))
-    assert auxiliary.modules["a"][0].weight.device.type == "cpu"  # type: ignore[index,union-attr]
+    assert auxiliary.modules["a"][0].weight.device.type == "cpu"  # type: ignore[index]
     auxiliary.follow({"a": torch.zeros(2, device="meta"), "b": torch.zeros(2)})
     assert [next(auxiliary.modules[name].parameters()).device.type for name in "ab"] == ["meta", "cpu"]
 
