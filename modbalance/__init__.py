@@ -4,9 +4,11 @@ The names in ``__all__``, with the public names of the modules among them, are t
 authors (docs/plugin-api.md). Modules with a leading underscore may change at any time.
 """
 
+from modbalance import auxiliary as auxiliary
 from modbalance import coalitions as coalitions
 from modbalance import gradients as gradients
 from modbalance import loaders as loaders
+from modbalance import results as results
 from modbalance import scores as scores
 from modbalance._plugins import list_methods as list_methods
 from modbalance.context import Batch as Batch
@@ -51,6 +53,7 @@ __all__ = [
     "Step",
     "UnknownMethodError",
     "WindowedMethod",
+    "auxiliary",
     "between",
     "coalitions",
     "ge",
@@ -63,6 +66,7 @@ __all__ = [
     "one_of",
     "option",
     "optional",
+    "results",
     "scores",
     "state",
     "suggest",

@@ -23,7 +23,7 @@ from modbalance._training import Training
 from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
 from modbalance.gradients import optimized
 from modbalance.method import Method
-from modbalance.scores import Score
+from modbalance.scores import Score, row_mask
 
 __all__ = ["Batch", "EpochData", "Forwarder", "Run", "Step", "default_forward"]
 
@@ -347,7 +347,7 @@ class Batch:
         there = self.present.get(modality)
         if there is None:
             return tensor
-        return torch.where(there.to(tensor.device).reshape(-1, *[1] * (tensor.dim() - 1)), tensor, tensor.detach())
+        return torch.where(row_mask(there, tensor), tensor, tensor.detach())
 
     def score(
         self, logits: Tensor, modality: str | None = None, of: Callable[[Tensor], Tensor] | None = None
@@ -367,7 +367,7 @@ class Batch:
             score = score if of is None else of(score)
             there = self.present.get(modality) if modality else None
             if there is not None:
-                there = there.to(score.device).reshape(-1, *[1] * (score.dim() - 1)).expand_as(score)
+                there = row_mask(there, score).expand_as(score)
                 mask = there if mask is None else mask & there
             if mask is None:
                 return score.sum(), score.new_full((), score.numel())

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from modbalance.errors import ConfigError, suggest
 
-__all__ = ["Score", "binary", "multilabel", "regression", "require_classes", "resolve", "softmax", "widened"]
+__all__ = [
+    *("Score", "binary", "multilabel", "regression", "softmax"),
+    *("require_classes", "resolve", "row_mask", "widened"),
+]
 
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
@@ -102,6 +105,11 @@ def require_classes(loss_fn: object, what: str, fix: str) -> None:
 def widened(tensor: Tensor) -> Tensor:
     """Return ``tensor`` in single precision, or in double if it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def row_mask(rows: Tensor, tensor: Tensor) -> Tensor:
+    """Return a boolean mask of samples, (B,), as (B, 1, ...) on the device of a tensor (B, ...)."""
+    return rows.to(tensor.device).reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def check_classes(logits: Tensor, target: Tensor) -> None:

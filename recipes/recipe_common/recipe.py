@@ -62,6 +62,8 @@ class Recipe:
         build_model: Returns the network, with fresh weights drawn from torch's global generator.
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
         generated_options: For each method, what of its options differs on the generated set; see `GENERATED_OPTIONS`.
+        option_values: Values of options that have no literal, by method, option and name: what stands on the command
+            line and in run folders is the name.
         protocols: For each protocol besides ``fair``, the values of unset flags that reproduce what a paper did.
         subcommand: What is typed before the flags, where a script holds several recipes.
         commands: Sub-commands, such as ``prepare``. Each takes the arguments behind its name, returns an exit code.
@@ -77,6 +79,15 @@ class Recipe:
     build_model: Callable[[argparse.Namespace, Data], nn.Module]
     balance: Callable[[argparse.Namespace], Mapping[str, Any]]
     generated_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    option_values: Mapping[str, Mapping[str, Mapping[str, Any]]] = attrs.field(factory=dict)
     protocols: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     subcommand: tuple[str, ...] = ()
     commands: Mapping[str, Callable[[list[str]], int]] = attrs.field(factory=dict)
+
+    def with_values(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options of ``method`` with values in the place of their names in ``option_values``."""
+        values = self.option_values.get(method, {})
+        return {
+            option: values.get(option, {}).get(given, given) if isinstance(given, str) else given
+            for option, given in options.items()
+        }

@@ -49,9 +49,9 @@ def trained(wraps: bool, share: Share, options: dict[str, Any], micro: int = 1) 
         optimizer.step()
     method = optimizer._lifecycle.methods[0]
     assert isinstance(method, CGGM)
-    assert method._guides is not None
+    assert method._built is not None
     probes = {
-        f"{name}.{key}": value for name, p in method._guides.modules.items() for key, value in p.state_dict().items()
+        f"{name}.{key}": value for name, p in method._built.modules.items() for key, value in p.state_dict().items()
     }
     return {"weights": dict(model.state_dict()), "probes": probes, "metrics": optimizer.metrics()}
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("_training",),
     ("context",),
     ("hookspecs",),
-    ("_plugins", "coalitions", "loaders"),
+    ("_plugins", "auxiliary", "coalitions", "loaders", "results"),
     ("_lifecycle",),
     ("_checkpoint", "_wrapper", "criterion"),
     ("optimizer",),
@@ -35,8 +35,8 @@ LAYERS = (
 )
 """Modules of the core, lowest layer first; a module imports those of lower layers alone."""
 PUBLIC = {
-    *("cli", "coalitions", "context", "criterion", "errors", "gradients"),
-    *("hookspecs", "loaders", "method", "optimizer", "scores"),
+    *("auxiliary", "cli", "coalitions", "context", "criterion", "errors", "gradients"),
+    *("hookspecs", "loaders", "method", "optimizer", "results", "scores"),
 }
 METHODS = [listing.name for listing in list_methods()]
 PLUGINS = sorted([*ROOT.glob("plugins/**/*.py"), *ROOT.glob("docs/example-plugin/modbalance_example/*.py")])

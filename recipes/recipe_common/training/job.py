@@ -158,7 +158,7 @@ def build_optimizer(
 ) -> BalancedOptimizer:
     """Return the inner optimizer wrapped for ``method``."""
     inner = build_inner(args, model.parameters())
-    described = {**recipe.balance(args), **options}
+    described = {**recipe.balance(args), **recipe.with_values(method, options)}
     if args.clip_grad_norm is not None:
         described["clip_grad_norm"] = args.clip_grad_norm
     return BalancedOptimizer(inner, method=method, model=model, **described)

@@ -1,4 +1,7 @@
-"""The competition metric of AGM's authors: how much of a modality's own concept joint training has lost."""
+"""Competition strength of a modality: how much of its own concept joint training has lost.
+
+Source: the metric of mono-modal concepts in the paper of AGM (ICCV 2023), as the code of its authors computes it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def competition_metric(
     *,
     alpha: float = 120.0,
 ) -> Tensor:
-    """Return d_i, 0-dim fp64: 0 where the multimodal features tell the unimodal concept, about 1 where they tell none.
+    """Return d_i, 0-dim fp64: 0 if the unimodal concept can be read off the multimodal features, about 1 if not at all.
 
     The concept Y^i of modality i is regressed on the multimodal features F by ridge regression with intercept,
     W = (Fc^T Fc + alpha I)^-1 Fc^T Yc with centred Fc, Yc; then, with the residual R of its prediction on test data
@@ -36,8 +39,8 @@ def competition_metric(
     f_mean, y_mean = f.mean(0), y.mean(0)
     centred = f - f_mean
     gram = centred.T @ centred + alpha * torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
-    ridge = torch.linalg.solve(gram, centred.T @ (y - y_mean))
-    residual = (f_test - f_mean) @ ridge + y_mean - y_test
+    ridge = torch.linalg.solve(gram, centred.T @ (y - y_mean))  # W
+    residual = (f_test - f_mean) @ ridge + y_mean - y_test  # R
     count, size = y_test.shape
-    spread = count * torch.cov(y_test.T).reshape(size, size)
-    return torch.trace(torch.linalg.pinv(spread, hermitian=True) @ residual.T @ residual) / size
+    spread = count * torch.cov(y_test.T).reshape(size, size)  # N Cov(Y^i)
+    return torch.trace(torch.linalg.pinv(spread, hermitian=True) @ residual.T @ residual) / size  # d_i

@@ -1,4 +1,8 @@
-"""MSES: each modality stops learning once its validation loss has not improved for too long."""
+"""MSES: early stopping for each modality, by its validation loss.
+
+Source: Fujimori et al., "Modality-Specific Learning Rate Control for Multimodal Classification", ACPR 2019, as the
+baseline in the code of AGM (ICCV 2023) has it. Deviations: docs/methods/mses.md.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,21 @@ from typing import Any, ClassVar
 import attrs
 from torch import Tensor
 
-from modbalance import CheckpointError, EpochData, Run, Step, WindowedMethod, hookimpl, option, state
-from modbalance.method import integer, one_of
-
-from . import rewinding
-from .results import loss, of_epoch, scalar
+from modbalance import (
+    CheckpointError,
+    EpochData,
+    Method,
+    Run,
+    Step,
+    WindowedMethod,
+    hookimpl,
+    integer,
+    one_of,
+    option,
+    state,
+)
+from modbalance.results import epoch_results, scalar
+from modbalance_mses import rewinding
 
 PREVIOUS, CURRENT = 0.6, 0.4  # weights of two raw losses in the smoothed one; no exponential average
 
@@ -57,13 +71,13 @@ class MSES(WindowedMethod):
 
     @hookimpl
     def modbalance_epoch_end(self, run: Run, epoch: int, data: EpochData) -> None:
-        """Note the losses; stop the modalities whose patience is over, and rewind to the best epoch of each."""
-        for name, raw in of_epoch(self, run, data, "loss", loss).items():
+        """Note the losses; stop each modality whose best epoch e*_i is too long ago, and rewind to that epoch."""
+        for name, raw in epoch_results(self, run, data, "loss").items():
             self.note(name, raw, epoch)
             run.log(f"best_loss/{name}", self.best[name]["loss"])
         self.keep_copies(run, epoch)
-        stopping = [name for name in self.going if epoch - self.best[name]["epoch"] > self.patience]
-        self.ratio |= dict.fromkeys(stopping, 0.0)
+        stopping = [name for name in self.going if epoch - self.best[name]["epoch"] > self.patience]  # e - e*_i > P
+        self.ratio |= dict.fromkeys(stopping, 0.0)  # ratio_i = 0, for good
         for name, ratio in self.ratio.items():
             run.log(f"ratio/{name}", ratio)
         if not run.dry_run:
@@ -79,16 +93,16 @@ class MSES(WindowedMethod):
         return [name for name, ratio in self.ratio.items() if ratio]
 
     def note(self, name: str, raw: float, epoch: int) -> None:
-        """Smooth, l~(e) = 0.6 l(e-1) + 0.4 l(e) with raw losses l, and note the epoch if l~ is strictly the lowest."""
-        smoothed = PREVIOUS * self.losses[name] + CURRENT * raw if name in self.losses else raw
+        """Smooth the raw loss l_i(e), and note the epoch as the best, e*_i, if the result is strictly the lowest."""
+        smoothed = PREVIOUS * self.losses[name] + CURRENT * raw if name in self.losses else raw  # 0.6 l(e-1) + 0.4 l(e)
         self.losses[name] = raw
         self.ratio.setdefault(name, 1.0)
         if name not in self.best or smoothed < self.best[name]["loss"]:
-            # What is not finite is no result to beat.
+            # A loss that is not finite is no result to beat.
             self.best[name] = {"loss": smoothed if math.isfinite(smoothed) else math.inf, "epoch": epoch}
 
     def keep_copies(self, run: Run, epoch: int) -> None:
-        """Copy what a later rewind needs, if this epoch is the best one of a modality so far."""
+        """Copy the training for a later rewind, if this epoch is the best one of a modality so far."""
         improved = [name for name in self.going if self.best[name]["epoch"] == epoch]
         if run.dry_run or self.rewind == "none" or not improved:
             return
@@ -98,7 +112,7 @@ class MSES(WindowedMethod):
             self.copies[str(epoch)] = {**rewinding.take(run), "best": copy.deepcopy(self.best)}
 
     def go_back(self, run: Run, name: str) -> None:
-        """Rewind the modality, or with "all" everything: weights, optimizer, and what was the best then."""
+        """Rewind the modality, or with "all" everything: weights, optimizer, and the best epochs of that time."""
         if self.rewind == "modality":
             rewinding.put_back(run, self.copies[name], name)
         elif self.rewind == "all":
@@ -107,24 +121,30 @@ class MSES(WindowedMethod):
             self.best = copy.deepcopy(kept["best"])
 
     def needed(self, best: Mapping[str, Mapping[str, float]], going: list[str]) -> set[str]:
-        """Return the keys of the copies that some order of further stops can go back to."""
+        """Return the keys of the copies that further stops, in any order, can go back to."""
         if self.rewind != "all":
             return set(going)
         keys: set[str] = set()
         for name in going:
             key = str(best[name]["epoch"])
-            # A rewind to this copy makes the best epochs of the others what they were then.
+            # A rewind to this copy also restores the best epochs of the others.
             others = [other for other in going if other != name]
             keys |= {key} | (self.needed(self.copies[key]["best"], others) if key in self.copies else set())
         return keys
 
     def check_state(self, saved: Mapping[str, Any]) -> None:
-        """Refuse a state without the copies that `rewind` will ask for."""
+        """Raise a CheckpointError for a state without the copies that `rewind` needs."""
         super().check_state(saved)
         going = [name for name, ratio in saved["ratio"].items() if ratio]
         keys = {"all": {str(saved["best"][name]["epoch"]) for name in going}, "modality": set(going), "none": set()}
         if not keys[self.rewind] <= set(saved["copies"]):
             raise CheckpointError(
                 f"The saved state of method `mses` should hold copies to rewind to, with `rewind = {self.rewind!r}`. "
-                f"Found {sorted(saved['copies']) or 'none'}: build it with the `rewind=` that the run began with."
+                f"Found {sorted(saved['copies']) or 'none'}: pass the `rewind=` that the run began with."
             )
+
+
+@hookimpl
+def modbalance_methods() -> list[type[Method]]:
+    """Offer the method."""
+    return [MSES]

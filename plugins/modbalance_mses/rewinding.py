@@ -1,4 +1,4 @@
-"""Copies of a training on the CPU, of everything or of one encoder, and the way back to them."""
+"""Copies of a training on the CPU, of everything or of one encoder, and the rewind to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def take(run: Run, modality: str | None = None) -> dict[str, Any]:
 
 @torch.no_grad()
 def put_back(run: Run, taken: dict[str, Any], modality: str | None = None) -> None:
-    """Make weights, buffers and optimizer state what they were when `take` was called for the same modality."""
+    """Restore the weights, buffers and optimizer state that `take` copied for the same modality."""
     for i, tensor in enumerate(_tensors(run, modality)):
         tensor.copy_(taken["weights"][str(i)])
     optimizer = copy.deepcopy(taken["optimizer"])
