@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test check lint format types docs bench cuda clean
+.PHONY: env demo demo-all test lowest check lint format types docs bench cuda clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -23,6 +23,9 @@ demo-all: env
 
 test: env
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+lowest:
+	$(PYTHON) tests/lowest_versions.py -n auto --dist worksteal
 
 check: lint types test
 

@@ -15,6 +15,7 @@ Their training set is not shuffled, their best epoch is the worst one by mistake
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import attrs
@@ -42,7 +43,7 @@ from recipe_common.models.fusion import describe
 from recipe_common.recipe import Data, Recipe
 from recipe_common.settings.declaration import flag
 from recipe_common.settings.shared import Settings
-from recipe_common.tasks.segmentation import segmentation
+from recipe_common.tasks.segmentation import mean_dice, segmentation
 
 MODALITIES = ("flair", "t1ce", "t1", "t2")
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
@@ -50,6 +51,10 @@ LABELS = Labels(len(CLASSES), stored={4: 3})  # there is no 3 in the raw data
 REGIONS = {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,)}
 TITLES = {"wt": "WT", "tc": "TC", "et": "ET"}  # whole tumour, tumour core, enhancing tumour
 WEIGHTS = (0.2, 0.3, 0.25, 0.25)  # of the classes, in the loss of the CGGM code
+DICE = {
+    "dice_brats": partial(mean_dice, regions=((3,), (1, 3), (1, 2, 3))),  # the regions, in the order of the CGGM code
+    "dice": partial(mean_dice, regions=((1,), (2,), (3,))),
+}
 SUFFIX = "_mri_norm2.h5"
 FILES = CaseFiles(SUFFIX, "h5", "*_flair.nii*", "python recipes/brats.py prepare --data-root {root}")
 
@@ -212,6 +217,7 @@ RECIPE = Recipe(
         # and another one to the classes, whose weight has the shape of the head's.
         "cggm": {"rho": 1.0, "lam": 0.1, "metric": "dice_brats", "probes": "mlp"},
     },
+    option_values={"cggm": {"metric": DICE}},
     # The CGGM code: a random slice with tumour per case, its centre; ours is the same slice in every epoch.
     protocols={"official": {"evaluation": "slice", "eval_crop": 160}},
     load=load,

@@ -66,6 +66,8 @@ class Recipe:
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
         synthetic_options: For each method, what of its options differs on the synthetic set;
             options with a ``short`` value have that there anyway.
+        option_values: Values of options that have no literal, by method, option and name: what stands on the command
+            line and in run folders is the name.
         protocols: For each protocol besides ``fair``, the values of settings that reproduce what a paper did.
         subcommand: What is typed before the flags, where a script holds several recipes.
         commands: Sub-commands, such as ``prepare``. Each takes the arguments behind its name, returns an exit code.
@@ -85,6 +87,7 @@ class Recipe:
     build_model: Callable[[Settings[Any], Data], nn.Module]
     balance: Callable[[Settings[Any]], Mapping[str, Any]]
     synthetic_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    option_values: Mapping[str, Mapping[str, Mapping[str, Any]]] = attrs.field(factory=dict)
     protocols: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     subcommand: tuple[str, ...] = ()
     commands: Mapping[str, Callable[[list[str]], int]] = attrs.field(factory=dict)
@@ -101,3 +104,11 @@ class Recipe:
     def flags(self) -> dict[str, Flag]:
         """All settings of the recipe by name, the shared ones first."""
         return flags_of(Settings, self.settings)
+
+    def with_values(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options of ``method`` with values in the place of their names in ``option_values``."""
+        values = self.option_values.get(method, {})
+        return {
+            option: values.get(option, {}).get(given, given) if isinstance(given, str) else given
+            for option, given in options.items()
+        }

@@ -25,7 +25,7 @@ from bench.paper_reading import PaperDataset
 from recipe_common.cli import main
 from recipe_common.report.curves import Picture
 from recipe_common.report.folder import RunFolder
-from recipes.feed_clips import open_data, write_clips
+from recipes.cremad_sized_clips import open_data, write_clips
 
 CLIPS = 64
 TARGET = 5.0

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modbalance import BalancedOptimizer
 from support.models import Multimodal
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import batches, multimodal, sgd
 
 

@@ -24,7 +24,7 @@ from recipes.tiny_recipe import RECIPE
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "recipes" / "tiny_recipe.py"
-LONE_END = TESTS / "recipes" / "lone_end.py"
+SINGLE_THREAD_AT_EXIT = TESTS / "recipes" / "single_thread_at_exit.py"
 CLOCKS = ("seconds", "waiting")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -133,7 +133,7 @@ def test_stopped_killed_and_resumed_equals_the_whole_run(tmp_path: Path, capsys:
 
 def test_no_thread_outlives_the_ranks_talk(tmp_path: Path) -> None:
     # One that lets go of a tensor while Python ends aborts a rank after all its work.
-    succeeded(start(tmp_path, "--methods", "none", "agm", "--epochs", "1", script=LONE_END))
+    succeeded(start(tmp_path, "--methods", "none", "agm", "--epochs", "1", script=SINGLE_THREAD_AT_EXIT))
 
 
 def test_an_error_of_the_first_rank_ends_all(tmp_path: Path) -> None:

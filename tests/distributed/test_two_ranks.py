@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modbalance import BalancedOptimizer
 from support.models import ConcatFusion, Multimodal
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import Batch, batches, multimodal, sgd
 
 Shares = list[tuple[int, int]]

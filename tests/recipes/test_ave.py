@@ -26,7 +26,7 @@ from recipe_common.data.synthetic.ave import SyntheticEvents
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipes.call import settings_of
-from recipes.videos import write_video
+from recipes.tiny_videos import write_video
 
 BELL, CAT = "Church bell", "Cat"
 RATE = 16_000

@@ -25,7 +25,7 @@ from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipe_common.report.curves import Picture
 from recipe_common.settings.shared import Settings
-from recipe_common.training.settings import resolve
+from recipe_common.training.settings import identity, options_of, resolve
 
 from .brats_tree import PARTS, SHAPE, case_name, synthetic_case, write_folders, write_h5, write_raw
 
@@ -261,6 +261,16 @@ def test_the_parts_of_a_synthetic_tumour_show_in_different_modalities() -> None:
     assert means["t2"][1] == max(means["t2"])
 
 
+def test_the_dice_metric_is_a_name_in_run_folders_and_a_function_for_the_method() -> None:
+    chosen = settings(None)
+    options = options_of("cggm", chosen, brats.RECIPE)
+    assert identity(chosen, "cggm", options)["options"]["metric"] == "dice_brats"
+    assert brats.RECIPE.with_values("cggm", options) == {**options, "metric": brats.DICE["dice_brats"]}
+    assert brats.RECIPE.with_values("cggm", {"metric": "dice", "rho": 1.0})["metric"] is brats.DICE["dice"]
+    assert brats.RECIPE.with_values("cggm", {"metric": "accuracy"}) == {"metric": "accuracy"}
+    assert brats.RECIPE.with_values("agm", {"metric": "dice"}) == {"metric": "dice"}
+
+
 def test_relearning_does_not_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(brats.RECIPE, ["--methods", "relearning", "--output", str(tmp_path)]) == 2
     assert "it clusters one feature per sample" in capsys.readouterr().err.replace("\n", " ")
@@ -284,7 +294,8 @@ def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
     torch.manual_seed(0)
     model = brats.build_model(chosen, data)
     inner = torch.optim.SGD(model.parameters(), lr=0.01)
-    description = {**brats.balance(chosen), **brats.RECIPE.method_options["cggm"]}
+    options = brats.RECIPE.with_values("cggm", brats.RECIPE.method_options["cggm"])
+    description = {**brats.balance(chosen), **options}
     optimizer = BalancedOptimizer(inner, method="cggm", model=model, **description)
     criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
     before = {name: value.clone() for name, value in model.named_parameters()}

@@ -19,7 +19,7 @@ from recipe_common.models.guided_attention import GuidedAttentionNet
 from recipe_common.settings.declaration import changed
 from recipe_common.training.settings import choose_methods, excluded_methods
 from recipes.call import settings_of, values_of
-from recipes.stepping import train
+from recipes.two_step_training import train
 
 TINY = ["--width", "8", "--layers", "1"]
 METHODS = ("none", *(each.name for each in list_methods() if each.method is not None))

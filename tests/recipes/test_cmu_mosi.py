@@ -20,7 +20,7 @@ from recipe_common.recipe import Data
 from recipe_common.settings.shared import Settings
 from recipe_common.training.settings import resolve
 
-from .brief_training import all_methods, train_briefly
+from .one_batch_training import all_methods, train_briefly
 
 NAMES = ("text", "audio", "vision")
 COUNTS = {"train": 6, "valid": 3, "test": 4}

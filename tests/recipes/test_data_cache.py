@@ -47,11 +47,11 @@ from recipe_common.training.interrupt import StopRequest
 from recipe_common.training.loaders import DeviceLoader, build_loaders
 from recipe_common.training.precision import Precision
 from recipe_common.training.settings import identity
-from recipes.stepping import StopAtLook
+from recipes.two_step_training import StopAtLook
 
 from .call import settings_of
+from .cremad_sized_clips import open_data
 from .cremad_tree import LABELS, label_of, names, write_list
-from .feed_clips import open_data
 from .ucf101_tree import write_clip
 
 SOUND = Spectrogram(rate=1000, seconds=0.5, n_fft=32, hop=20)

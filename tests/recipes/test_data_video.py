@@ -22,7 +22,7 @@ from recipe_common.data.prepare.video import (
 )
 from recipe_common.errors import RecipeError
 
-from .videos import write_video
+from .tiny_videos import write_video
 
 
 def job_of(root: Path, name: str = "clip") -> VideoJob:

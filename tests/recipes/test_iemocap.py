@@ -22,8 +22,8 @@ from recipe_common.recipe import Data
 from recipe_common.settings.shared import Settings
 from recipe_common.training.settings import resolve
 
-from .brief_training import all_methods, train_briefly
 from .iemocap_tree import names, write_features, write_h5, write_list, write_tree
+from .one_batch_training import all_methods, train_briefly
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:

@@ -24,7 +24,7 @@ from recipe_common.errors import RecipeError
 
 from .call import settings_of
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
-from .videos import write_video
+from .tiny_videos import write_video
 
 TRAIN = [f"{video_id(number)}_{number:06d}_{number + 10:06d}" for number in range(18)]
 TEST = [f"{video_id(number)}_{number}" for number in range(20, 24)]

@@ -25,8 +25,8 @@ from recipe_common.training.job import build_job, check_methods
 from recipe_common.training.precision import set_up
 from recipe_common.training.trainer import Trainer
 from recipes.call import settings_of
-from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
+from recipes.two_step_training import StopAtLook
 
 
 def _trainer(folder: Path, *flags: str, method: str = "none", **options: object) -> Trainer:

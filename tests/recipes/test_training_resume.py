@@ -20,8 +20,8 @@ from recipe_common.report.curves import Picture
 from recipe_common.training import run, trainer
 from recipe_common.training.checkpoint import save
 from recipe_common.training.interrupt import StopRequest
-from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE
+from recipes.two_step_training import StopAtLook
 
 ROOT = Path(__file__).parents[2]
 # The trainer asks after each step and after each validation batch: 6 steps and 3 batches per epoch.

@@ -20,7 +20,7 @@ from recipe_common.errors import RecipeError
 from recipe_common.settings.declaration import changed
 from recipe_common.training.settings import excluded_methods
 from recipes.call import settings_of, values_of
-from recipes.stepping import train
+from recipes.two_step_training import train
 from ur_funny import CLASSES, RECIPE, SYNTHETIC, synthetic_root
 
 TINY = ["--width", "8", "--layers", "1"]

@@ -16,7 +16,7 @@ from vggsound import RECIPE
 
 from .call import settings_of
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
-from .videos import write_video
+from .tiny_videos import write_video
 
 LABELS = ("vehicle horn, car horn, honking", "air horn", "playing theremin")
 SORTED = ("air horn", "playing theremin", "vehicle horn, car horn, honking")

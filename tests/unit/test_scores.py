@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, scores
-from support.spy import look_once
+from support.batch_spy import look_once
 from support.training import batches, multimodal
 
 

@@ -1,0 +1,76 @@
+"""Versions, bounds and papers agree between `pyproject.toml`, the constraints, the workflows and `CITATION.cff`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowest_versions import lowest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CITATION = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def project(*requirements: str) -> dict[str, Any]:
+    return {
+        "build-system": {"requires": ["hatchling>=1.27"]},
+        "project": {"dependencies": list(requirements), "optional-dependencies": {"dev": ["hatchling>=1.27"]}},
+    }
+
+
+def test_lowest_versions_are_the_bounds() -> None:
+    assert lowest(project("torch>=2.4", "opencv-contrib-python-headless>=4.9.0.80")) == [
+        "hatchling==1.27",
+        "opencv-contrib-python-headless==4.9.0.80",
+        "torch==2.4",
+    ]
+
+
+@pytest.mark.parametrize("requirement", ["torch", "torch==2.4", "torch>=2.4,<3", "torch>2.4", "hatchling>=1.26"])
+def test_a_dependency_without_one_lower_bound_is_refused(requirement: str) -> None:
+    with pytest.raises(ValueError, match=f"one lower bound.*{re.escape(requirement[:9])}"):
+        lowest(project(requirement))
+
+
+def test_every_dependency_is_pinned_at_its_bound_or_above() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    bounds = dict(line.split("==") for line in lowest(PROJECT))
+
+    assert bounds.keys() <= pinned.keys()
+    assert {name for name in bounds if _version(pinned[name]) < _version(bounds[name])} == set()
+
+
+def _version(text: str) -> list[int]:
+    return [int(part) for part in text.split(".")]
+
+
+def test_every_python_of_the_classifiers_is_tested() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"python: \[(.*)\]", workflow)
+    versions = re.findall(r'"([\d.]+)"', matrix)
+    prefix = "Programming Language :: Python :: 3."
+    classified = [each for each in PROJECT["project"]["classifiers"] if each.startswith(prefix)]
+
+    assert [each.split(" :: ")[-1] for each in classified] == versions
+    assert PROJECT["project"]["requires-python"] == f">={versions[0]}"
+
+
+def test_the_citation_has_the_version_and_the_paper_of_every_method() -> None:
+    assert f"\nversion: {PROJECT['project']['version']}\n" in CITATION
+    cited = re.findall(r"# methods? (.*)", CITATION)
+    assert sorted(", ".join(cited).split(", ")) == sorted(PROJECT["project"]["entry-points"]["modbalance"])
+
+
+@pytest.mark.parametrize("workflow", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda file: file.stem)
+def test_make_targets_and_paths_of_workflows_exist(workflow: Path) -> None:
+    text = workflow.read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"run: make (\w+)", text))
+    assert all((ROOT / path).exists() for path in re.findall(r"(?:tests|docs)/[\w/.]+", text))
