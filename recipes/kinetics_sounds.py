@@ -26,10 +26,9 @@ from torch import nn
 
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import add_feed_arguments
-from recipe_common.data.datasets.kinetics_sounds import CLASSES, LISTS, PLACES, read_split, video_jobs
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, PLACES, read_split, video_jobs
 from recipe_common.data.prepare.engine import prepare_parser, verify
 from recipe_common.data.prepare.video import prepare_videos
-from recipe_common.data.samples.audiovisual import SyntheticClips
 from recipe_common.data.samples.clips import (
     CLIP_DEFAULTS,
     add_clip_arguments,
@@ -38,8 +37,7 @@ from recipe_common.data.samples.clips import (
     open_clips,
     with_validation,
 )
-from recipe_common.data.samples.youtube import clip_key
-from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.recipe import Data, Recipe
 
@@ -59,29 +57,6 @@ def load(args: argparse.Namespace) -> Data:
     folders = PLACES.find(root, args)
     split, origin = with_validation(*read_split(args, root), args)
     return open_clips(args, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
-
-
-def synthetic_root() -> Path:
-    """Return the folder of a small set with the lists and folders of the OGM-GE code, made at the first call.
-
-    10 training and 3 test clips of each class; in the test list starts are not padded, as in theirs.
-    """
-    labels = [index % len(CLASSES) for index in range(13 * len(CLASSES))]
-    names = [f"gen_{index:05d}-k_{index:06d}_{index + 10:06d}" for index in range(len(labels))]
-    clips = SyntheticClips(tuple(names), tuple(labels), len(CLASSES))
-
-    def write(root: Path) -> None:
-        clips.write(root / "audio", root / "visual")
-        for folder in (root / "visual").iterdir():
-            for number, path in enumerate(sorted(folder.iterdir()), 1):
-                path.rename(folder / f"frame_{number:05d}.jpg")
-        cut = 10 * len(CLASSES)
-        rows = list(zip(names, labels, strict=True))
-        lists = (rows[:cut], [(clip_key(name), label) for name, label in rows[cut:]])
-        for file, part in zip(LISTS.values(), lists, strict=True):
-            (root / file).write_text("".join(f"{name},10,{label}\r\n" for name, label in part), newline="")
-
-    return synthetic_folder("kinetics_sounds", clips, write)
 
 
 def prepare_main(arguments: list[str]) -> int:

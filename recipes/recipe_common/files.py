@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and locks between processes."""
+"""Files that appear whole or not at all, room on the disk, listings of folders, and locks between processes."""
 
 import errno
 import os
@@ -69,6 +69,15 @@ def remove_partials(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def listing(folder: Path, shown: int = 8) -> str:
+    """Say what is in a folder, for error messages."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "an empty folder") + more
 
 
 def lock(handle: IO[Any], *, wait: bool) -> bool:

@@ -40,6 +40,7 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sampler import ResumableBatchSampler
 from recipe_common.data.samples.sources import Parts, Reader, SampleDataset, Source
 from recipe_common.data.samples.splits import Split
+from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.errors import RecipeError
 from recipe_common.report.curves import Picture
 from recipe_common.training import run
@@ -565,7 +566,7 @@ def test_where_the_cache_is_does_not_matter_but_whether_there_is_one_does(tmp_pa
 def test_the_synthetic_set_has_a_cache_beside_it() -> None:
     data = open_data(cremad.RECIPE, "--cache", "auto")
     assert_same_samples(Head(data.train), Head(open_data(cremad.RECIPE).train))
-    assert beside(cremad.synthetic_root()).is_dir()
+    assert beside(synthetic_root()).is_dir()
 
 
 class Head:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import attrs
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.errors import RecipeError, require
+from recipe_common.files import listing
 
 FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 FEWEST = 10

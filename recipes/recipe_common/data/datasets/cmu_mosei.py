@@ -18,8 +18,8 @@ from torch import Tensor
 
 from recipe_common.data.readers.packed_sequences import SPLITS, Packed, Shapes, check_range, finite, read_packed
 from recipe_common.data.readers.pickles import load_pickle
-from recipe_common.data.samples.folders import listing
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 LABEL_RANGE = (-3.0, 3.0)
 FILES = {

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, Shapes, check_range, finite, read_packed
 from recipe_common.data.readers.pickles import load_pickle
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.padding import left_aligned
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 PACKED = "humor.pkl"
 FOLDS, WORDS, LANGUAGE = "data_folds.pkl", "word_embedding_list.pkl", "language_sdk.pkl"

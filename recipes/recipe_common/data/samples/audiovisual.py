@@ -1,4 +1,4 @@
-"""Clips of a sound and some frames each: where they are, how they are read, and how small synthetic ones are written.
+"""Sources of clips of a sound and some frames each: where they are and how they are read.
 
 `audio_source` and `frames_source` list folders once and find clips by a key of their names, as people have unpacked
 datasets in many ways.
@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import attrs
-import numpy as np
 from torch import Tensor
 
 from recipe_common.data.cache.compact import CompactFrames, compact_sound
@@ -22,7 +21,6 @@ from recipe_common.data.readers.frames import FRAME_NAME, Frames, frame_files, r
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
-from recipe_common.data.synthetic.media import striped_picture, tone_waveform, write_jpg, write_wav
 from recipe_common.errors import RecipeError, require
 
 FRAME_CHOICES = ("segments", "start", "first")
@@ -190,40 +188,3 @@ def listed(folders: Sequence[Path], shown: int = 2) -> str:
     """Name a few folders."""
     more = f" and {len(folders) - shown} more" if len(folders) > shown else ""
     return ", ".join(str(folder) for folder in folders[:shown]) + more
-
-
-@attrs.frozen
-class SyntheticClips:
-    """What a synthetic set of clips depends on; a clip is a function of its position, its label and the seed.
-
-    Args:
-        names: Clip names.
-        labels: Class index of each clip.
-        num_classes: Number of classes.
-        seed: Of everything random.
-        seconds: Shortest length of the sound.
-        rate: Sampling rate in Hz.
-        frames: Frames per clip.
-        size: Height and width of the frames in pixels.
-        version: To be raised when the files change for another reason.
-    """
-
-    names: tuple[str, ...]
-    labels: tuple[int, ...]
-    num_classes: int
-    seed: int = 0
-    seconds: float = 0.4
-    rate: int = 8_000
-    frames: int = 2
-    size: int = 64
-    version: int = 2
-
-    def write(self, audio_folder: Path, frames_folder: Path) -> None:
-        """Write `<name>.wav` and `<name>/00000.jpg, 00030.jpg, ...` (as from a video of 30 frames per second)."""
-        for index, (name, label) in enumerate(zip(self.names, self.labels, strict=True)):
-            random: Any = np.random.default_rng((self.seed, index))
-            sound = tone_waveform(label, self.num_classes, random, rate=self.rate, seconds=self.seconds)
-            write_wav(audio_folder / f"{name}.wav", sound, self.rate)
-            for number in range(self.frames):
-                picture = striped_picture(label, self.num_classes, random, size=self.size)
-                write_jpg(frames_folder / name / f"{30 * number:05d}.jpg", picture, quality=75)

@@ -22,10 +22,10 @@ from recipe_common.data.samples.audiovisual import (
     index_files,
     listed,
 )
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.splits import Split, hold_out
 from recipe_common.data.samples.youtube import clip_key
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 from recipe_common.models.fusion import FUSIONS, describe
 from recipe_common.recipe import Data
 
