@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from recipe_common.arguments import non_negative_float, positive_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import add_feed_arguments
-from recipe_common.data.datasets.ave import event_split, find_event_folders, prepare_events
+from recipe_common.data.datasets.ave.clips import event_split, find_event_folders, prepare_events
+from recipe_common.data.datasets.ave.segment_features import SegmentFeatures, read_segment_features
+from recipe_common.data.datasets.ave.sound import FRONT_ENDS, event_audio_source, event_front_end
 from recipe_common.data.prepare.engine import prepare_parser, verify
-from recipe_common.data.readers.event_audio import FRONT_ENDS, event_audio_source, event_front_end
 from recipe_common.data.readers.frames import Frames
-from recipe_common.data.readers.segment_features import SegmentFeatures, read_segment_features
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.audiovisual import FRAME_CHOICES, frames_source
 from recipe_common.data.samples.clips import add_short_side, balance

@@ -17,8 +17,8 @@ import torch
 import transformers
 from PIL import Image
 
+from recipe_common.data.datasets.food101.prepare import encode_main
 from recipe_common.data.features import pictures as frozen_pictures
-from recipe_common.data.features.encode import encode_main
 from recipe_common.data.features.networks import Entry, FrozenNetwork
 from recipe_common.data.features.pictures import FrozenPictures, picture_entry
 from recipe_common.data.features.store import FeatureStore, find_store, prepare_features, shard_files

@@ -12,7 +12,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from recipe_common.data.cache.compact import CompactMatrix
-from recipe_common.data.datasets.ave import seconds_of
+from recipe_common.data.datasets.ave.clips import seconds_of
 from recipe_common.data.readers.audio import Spectrogram, above
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.readers.waveforms import read_waveform

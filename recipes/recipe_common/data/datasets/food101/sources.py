@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from recipe_common.data.datasets.food101 import clean_title, picture_path, title
+from recipe_common.data.datasets.food101.lists import clean_title, picture_path, title
 from recipe_common.data.features.networks import Entry
 from recipe_common.data.features.pictures import picture_entry, read_picture
 from recipe_common.data.features.store import find_store
