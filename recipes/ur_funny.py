@@ -23,7 +23,7 @@ from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.ur_funny import PACKED, read_humor
+from recipe_common.data.datasets.ur_funny import PACKED, read_ur_funny
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.samples.padding import trim_padding
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def load(args: argparse.Namespace) -> Data:
     """Read the punchlines; without `--data-root` those of a small synthetic set."""
     is_small = args.data_root is None
-    humor = read_humor(synthetic_root(), SYNTHETIC.shapes) if is_small else read_humor(Path(args.data_root))
+    humor = read_ur_funny(synthetic_root(), SYNTHETIC.shapes) if is_small else read_ur_funny(Path(args.data_root))
     train, val, test = (humor.splits[name] for name in ("train", "val", "test"))
     return Data(
         train=in_memory(train) if args.validation else in_memory(train, val),

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 
 import cremad
 from recipe_common.cli import build_parser, main
-from recipe_common.data.cache.compact import CompactSound
 from recipe_common.data.cache.feed import CachedDataset, beside, feed
+from recipe_common.data.cache.pipelines import WaveformPipeline
 from recipe_common.data.cache.shards import Shard, digest, write_shard
 from recipe_common.data.cache.store import Cache, entries_of, open_cache
 from recipe_common.data.readers.audio import Fbank, Spectrogram, WindowSpectrogram
@@ -38,7 +38,7 @@ from recipe_common.data.readers.two_stream import TwoStreams, two_stream_sources
 from recipe_common.data.samples.audiovisual import audio_source, frames_source
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sampler import ResumableBatchSampler
-from recipe_common.data.samples.sources import Parts, Reader, SampleDataset, Source
+from recipe_common.data.samples.sources import SampleDataset, SampleFinder, Source, SplitSamples
 from recipe_common.data.samples.splits import Split
 from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.errors import RecipeError
@@ -84,9 +84,9 @@ def sources_of(root: Path, sound: Any = SOUND, frames: Frames = FRAMES, choice: 
     return audio_source([root / "audio"], sound), frame_source
 
 
-def parts_of(sources: tuple[Source, ...]) -> Parts:
+def parts_of(sources: tuple[Source, ...]) -> SplitSamples:
     rows = tuple(Row(name, label_of(name)) for name in names(1))
-    return Reader(LABELS, sources, 1.0, False).read(Split(rows[:8], rows[8:10], rows[10:]))
+    return SampleFinder(LABELS, sources, 1.0, False).read(Split(rows[:8], rows[8:10], rows[10:]))
 
 
 def cached(root: Path, sources: tuple[Source, ...], *, training: bool = True, **flags: Any) -> CachedDataset:
@@ -440,11 +440,11 @@ def test_a_full_disk_is_explained_and_leaves_nothing_half_written(root: Path, mo
 
 def test_processes_build_what_one_builds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 3)
-    compact = CompactSound(SOUND)
-    entries = entries_of([(name, root / "audio" / f"{name}.wav") for name in names(1)], compact)
-    open_cache(root.parent / "one", "audio", compact, entries, workers=1)
-    monkeypatch.setattr("recipe_common.data.cache.store.FEW", 1)
-    cache = open_cache(root.parent / "several", "audio", compact, entries, workers=2)
+    pipeline = WaveformPipeline(SOUND)
+    entries = entries_of([(name, root / "audio" / f"{name}.wav") for name in names(1)], pipeline)
+    open_cache(root.parent / "one", "audio", pipeline, entries, workers=1)
+    monkeypatch.setattr("recipe_common.data.cache.store.FEW_SHARDS", 1)
+    cache = open_cache(root.parent / "several", "audio", pipeline, entries, workers=2)
     assert isinstance(cache, Cache)
     files = [
         {path.name: path.read_bytes() for path in (root.parent / each).rglob("*.safetensors")}
@@ -461,20 +461,20 @@ sys.path[:0] = {paths!r}
 from pathlib import Path
 from recipe_common.data.cache import store as cache
 from recipe_common.data.readers.audio import Spectrogram
-from recipe_common.data.cache.compact import CompactSound
+from recipe_common.data.cache.pipelines import WaveformPipeline
 import attrs
 
 @attrs.frozen
-class Slow(CompactSound):
+class Slow(WaveformPipeline):
     def decode(self, media):
         time.sleep(0.3)
         return super().decode(media)
 
 if __name__ == "__main__":
-    cache.PER_SHARD, cache.FEW = 1, 0
-    compact = Slow(Spectrogram(rate=1000, seconds=0.5, n_fft=32, hop=20))
-    entries = cache.entries_of([(path.stem, path) for path in sorted(Path({audio!r}).iterdir())], compact)
-    cache.open_cache(Path({folder!r}), "audio", compact, entries, workers=2)
+    cache.PER_SHARD, cache.FEW_SHARDS = 1, 0
+    pipeline = Slow(Spectrogram(rate=1000, seconds=0.5, n_fft=32, hop=20))
+    entries = cache.entries_of([(path.stem, path) for path in sorted(Path({audio!r}).iterdir())], pipeline)
+    cache.open_cache(Path({folder!r}), "audio", pipeline, entries, workers=2)
 """
 
 
@@ -499,10 +499,10 @@ def test_a_kill_while_building_loses_at_most_what_was_in_work(root: Path, monkey
     assert 3 <= len(before) < 12
     assert all(Shard(path).keys for path in before)
     monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 1)
-    compact = CompactSound(SOUND)
+    pipeline = WaveformPipeline(SOUND)
     media = [(path.stem, path) for path in sorted((root / "audio").iterdir())]
-    entries = entries_of(media, compact)
-    cache = open_cache(folder, "audio", compact, entries, workers=1)
+    entries = entries_of(media, pipeline)
+    cache = open_cache(folder, "audio", pipeline, entries, workers=1)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}.items()
     assert not list(folder.rglob("*.partial"))
     for entry in entries:

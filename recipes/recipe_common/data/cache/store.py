@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from recipe_common.data.cache.compact import Compact
+from recipe_common.data.cache.pipelines import Pipeline
 from recipe_common.data.cache.shards import SUFFIX, Shard, digest, write_shard
 from recipe_common.data.prepare.processes import in_processes, progress_bar
 from recipe_common.data.samples.sources import one_thread
@@ -31,9 +31,9 @@ SHARD_BYTES = 1 << 27
 """About; a shard is in memory while it is written."""
 PER_SHARD = 64
 """Samples, at most."""
-LOOKS = 8
+PROBED = 8
 """About so many samples are decoded to learn how large they are."""
-FEW = 8
+FEW_SHARDS = 8
 """Shards that are written without other processes: starting them takes longer."""
 LOCK = ".lock"
 NOTE = "cache.json"
@@ -47,7 +47,7 @@ class Entry:
     Attributes:
         name: Of the sample.
         stamp: Digest of its files.
-        media: What the `Compact` reads.
+        media: What the `Pipeline` reads.
     """
 
     name: str
@@ -99,12 +99,12 @@ class Cache:
         return self._shards[shard][number]
 
 
-def entries_of(samples: Sequence[tuple[str, Any]], compact: Compact) -> list[Entry]:
+def entries_of(samples: Sequence[tuple[str, Any]], pipeline: Pipeline) -> list[Entry]:
     """Look at the files of samples, given as name and media; many at a time, as network disks are slow to answer."""
 
     def entry(sample: tuple[str, Any]) -> Entry:
         name, media = sample
-        return Entry(name, stamp_of(compact.files(media), compact.note(media)), media)
+        return Entry(name, stamp_of(pipeline.files(media), pipeline.note(media)), media)
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(entry, samples))
@@ -119,7 +119,7 @@ def stamp_of(files: Sequence[Path], note: str = "") -> str:
 def open_cache(
     folder: Path,
     modality: str,
-    compact: Compact,
+    pipeline: Pipeline,
     entries: Sequence[Entry],
     *,
     workers: int,
@@ -130,7 +130,7 @@ def open_cache(
     Args:
         folder: Of all caches.
         modality: Its name.
-        compact: Decodes.
+        pipeline: Decodes.
         entries: The samples, repeated ones too.
         workers: Processes that decode.
         say: Tells a person what is built.
@@ -138,14 +138,14 @@ def open_cache(
     Raises:
         RecipeError: If a file of the data or of the cache cannot be read, or there is no room to write.
     """
-    content = {"format": FORMAT, "modality": modality, "settings": compact.settings}
+    content = {"format": FORMAT, "modality": modality, "settings": pipeline.settings}
     home = folder / f"{modality}-{digest(content)}"
     unique = sorted({entry.key: entry for entry in entries}.values(), key=lambda entry: entry.key)
     per_shard = _read_per_shard(home)
     plans = make_plans(home, content, unique, per_shard) if per_shard else []
     if not per_shard or not all(plan.path.exists() for plan in plans):
         with _building(home):
-            plans, built = _complete(home, content, compact, unique, workers)
+            plans, built = _complete(home, content, pipeline, unique, workers)
         if built:
             say(f"cache: {home}: {built:,} of {len(plans):,} files built")
     return Cache([Shard(plan.path) for plan in plans])
@@ -190,10 +190,10 @@ def _building(home: Path) -> Iterator[None]:
 
 
 def _complete(
-    home: Path, content: Mapping[str, Any], compact: Compact, entries: Sequence[Entry], workers: int
+    home: Path, content: Mapping[str, Any], pipeline: Pipeline, entries: Sequence[Entry], workers: int
 ) -> tuple[list[Plan], int]:
     """Build what is missing, which another process may have done by now; return all shards and how many were built."""
-    size = _bytes_per_sample(entries, compact)
+    size = _bytes_per_sample(entries, pipeline)
     per_shard = _read_per_shard(home)
     if per_shard is None:
         per_shard = _samples_in(SHARD_BYTES, size)
@@ -202,15 +202,15 @@ def _complete(
     missing = [plan for plan in plans if not plan.path.exists()]
     if missing:
         _check_room(home, size * sum(len(plan.entries) for plan in missing))
-        _build(missing, compact, workers, f"{content['modality']}: decoding")
+        _build(missing, pipeline, workers, f"{content['modality']}: decoding")
         _remove_outdated(home, missing)
     return plans, len(missing)
 
 
-def _bytes_per_sample(entries: Sequence[Entry], compact: Compact) -> float:
+def _bytes_per_sample(entries: Sequence[Entry], pipeline: Pipeline) -> float:
     """Return the mean of some samples, the same of the same data."""
-    looks = entries[:: max(1, len(entries) // LOOKS)]
-    return sum(array.nbytes for entry in looks for array in compact.decode(entry.media)) / max(1, len(looks))
+    looks = entries[:: max(1, len(entries) // PROBED)]
+    return sum(array.nbytes for entry in looks for array in pipeline.decode(entry.media)) / max(1, len(looks))
 
 
 def _samples_in(size: float, per_sample: float) -> int:
@@ -230,21 +230,21 @@ def _check_room(home: Path, size: float) -> None:
         )
 
 
-def _build(plans: Sequence[Plan], compact: Compact, workers: int, title: str) -> None:
-    write = partial(_write, compact=compact)
+def _build(plans: Sequence[Plan], pipeline: Pipeline, workers: int, title: str) -> None:
+    write = partial(_write, pipeline=pipeline)
     with progress_bar(transient=True) as progress:
         task = progress.add_task(title, total=sum(len(plan.entries) for plan in plans))
         written: Iterator[tuple[Plan, None]] = ((plan, write(plan)) for plan in plans)
-        if workers > 1 and len(plans) > FEW:
+        if workers > 1 and len(plans) > FEW_SHARDS:
             written = in_processes(write, plans, workers, "--cache-workers")
         for plan, _ in written:
             progress.advance(task, len(plan.entries))
 
 
-def _write(plan: Plan, compact: Compact) -> None:
+def _write(plan: Plan, pipeline: Pipeline) -> None:
     try:
         with one_thread():
-            write_shard(plan.path, plan.header, (compact.decode(entry.media) for entry in plan.entries))
+            write_shard(plan.path, plan.header, (pipeline.decode(entry.media) for entry in plan.entries))
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

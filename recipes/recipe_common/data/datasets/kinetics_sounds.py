@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recipe_common.data.prepare.video import VideoJob, find_videos
 from recipe_common.data.samples.audiovisual import existing, index_files
-from recipe_common.data.samples.clips import Places, flat_job
+from recipe_common.data.samples.clips import ClipLayout, flat_job
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split
 from recipe_common.data.samples.youtube import CLIP_NAME, add_row, clip_key, disjoint, lines_of
@@ -52,7 +52,7 @@ CLASS_FOLDERS = {
     "train": ("audio/train/*", "visual/train_img/Image-01-FPS/*"),
     "test": ("audio/test/*", "visual/val_img/Image-01-FPS/*"),
 }
-PLACES = Places(
+PLACES = ClipLayout(
     audio=(
         "audio",
         "audio_spec",

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from recipe_common.data.prepare.video import VideoJob
-from recipe_common.data.samples.clips import Places, flat_job
+from recipe_common.data.samples.clips import ClipLayout, flat_job
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split
 from recipe_common.data.samples.youtube import CLIP_NAME, add_row, csv_rows, disjoint
 from recipe_common.errors import RecipeError
 
 PARTS = ("train", "test")
-PLACES = Places(
+PLACES = ClipLayout(
     audio=("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
     frames=(
         "visual",

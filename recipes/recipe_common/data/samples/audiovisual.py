@@ -15,7 +15,7 @@ from typing import cast
 import attrs
 from torch import Tensor
 
-from recipe_common.data.cache.compact import CompactFrames, compact_sound
+from recipe_common.data.cache.pipelines import FramesPipeline, sound_pipeline
 from recipe_common.data.readers.audio import FrontEnd
 from recipe_common.data.readers.frames import FRAME_NAME, Frames, frame_files, read_image, segments
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
@@ -46,8 +46,8 @@ def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str]
     files = index_files(folders, read.endings, key)
     if isinstance(read, StoredSpectrogram) and read.shape is None:
         read = _of_one_shape(read, files)
-    compact = partial(compact_sound, read)
-    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, compact)
+    pipeline = partial(sound_pipeline, read)
+    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, pipeline)
 
 
 def _of_one_shape(read: StoredSpectrogram, files: Mapping[str, Path]) -> StoredSpectrogram:
@@ -73,8 +73,8 @@ def frames_source(
     entries = index_files(folders, ("", HDF5_ENDING), key)
     find = partial(_find_frames, Indexed(entries, key))
     read = partial(_read_frames, frames, choice)
-    compact = partial(_compact_frames, frames, choice)
-    return Source("visual", "frames", listed(folders), find, read, _check_frames, compact)
+    pipeline = partial(_frames_pipeline, frames, choice)
+    return Source("visual", "frames", listed(folders), find, read, _check_frames, pipeline)
 
 
 def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[str], str] = str) -> dict[str, Path]:
@@ -170,10 +170,10 @@ def _check_frames(path: Path) -> None:
         read_image(frame)
 
 
-def _compact_frames(frames: Frames, choice: str, short_side: int) -> CompactFrames:
+def _frames_pipeline(frames: Frames, choice: str, short_side: int) -> FramesPipeline:
     pictures = partial(_chosen_frames, frames.count, choice)
     kept = "all of a clip" if choice == "segments" else f"{frames.count} of a clip, {choice}"
-    return CompactFrames(frames, short_side, _clip_files, pictures, kept)
+    return FramesPipeline(frames, short_side, _clip_files, pictures, kept)
 
 
 def _chosen_frames(count: int, choice: str, path: Path) -> Sequence[Path]:

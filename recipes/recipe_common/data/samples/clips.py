@@ -47,7 +47,7 @@ CLIP_DEFAULTS: dict[str, Any] = {
 
 
 @attrs.frozen
-class Places:
+class ClipLayout:
     """Where the media of a dataset are under its root, as patterns such as `audio/train/*`.
 
     Args:
