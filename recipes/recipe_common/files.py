@@ -62,6 +62,25 @@ def room_for(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_room(folder: Path, size: float, what: str, fix: str) -> None:
+    """Compare the bytes that will be written into a folder with those that are free on its disk.
+
+    Args:
+        folder: Must exist.
+        size: In bytes.
+        what: Begins the message, such as `the cache, about`.
+        fix: Ends it.
+
+    Raises:
+        RecipeError: If there are fewer.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise RecipeError(
+            f"Expected room for {what} {size / 1e9:,.1f} GB, in {folder}. Found {free / 1e9:,.1f} GB. Fix: {fix}."
+        )
+
+
 def remove_partials(folder: Path) -> None:
     """Remove the temporary files and folders that killed processes left."""
     for path in folder.glob(f".*{PARTIAL}"):

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from recipe_common.arguments import positive_int
+from recipe_common.data.cache.decoded import entries_of, open_cache
 from recipe_common.data.cache.pipelines import Pipeline
-from recipe_common.data.cache.store import Cache, entries_of, open_cache
+from recipe_common.data.cache.store import Place, Store
 from recipe_common.data.samples.sampler import Key
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.data.samples.sources import Sample, SampleDataset, Source, SplitSamples, one_thread
@@ -85,8 +86,8 @@ class CachedModality:
     """
 
     pipeline: Pipeline
-    cache: Cache
-    places: dict[Sample, tuple[int, int]]
+    cache: Store
+    places: dict[Sample, Place]
 
 
 @attrs.frozen
@@ -161,5 +162,5 @@ def _kept(
     pipeline = source.pipeline(short_side)
     entries = entries_of([(sample.name, media) for sample, media in samples], pipeline)
     cache = open_cache(folder, source.modality, pipeline, entries, workers=workers)
-    places = {sample: cache.find(entry) for (sample, _), entry in zip(samples, entries, strict=True)}
+    places = {sample: cache.places[entry.key] for (sample, _), entry in zip(samples, entries, strict=True)}
     return CachedModality(pipeline, cache, places)
