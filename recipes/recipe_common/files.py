@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from recipe_common.errors import RecipeError
 
 PARTIAL = ".partial"
@@ -102,7 +104,7 @@ def listing(folder: Path, shown: int = 8) -> str:
 def lock(handle: IO[Any], *, wait: bool) -> bool:
     """Lock an open file for this process, until it is closed or the process ends, however it ends.
 
-    Nobody is kept out on Windows, and on network file systems that know no locks.
+    Nobody is kept out on file systems without locks, such as some network disks.
 
     Args:
         handle: The file.
@@ -112,16 +114,9 @@ def lock(handle: IO[Any], *, wait: bool) -> bool:
         Whether this process may go on; False if another has the lock, and this one did not want to wait.
     """
     try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_descriptor(handle.fileno(), blocking=wait)
     except OSError:
         return True
-    return True
 
 
 def _partial(path: Path) -> Path:
