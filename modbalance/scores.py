@@ -1,4 +1,4 @@
-"""What "how well does this modality do" means, per task.
+"""Scores: how well a modality does, per task.
 
 A score is a callable `(logits, target) -> (score, mask)`: one number per element, larger for better, and a boolean
 mask of the same shape that says which elements count (`None`: all).
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from modbalance.errors import ConfigError, suggest
 
+__all__ = ["Score", "binary", "multilabel", "regression", "require_classes", "resolve", "softmax", "widened"]
+
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 def softmax(ignore_index: int = -100) -> Score:
-    """Softmax probability of the target class (OGM-GE, CVPR 2022, the summand of Eq. 8; range [0, 1]).
+    """Softmax probability of the target class (Peng et al., CVPR 2022, summand of Eq. 8; range [0, 1]).
 
     Logits are (B, C, ...), class indices (B, ...) or class probabilities (B, C, ...); the latter score by their
     expectation. Elements whose index is ``ignore_index`` do not count.
@@ -70,7 +72,7 @@ _NOT_FOR_CLASSES: dict[object, str] = {
 
 
 def resolve(score: Score | str | None, loss_fn: object) -> Score:
-    """Return the score for what the user gave: ``None``, a preset's name, or a callable."""
+    """Return a score from ``None``, the name of a preset, or a callable."""
     if callable(score):
         return score
     if score is None or score == "softmax":
@@ -88,8 +90,8 @@ def require_classes(loss_fn: object, what: str, fix: str) -> None:
 
     Args:
         loss_fn: The user's loss.
-        what: What is of classes alone.
-        fix: What to pass instead; ``{presets}`` stands for the scores that fit the loss.
+        what: The quantity that is defined for classes alone.
+        fix: The value to pass instead; ``{presets}`` stands for the scores that fit the loss.
     """
     presets = _NOT_FOR_CLASSES.get(loss_fn if isinstance(loss_fn, FunctionType) else type(loss_fn))
     if presets is not None:

@@ -14,13 +14,28 @@ import attrs
 import torch
 from torch import Tensor
 
-from modbalance import Batch, ConfigError, Method, Run, Step, WindowedMethod, gradients, hookimpl, option, state
-from modbalance import coalitions as of_modalities
-from modbalance.backward import guard_buffers
-from modbalance.coalitions import Coalition
-from modbalance.method import between, gt, integer, one_of, optional
+from modbalance import (
+    Batch,
+    ConfigError,
+    Method,
+    Run,
+    Step,
+    WindowedMethod,
+    between,
+    gradients,
+    gt,
+    hookimpl,
+    integer,
+    one_of,
+    option,
+    optional,
+    state,
+)
+from modbalance.coalitions import Coalition, choose, factored, full, guard_buffers
 from modbalance.scores import widened
-from modbalance.topology import Topology
+
+NO_GRADIENT = "masked_pass_grad=False"
+HINT = "Pass `coalitions='full'` if this is what you expect."
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -71,7 +86,7 @@ class AGM(WindowedMethod):
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
         """Check that there is a head for the conditional clip."""
-        if self.clip_trigger is not None and not head_weights(run.topology):
+        if self.clip_trigger is not None and not head_weights(run):
             raise ConfigError(
                 "Option `clip_trigger` of method `agm` looks at the weight of the head. Found no matrix among the "
                 "parameters of the fusion: name the head in `fusion=`, or pass `clip_trigger=None`."
@@ -108,10 +123,10 @@ class AGM(WindowedMethod):
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:
         """Clip the joint norm, if an entry of the head's weight gradient is too large."""
-        head = [p for p in head_weights(step.run.topology) if p.grad is not None]
+        head = [p for p in head_weights(step.run) if p.grad is not None]
         if self.clip_trigger is None or not head or step.run.epoch < self.start_epoch:
             return
-        parameters = [p for p in gradients.optimized(step.run.optimizer) if p.grad is not None]
+        parameters = [p for p in step.run.optimized_parameters() if p.grad is not None]
         largest = torch.stack([gradients.values(p).abs().amax() for p in head]).amax()
         clip = (self.clip_norm / (gradients.norm(parameters) + 1e-6)).clamp(max=1)
         gradients.scale_(parameters, clip.where(largest > self.clip_trigger, 1))
@@ -138,10 +153,10 @@ class AGM(WindowedMethod):
         """Return f(S) for 1 <= |S| < M, in the form that was asked for or found to be exact."""
         form = self.form if self.coalitions == "auto" else self.coalitions
         if form == "factored":
-            return of_modalities.factored(batch)
-        f = of_modalities.full(batch, training=self.masked_mode == "train")
+            return factored(batch, no_gradient=NO_GRADIENT)
+        f = full(batch, training=self.masked_mode == "train", no_gradient=NO_GRADIENT)
         if form == "auto" and self.masked_mode == "eval":
-            self.form = of_modalities.choose(batch, f)
+            self.form = choose(batch, f, hint=HINT)
         return f
 
     def surprise(self, probability: Tensor) -> Tensor:
@@ -150,7 +165,7 @@ class AGM(WindowedMethod):
 
     def scale(self, run: Run, sums: Mapping[str, Tensor]) -> Tensor:
         """Return kappa_i = exp(alpha * min(tau_i - r_i, max_gap)), (M,); 1 where scores or kappa are not finite."""
-        score, count = run.ranks.sum([sums["score"], sums["count"]])
+        score, count = run.sums([sums["score"], sums["count"]])
         s = score / count
         tau = ratio(self.updated_mean(s)[0] if self.include_current else self.mean(s))
         gap = tau - ratio(s)
@@ -201,13 +216,13 @@ def ratio(s: Tensor) -> Tensor:
     return ((s.sum() - s) / (len(s) - 1) - s).exp()
 
 
-def head_weights(topology: Topology) -> list[Tensor]:
+def head_weights(run: Run) -> list[Tensor]:
     """Return the weights whose rows are the outputs: the last matrix of the fusion, and those with as many rows.
 
     A fusion that is a callable has no parameters of its own: the last matrix outside of the encoders counts then.
     """
-    encoders = {id(p) for name in topology.modalities for _, p in topology.listed(name)}
-    roots = topology.fusion or ([] if topology.model is None else [topology.model])
+    encoders = {id(p) for name in run.modalities for module in run.encoders(name) for p in module.parameters()}
+    roots = run.fusion_modules or ([] if run.model is None else [run.model])
     matrices = [p for root in roots for p in root.parameters() if p.dim() >= 2 and id(p) not in encoders]
     return [p for p in matrices if len(p) == len(matrices[-1])]
 

@@ -152,7 +152,7 @@ class CGGM(Method):
         run, count = batch.run, len(batch.logits)
         w = self._live_gradient(batch)
         sums = batch.cache["sums"] | {"head": w.detach() * count, "all": w.new_full((), count)}
-        sums = dict(zip(sums, run.ranks.sum(list(sums.values())), strict=True))
+        sums = dict(zip(sums, run.sums(list(sums.values())), strict=True))
         b = self.b if self.direction_delay else self.balance(run, sums)[1]
         if b is None:
             return {}
@@ -179,11 +179,11 @@ class CGGM(Method):
         """Find the head; build the probes where their sizes are known, else on the first batch."""
         self._run = run
         self._head = find_head(run, self.head) if self.lam > 0 else None
-        sizes = run.topology.feature_sizes
+        sizes = dict(run.feature_sizes)
         if isinstance(self.probes, Mapping):
             self._adopt({}, 0)
-        elif sizes is not None and self._head is not None and self.head is None:
-            self._adopt(dict(zip(run.modalities, sizes, strict=True)), len(self._weight))
+        elif sizes and self._head is not None and self.head is None:
+            self._adopt(sizes, len(self._weight))
 
     def _ready(self, batch: Batch) -> Guides:
         """Return the probes; on the first batch, build them if need be and compare sizes."""

@@ -15,7 +15,6 @@ from torch.func import functional_call
 from torch.optim import Adam, Optimizer
 
 from modbalance import Batch, ConfigError, Run
-from modbalance.gradients import optimized
 from modbalance_cggm.heads import Sizes
 from modbalance_cggm.metrics import Metric, measure
 from modbalance_cggm.probes import Probe
@@ -32,7 +31,7 @@ def authors_optimizer(parameters: Iterable[Tensor]) -> Optimizer:
 
 def feature_size(run: Run, feature: Tensor) -> int:
     """Return D of a feature (B, D), tokens (B, T, D) or a map (B, D, H, W)."""
-    return feature.shape[-1 if feature.dim() <= 3 or run.topology.feature_sizes else 1]
+    return feature.shape[-1 if feature.dim() <= 3 or run.feature_sizes else 1]
 
 
 def build(
@@ -70,8 +69,8 @@ def _built(run: Run, kind: str | Factory, name: str, size: int, width: int, outp
         torch.default_generator.manual_seed(zlib.crc32(name.encode()))
         if not isinstance(kind, str):
             return kind(name, size, outputs)
-        precision = torch.promote_types(next(optimized(run.optimizer)).dtype, torch.float32)
-        probe = Probe(kind, size, width, outputs, bool(run.topology.feature_sizes))
+        precision = torch.promote_types(next(run.optimized_parameters()).dtype, torch.float32)
+        probe = Probe(kind, size, width, outputs, bool(run.feature_sizes))
         return probe if precision == torch.get_default_dtype() else probe.to(precision)
 
 
@@ -158,7 +157,7 @@ class Guides:
         """Make parameters and buffers on all ranks those of rank 0."""
         for module in self.modules.values():
             for tensor in (*module.parameters(), *module.buffers()):
-                run.ranks.broadcast(tensor.detach())
+                run.broadcast(tensor.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the weights, and the state of the optimizer."""
@@ -215,7 +214,7 @@ def _loss(batch: Batch, logits: Tensor, there: Tensor | None) -> Tensor:
 def own_draws(batch: Batch) -> Iterator[None]:
     """Let dropout in the body draw from a stream of this step, micro-batch and rank; the user's stream is kept."""
     run, device = batch.run, batch.logits.device
-    key = run.generator(torch.device("cpu"), batch.index + 1_000_003 * run.ranks.rank).initial_seed()
+    key = run.generator(torch.device("cpu"), batch.index + 1_000_003 * run.rank).initial_seed()
     with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(key)
         if device.type == "cuda":

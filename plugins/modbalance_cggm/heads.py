@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from modbalance import ConfigError, Run
-from modbalance.topology import resolve
-from modbalance.unimodal import sole_layer
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Sizes = dict[str, int]
@@ -36,18 +34,18 @@ def last_layer(module: nn.Module, what: str) -> nn.Module:
 def find_head(run: Run, head: str | nn.Module | None) -> nn.Module:
     """Return the layer that `head` names, or the last layer of the fusion."""
     if head is not None:
-        return last_layer(resolve(head, run.topology.model, "Option `head`"), "Option `head`")
-    if not run.topology.fusion:
+        return last_layer(run.module(head, "Option `head`"), "Option `head`")
+    if not run.fusion_modules:
         raise ConfigError(
             "Method `cggm` compares its probes with the weight of the head, and looks for it in `fusion=`. Found no "
             "module there: pass the layer as `head=` (a path or a module), or `lam=0` for no comparison."
         )
-    return last_layer(nn.ModuleList(run.topology.fusion), "The fusion")
+    return last_layer(nn.ModuleList(run.fusion_modules), "The fusion")
 
 
 def reads_concatenation(run: Run, head: nn.Module, width: int) -> bool:
     """Whether the head is linear over the concatenated features, ``width`` wide together."""
-    is_alone = sole_layer(run.topology) is head or (not run.topology.fusion and isinstance(head, nn.Linear))
+    is_alone = run.sole_fusion_layer is head or (not run.fusion_modules and isinstance(head, nn.Linear))
     return is_alone and matrix(head).shape[1] == width
 
 

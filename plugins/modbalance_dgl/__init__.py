@@ -39,10 +39,10 @@ class DGL(Method):
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
         """Refuse a model whose fusion is not known: it could not be held constant for the unimodal losses."""
-        topology, any_will_do = run.topology, self.detach_at == "features"
-        if not topology.fusion and not (any_will_do and topology.fusion_callable):
+        any_will_do = self.detach_at == "features"
+        if not run.fusion_modules and not (any_will_do and run.fusion_callable):
             what = "a path, a module, a list of them" + (" or a callable" if any_will_do else "")
-            found = "none" if topology.fusion_callable is None else "a callable, whose layers nobody can tell"
+            found = "none" if run.fusion_callable is None else "a callable, whose layers nobody can tell"
             raise ConfigError(f"Method `dgl` needs `fusion=`, where features become logits: {what}. Found {found}.")
 
     @hookimpl
@@ -56,7 +56,7 @@ class DGL(Method):
         if batch.task_loss is None:
             raise ConfigError("Method `dgl` calls the loss itself: use `opt.criterion(loss_fn)`, not `opt.observe`.")
         logits = batch.unimodal_logits_live(frozen_head=True, auto="zero")
-        losses = {name: batch.task_loss(where_present(batch, name, o)) for name, o in logits.items()}
+        losses = {name: batch.task_loss(batch.where_present(name, o)) for name, o in logits.items()}
         for name, loss in losses.items():
             batch.run.log(f"loss/{name}", loss)
         return {"unimodal": self.alpha * torch.stack(list(losses.values())).sum()}
@@ -69,7 +69,7 @@ class DGL(Method):
         """
         if self.detach_at == "features":
             return
-        modules = [module for part in step.run.topology.fusion for module in part.modules()]
+        modules = [module for part in step.run.fusion_modules for module in part.modules()]
         layers = [list(module.parameters(recurse=False)) for module in modules]
         used = [layer for layer in layers if any(p.grad is not None or not p.requires_grad for p in layer)]
         for parameter in chain(*used[:-1]):
@@ -82,14 +82,6 @@ def cut(feature: Tensor) -> Tensor:
     After a detach, DDP would take the encoder for unused and refuse the gradient of its unimodal loss.
     """
     return torch.where(torch.ones((), dtype=torch.bool, device=feature.device), feature.detach(), feature)
-
-
-def where_present(batch: Batch, modality: str, logits: Tensor) -> Tensor:
-    """Return equal logits, (B, C, ...), whose gradient stops at the samples that lack the modality."""
-    there = batch.present.get(modality)
-    if there is None:
-        return logits
-    return torch.where(there.to(logits.device).reshape(-1, *[1] * (logits.dim() - 1)), logits, logits.detach())
 
 
 @hookimpl

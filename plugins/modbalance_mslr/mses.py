@@ -69,7 +69,8 @@ class MSES(WindowedMethod):
         if not run.dry_run:
             for name in stopping:
                 self.go_back(run, name)
-            run.should_stop = run.should_stop or not self.going
+            if not self.going:
+                run.stop()
         self.copies = {key: kept for key, kept in self.copies.items() if key in self.needed(self.best, self.going)}
 
     @property

@@ -76,7 +76,7 @@ def loss(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def scalar(run: Run, value: float) -> Tensor:
     """Return a 0-dim tensor for the gradients, in at least single precision; made on the device, without a copy."""
-    parameter = next(p for name in run.modalities for _, p in run.topology.listed(name))
+    parameter = next(p for name in run.modalities for _, p in run.encoder_parameters(name))
     return torch.full((), value, dtype=torch.promote_types(parameter.dtype, torch.float32), device=parameter.device)
 
 

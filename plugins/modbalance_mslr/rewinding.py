@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modbalance import Run
-from modbalance.gradients import optimized
 
 
 def take(run: Run, modality: str | None = None) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def take(run: Run, modality: str | None = None) -> dict[str, Any]:
 
     Of everything includes the options of the parameter groups, such as learning rates.
     """
-    optimizer = run.optimizer.state_dict()
+    optimizer = run.optimizer_state()
     if modality is not None:
         indices = _indices(run, modality)
         optimizer = {"state": {i: kept for i, kept in optimizer["state"].items() if i in indices}}
@@ -34,25 +33,26 @@ def put_back(run: Run, taken: dict[str, Any], modality: str | None = None) -> No
         tensor.copy_(taken["weights"][str(i)])
     optimizer = copy.deepcopy(taken["optimizer"])
     if modality is not None:
-        now, indices = run.optimizer.state_dict(), _indices(run, modality)
+        now, indices = run.optimizer_state(), _indices(run, modality)
         others = {i: kept for i, kept in now["state"].items() if i not in indices}
         optimizer = {**now, "state": others | optimizer["state"]}
-    run.optimizer.load_state_dict(optimizer)
+    run.load_optimizer_state(optimizer)
 
 
 def _tensors(run: Run, modality: str | None) -> list[Tensor]:
     """Return parameters and buffers, each once, in an order that depends on model and optimizer alone."""
     if modality is None:
-        modules, parameters = [run.model] if run.model is not None else [], optimized(run.optimizer)
+        modules: Sequence[nn.Module] = [run.model] if run.model is not None else []
+        parameters = run.optimized_parameters()
     else:
-        modules, parameters = run.topology.encoders.get(modality, []), iter(p for _, p in run.parameters(modality))
+        modules, parameters = run.encoders(modality), iter(p for _, p in run.parameters(modality))
     inside: Iterator[Tensor] = chain.from_iterable(chain(m.parameters(), m.buffers()) for m in modules)
     return list({id(tensor): tensor for tensor in chain(parameters, inside)}.values())
 
 
 def _indices(run: Run, modality: str) -> set[int]:
     own = {id(p) for _, p in run.parameters(modality)}
-    return {i for i, p in enumerate(optimized(run.optimizer)) if id(p) in own}
+    return {i for i, p in enumerate(run.optimized_parameters()) if id(p) in own}
 
 
 def _copied(value: Any) -> Any:

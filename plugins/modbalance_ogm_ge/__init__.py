@@ -6,7 +6,6 @@ Deviations of the authors' code from the paper, and which side each option takes
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -14,9 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from modbalance import Batch, Method, ModbalanceWarning, Run, Step, WindowedMethod, gradients, hookimpl, option
+from modbalance import Batch, Method, Run, Step, WindowedMethod, gradients, hookimpl, option
 from modbalance.method import ge, gt, integer, one_of, optional
-from modbalance.notices import depth_of_caller
 
 ParamFilter = str | Callable[[str, Tensor], bool]
 SELECTS: dict[str, Callable[[int], bool]] = {
@@ -57,13 +55,11 @@ class OGM(WindowedMethod):
     def modbalance_setup(self, run: Run) -> None:
         """Warn of encoders of which nothing is modulated, such as a transformer's without convolutions."""
         for modality in run.modalities:
-            named = run.topology.listed(modality)
+            named = run.encoder_parameters(modality)
             if named and not any(self.modulates(*each) for each in named):
-                warnings.warn(
+                run.warn(
                     f"`param_filter={self.param_filter!r}` of method `{self.name}` selects no parameter of the encoder "
-                    f"of {modality!r}, whose gradients therefore stay as they are. Pass param_filter='all'.",
-                    ModbalanceWarning,
-                    stacklevel=depth_of_caller(),
+                    f"of {modality!r}, whose gradients therefore stay as they are. Pass param_filter='all'."
                 )
 
     @hookimpl

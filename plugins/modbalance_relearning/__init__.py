@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import Progress
 from torch import Tensor
-from torch.optim import Adagrad
 
 from modbalance import EpochData, Method, Run, hookimpl, option, state
 from modbalance.errors import CheckpointError, ConfigError, ObservationError
@@ -68,12 +67,12 @@ class Relearning(Method):
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
         """Keep theta_init, on the CPU."""
-        if not run.topology.encoders:
+        if not any(run.encoders(modality) for modality in run.modalities):
             raise ConfigError(
                 "Method `relearning` looks at the outputs of encoders. Found none: pass `modalities=`, such as "
                 "{'audio': 'audio_net', 'visual': 'visual_net'}."
             )
-        if self.reset_momentum and isinstance(run.optimizer, Adagrad):
+        if self.reset_momentum and not run.can_clear_optimizer_state:
             raise ConfigError("Option `reset_momentum` should be False with Adagrad, which makes its state only once.")
         for modality in run.modalities:
             for name, value in self._blended(run, modality):
@@ -121,10 +120,10 @@ class Relearning(Method):
                 samples += [(rows, label, clusters) for rows in features.values()]
             # Rank 0 clusters for all, so that ranks on unlike machines cannot drift apart.
             found = [math.nan] * len(samples)
-            if run.ranks.rank == 0:
+            if run.rank == 0:
                 tracked = progress.track(samples, description="relearning: k-means")
                 found = [self.purity(*each) for each in tracked]
-        of_rank_0 = run.ranks.gather_rows(torch.tensor([found], dtype=torch.float64))[0]
+        of_rank_0 = run.gather_rows(torch.tensor([found], dtype=torch.float64))[0]
         columns = zip(run.modalities, *of_rank_0.view(2, -1).tolist(), strict=True)
         return {modality: self.weight(run, modality, of_train, of_val) for modality, of_train, of_val in columns}
 
@@ -156,11 +155,10 @@ class Relearning(Method):
         with torch.no_grad():
             for modality, w in weights.items():
                 for name, theta in self._blended(run, modality):
-                    initial = run.ranks.broadcast(self.initial[name].to(theta.device, theta.dtype))
+                    initial = run.broadcast(self.initial[name].to(theta.device, theta.dtype))
                     theta.lerp_(initial, w)  # theta + w (theta_init - theta), exact where the two are equal
                 if self.reset_momentum:
-                    for _, parameter in run.parameters(modality):
-                        run.optimizer.state.pop(parameter, None)
+                    run.clear_optimizer_state(parameter for _, parameter in run.parameters(modality))
 
     def check_state(self, saved: Mapping[str, Any]) -> None:
         """Raise a CheckpointError unless the saved initial weights are of these encoders."""
@@ -174,10 +172,10 @@ class Relearning(Method):
 
     def _blended(self, run: Run, modality: str) -> Iterator[tuple[str, Tensor]]:
         """Yield what is blended of an encoder: its parameters, trained by this optimizer or not, and buffers."""
-        for name, parameter in run.topology.owned(modality):
+        for name, parameter in run.encoder_parameters(modality):
             if parameter.is_floating_point():  # quantized weights are not trained
                 yield name, parameter
-        for index, module in enumerate(run.topology.encoders[modality] if self.blend_buffers else []):
+        for index, module in enumerate(run.encoders(modality) if self.blend_buffers else []):
             for name, buffer in module.named_buffers():
                 if buffer.is_floating_point():
                     yield f"{modality}/{index}/{name}", buffer
@@ -185,7 +183,7 @@ class Relearning(Method):
 
 def _progress(run: Run) -> Progress:
     """Return bars for rank 0 at a terminal that no other live display owns, which is when rich replaces stdout."""
-    is_seen = run.ranks.rank == 0 and sys.stdout.isatty() and not isinstance(sys.stdout, FileProxy)
+    is_seen = run.rank == 0 and sys.stdout.isatty() and not isinstance(sys.stdout, FileProxy)
     return Progress(transient=True, disable=not is_seen, console=Console(quiet=not is_seen))
 
 

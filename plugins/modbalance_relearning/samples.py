@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modbalance import Batch, ObservationError, Run
+from modbalance import Batch, ObservationError, Run, loaders
 
 
 def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tuple[dict[str, Tensor], Tensor, int]:
@@ -32,8 +32,8 @@ def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tup
                     f"{len(labels[-1])} targets: name the module in `fusion=` that gets one feature per sample."
                 )
     columns = [torch.cat(labels), *(torch.cat(rows) for rows in features.values())]
-    label, *gathered = run.ranks.gather_samples(loader, columns)
-    classes = int(run.ranks.gather_rows(torch.tensor([classes])).max())
+    label, *gathered = loaders.gather_samples(run, loader, columns)
+    classes = int(run.gather_rows(torch.tensor([classes])).max())
     return dict(zip(features, gathered, strict=True)), label, classes
 
 

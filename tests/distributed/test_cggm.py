@@ -47,7 +47,7 @@ def trained(wraps: bool, share: Share, options: dict[str, Any], micro: int = 1) 
         for *xs, y in zip(*(x.chunk(micro) for x in mine), strict=True):
             (criterion(seen(*xs), y) / micro).backward()
         optimizer.step()
-    method = optimizer._balancer.hooks.methods[0]
+    method = optimizer._lifecycle.methods[0]
     assert isinstance(method, CGGM)
     assert method._guides is not None
     probes = {

@@ -114,7 +114,7 @@ def assert_agree(
 
 
 def guides_of(optimizer: BalancedOptimizer) -> dict[str, nn.Module]:
-    method: Any = optimizer._balancer.hooks.methods[0]
+    method: Any = optimizer._lifecycle.methods[0]
     return method._guides.modules
 
 

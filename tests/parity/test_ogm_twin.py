@@ -107,11 +107,11 @@ def test_ogm_equals_its_twin(
 def test_ogm_ge_equals_its_twin_given_the_same_draws(
     names: str, head: str, size: int, options: dict[str, Any], seed: int
 ) -> None:
-    run = balanced(multimodal(names), "ogm_ge")._balancer.run
+    lifecycle = balanced(multimodal(names), "ogm_ge")._lifecycle
 
     def generator(steps: int) -> torch.Generator:
-        run.steps = steps
-        return run.generator(torch.device("cpu"), seed)
+        lifecycle.training.steps = steps
+        return lifecycle.run.generator(torch.device("cpu"), seed)
 
     assert_agree(names, head, data_for(names, size), "ogm_ge", {"generator": generator}, seed=seed, **options)
 

@@ -122,7 +122,7 @@ def test_a_step_runs_on_fake_tensors(coalitions: str, epoch: int) -> None:
             target = torch.zeros(8, dtype=torch.long)
             criterion(model(torch.randn(8, 8, 8), torch.randn(8, 3, 2, 8, 8)), target).backward()
             optimizer.step()
-    assert optimizer._balancer.run.steps == 2
+    assert optimizer._lifecycle.training.steps == 2
 
 
 # What it leaves alone
@@ -622,7 +622,7 @@ def test_a_compiled_model_trains_as_the_eager_one() -> None:
         criterion(compiled(*inputs), target).backward()
         optimizer.step()
     assert_close(model, train(eager, agm(eager), data), 1e-6)
-    assert optimizer._balancer.run.steps == 3
+    assert optimizer._lifecycle.training.steps == 3
     torch._dynamo.reset()
 
 
@@ -776,7 +776,7 @@ def test_a_smallest_probability_keeps_the_score_finite() -> None:
 def test_a_scale_that_overflows_is_1_and_counted() -> None:
     model = multimodal()
     optimizer = agm(model, max_gap=None, alpha=1e3)
-    optimizer._balancer.hooks.methods[0].load_state_dict({"mean_score": torch.tensor([0.0, 9.0]).double()})
+    optimizer._lifecycle.methods[0].load_state_dict({"mean_score": torch.tensor([0.0, 9.0]).double()})
     gradients_of(model, optimizer, *batches(model, 1))
     assert kappas(optimizer)[0] == 1
     assert optimizer.metrics()["agm/nonfinite/a"] == 1
@@ -787,7 +787,7 @@ def test_a_scale_that_overflows_is_1_and_counted() -> None:
 def test_the_gap_is_clamped_above_only(max_gap: float, largest: float) -> None:
     model = multimodal(dtype=torch.float64)
     optimizer = agm(model, max_gap=max_gap)
-    optimizer._balancer.hooks.methods[0].load_state_dict({"mean_score": torch.tensor([0.0, 9.0]).double()})
+    optimizer._lifecycle.methods[0].load_state_dict({"mean_score": torch.tensor([0.0, 9.0]).double()})
     gradients_of(model, optimizer, *batches(model, 1, dtype=torch.float64))
     a, b = kappas(optimizer)
     assert a == pytest.approx(torch.tensor(largest).exp().item(), rel=1e-6)
@@ -826,9 +826,7 @@ def test_training_mode_and_the_factored_form_exclude_each_other() -> None:
 
 
 def test_presets_differ_where_the_table_says_so() -> None:
-    methods = [
-        balanced(multimodal(), "agm", preset=preset)._balancer.hooks.methods[0] for preset in ("official", "paper")
-    ]
+    methods = [balanced(multimodal(), "agm", preset=preset)._lifecycle.methods[0] for preset in ("official", "paper")]
     official, paper = (
         [getattr(method, name) for name in ("max_gap", "p_min", "include_current", "clip_trigger", "after_window")]
         for method in methods

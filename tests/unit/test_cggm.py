@@ -44,7 +44,7 @@ ANY_LARGE = "ignore:.B_i. of CGGM"
 
 
 def method_of(optimizer: BalancedOptimizer) -> CGGM:
-    method = optimizer._balancer.hooks.methods[0]
+    method = optimizer._lifecycle.methods[0]
     assert isinstance(method, CGGM)
     return method
 
@@ -103,7 +103,7 @@ def test_a_step_runs_on_fake_tensors(probes: str, preset: str) -> None:
             target = torch.zeros(8, dtype=torch.long)
             criterion(model(torch.randn(8, 8, 8), torch.randn(8, 3, 2, 8, 8)), target).backward()
             optimizer.step()
-    assert optimizer._balancer.run.steps == 2
+    assert optimizer._lifecycle.training.steps == 2
 
 
 @pytest.mark.cuda
@@ -652,5 +652,5 @@ def test_adam_of_the_user_and_the_default() -> None:
 
 
 def _is_large(optimizer: BalancedOptimizer) -> bool:
-    counters = optimizer._balancer.run.telemetry._counters
+    counters = optimizer._lifecycle.training.telemetry._counters
     return any(bool(value) for key, value in counters.items() if "/large/" in key)

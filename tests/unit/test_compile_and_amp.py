@@ -41,7 +41,7 @@ def test_a_compiled_model_trains_as_the_eager_one_without_graph_breaks(method: s
         criterion(compiled(*inputs), target).backward()
         optimizer.step()
     assert_close(model, train(eager, balanced(eager, method), data), atol=1e-6)
-    assert optimizer._balancer.run.steps == 3
+    assert optimizer._lifecycle.training.steps == 3
 
 
 def test_window_edges_of_a_compiled_model() -> None:
@@ -59,7 +59,7 @@ def test_window_edges_of_a_compiled_model() -> None:
             criterion(forward(*inputs), target).backward()
             opt.step()
     assert_close(model, eager, atol=1e-6)
-    assert optimizer._balancer.run.steps == 2
+    assert optimizer._lifecycle.training.steps == 2
 
 
 def test_hooks_added_after_the_first_compiled_call_are_noticed() -> None:
@@ -74,7 +74,7 @@ def test_hooks_added_after_the_first_compiled_call_are_noticed() -> None:
     torch._dynamo.reset()
     criterion(compiled(*inputs), target).backward()
     optimizer.step()
-    assert optimizer._balancer.run.steps == 1
+    assert optimizer._lifecycle.training.steps == 1
 
 
 class Checkpointed(AudioVisual):
@@ -99,9 +99,9 @@ def test_activation_checkpointing_adds_no_observation(from_outside: bool) -> Non
         optimizer.zero_grad()
         logits = checkpoint(model, *inputs, use_reentrant=False) if from_outside else model(*inputs)
         loss = criterion(logits, target)
-        forward = optimizer._balancer.capture.forward
+        forward = optimizer._lifecycle.training.watch.forward
         loss.backward()
-        assert optimizer._balancer.capture.forward is forward
+        assert optimizer._lifecycle.training.watch.forward is forward
         optimizer.step()
     train(plain, other := balanced(plain), data)
     assert optimizer.metrics() == pytest.approx(other.metrics(), abs=1e-6)
@@ -134,7 +134,7 @@ def test_autocast_around_the_forward(head: str, inside: bool) -> None:
         loss.backward()
         optimizer.step()
     metrics = optimizer.metrics()
-    assert optimizer._balancer.run.unimodal.kind == ("slice" if head == "concat" else "zero")
+    assert optimizer._lifecycle.training.unimodal.kind == ("slice" if head == "concat" else "zero")
     assert sum(metrics[f"ogm/nonfinite/{name}"] for name in ("a", "b")) == 0
     assert 0 < metrics["ogm/coefficient/a"] <= 1
 
@@ -146,6 +146,6 @@ def test_copies_of_a_model_carry_no_live_hooks() -> None:
     copied = averaged.module
     assert isinstance(copied, Multimodal)
     copied(*batches(model, 1)[0][0])
-    assert optimizer._balancer.capture.forward is None
+    assert optimizer._lifecycle.training.watch.forward is None
     model(*batches(model, 1)[0][0])
-    assert optimizer._balancer.capture.forward is not None
+    assert optimizer._lifecycle.training.watch.forward is not None

@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
 from modbalance import BalancedOptimizer, ConfigError
-from modbalance.registry import load_method
+from modbalance._plugins import load_method
 from support.counting import READS, CountOps
 from support.models import HEADS, ConcatFusion, Multimodal, SumFusion
 from support.training import (
@@ -285,7 +285,7 @@ def test_a_step_runs_on_fake_tensors(unimodal: str) -> None:
             target = torch.zeros(8, dtype=torch.long)
             criterion(model(torch.randn(8, 8, 8), torch.randn(8, 3, 2, 8, 8)), target).backward()
             optimizer.step()
-    assert optimizer._balancer.run.steps == 2
+    assert optimizer._lifecycle.training.steps == 2
 
 
 def test_a_compiled_model_trains_as_the_eager_one_without_graph_breaks() -> None:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, Method, ModbalanceWarning, ObservationError, hookimpl
+from modbalance._plugins import check_method
+from modbalance.context import default_forward
 from modbalance.errors import PluginLoadError
-from modbalance.records import default_forward
-from modbalance.registry import check_method
 from support.models import Multimodal
 from support.spy import look_once
 from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights

@@ -28,7 +28,7 @@ over_both = pytest.mark.parametrize("method", QUANTITY)
 
 def end(optimizer: BalancedOptimizer, *numbers: float) -> None:
     """End an epoch with numbers for each modality, as accuracies and as losses."""
-    by_modality = dict(zip(optimizer._balancer.run.modalities, numbers, strict=True))
+    by_modality = dict(zip(optimizer._lifecycle.run.modalities, numbers, strict=True))
     optimizer.end_epoch(metrics={"accuracy": by_modality, "loss": by_modality})
 
 
@@ -104,7 +104,7 @@ def test_loader_and_the_same_numbers_have_the_same_effect(method: str) -> None:
         train(other, told, [batch], same)
         assert_same(model, other)
         measured.end_epoch(val=loader)
-        kept = measured._balancer.hooks.methods[0]
+        kept = measured._lifecycle.methods[0]
         numbers = {n: v[-1] for n, v in kept.accuracies.items()} if method == "mslr" else kept.losses  # type: ignore[attr-defined]
         told.end_epoch(metrics={QUANTITY[method]: numbers})
     changed = [value for key, value in told.metrics().items() if "/coefficient/" in key and value != 1]
@@ -229,7 +229,7 @@ def test_outside_its_window_initial_factors_vanish(mode: str) -> None:
 
 
 def test_windows() -> None:
-    mslr, mses = (balanced(multimodal(), name)._balancer.hooks.methods[0] for name in ("mslr", "mses"))
+    mslr, mses = (balanced(multimodal(), name)._lifecycle.methods[0] for name in ("mslr", "mses"))
     assert [mslr.is_active(epoch) for epoch in (0, 19, 20)] == [True, True, False]
     assert [mses.is_active(epoch) for epoch in (0, 19, 200)] == [True, True, True]
 
@@ -313,9 +313,9 @@ def test_patience_is_strict_and_the_best_first_epoch_counts() -> None:
     optimizer = balanced(multimodal(), "mses", patience=2)
     for worse in (1.0, 2.0, 2.0):
         end(optimizer, worse, 1.0 / worse)
-        assert optimizer._balancer.hooks.methods[0].ratio == {"a": 1, "b": 1}  # type: ignore[attr-defined]
+        assert optimizer._lifecycle.methods[0].ratio == {"a": 1, "b": 1}  # type: ignore[attr-defined]
     end(optimizer, 2.0, 0.1)
-    assert optimizer._balancer.hooks.methods[0].ratio == {"a": 0, "b": 1}  # type: ignore[attr-defined]
+    assert optimizer._lifecycle.methods[0].ratio == {"a": 0, "b": 1}  # type: ignore[attr-defined]
 
 
 def test_smoothing_takes_the_raw_loss_before() -> None:
@@ -329,7 +329,7 @@ def test_an_equal_loss_is_no_improvement() -> None:
     optimizer = balanced(multimodal(), "mses", patience=0, rewind="none")
     end(optimizer, 1.0, 1.0)
     end(optimizer, 1.0, 0.5)
-    assert optimizer._balancer.hooks.methods[0].ratio == {"a": 0, "b": 1}  # type: ignore[attr-defined]
+    assert optimizer._lifecycle.methods[0].ratio == {"a": 0, "b": 1}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("freeze", "expected"), [("official", {"a", "b", "fusion"}), ("hard", {"b", "fusion"})])
@@ -400,7 +400,7 @@ def test_no_rewind() -> None:
 @pytest.mark.parametrize("rewind", ["all", "modality"])
 def test_a_rewound_optimizer_does_not_write_into_its_copy(rewind: str) -> None:
     model, optimizer, _, _ = trained_until_a_stops(rewind)
-    method = optimizer._balancer.hooks.methods[0]
+    method = optimizer._lifecycle.methods[0]
     kept = copy.deepcopy(method.copies)  # type: ignore[attr-defined]
     train(model, optimizer, batches(model, 2, seed=9))
     assert_same_state(method.copies, kept)  # type: ignore[attr-defined]
@@ -415,14 +415,14 @@ def test_copies_are_few(names: str, rewind: str, bound: int) -> None:
     for epoch in range(80):
         lowest *= 0.5
         end(optimizer, *[lowest if epoch * epoch % 7 % len(names) == u else 1.0 for u in range(len(names))])
-        counts.append(len(optimizer._balancer.hooks.methods[0].copies))  # type: ignore[attr-defined]
+        counts.append(len(optimizer._lifecycle.methods[0].copies))  # type: ignore[attr-defined]
     assert min(bound, 2) <= max(counts) <= bound
 
 
 def test_rewinding_everything_takes_the_best_epochs_back_too() -> None:
     model = multimodal()
     optimizer = balanced(model, "mses", patience=2)
-    method: Any = optimizer._balancer.hooks.methods[0]
+    method: Any = optimizer._lifecycle.methods[0]
     for a, b in ((1.0, 1.0), (0.9, 2.0), (2.0, 0.1), (2.0, 0.1), (2.0, 0.1)):
         end(optimizer, a, b)
     assert method.ratio == {"a": 0, "b": 1}
@@ -450,7 +450,7 @@ def test_losses_that_are_not_finite_are_no_improvement_and_counted() -> None:
     optimizer = balanced(model, "mses", patience=3)
     for a in (math.nan, -math.inf, 1.0, 0.5):
         end(optimizer, a, 1.0)
-    method: Any = optimizer._balancer.hooks.methods[0]
+    method: Any = optimizer._lifecycle.methods[0]
     assert optimizer.metrics()["mses/nonfinite_loss/a"] == 2
     assert method.best["a"]["epoch"] == 3
 
@@ -622,7 +622,7 @@ def test_a_step_runs_on_fake_tensors(method: str, options: dict[str, Any]) -> No
             target = torch.zeros(8, dtype=torch.long)
             criterion(model(torch.randn(8, 8, 8), torch.randn(8, 3, 2, 8, 8)), target).backward()
             optimizer.step()
-    assert optimizer._balancer.run.steps == 2
+    assert optimizer._lifecycle.training.steps == 2
 
 
 @pytest.mark.parametrize("mode", ["grad", "lr"])
@@ -651,7 +651,7 @@ def test_gradients_keep_their_dtype(dtype: torch.dtype) -> None:
 
 
 def test_the_paper_preset_differs() -> None:
-    mslr, mses = (balanced(multimodal(), name, preset="paper")._balancer.hooks.methods[0] for name in QUANTITY)
+    mslr, mses = (balanced(multimodal(), name, preset="paper")._lifecycle.methods[0] for name in QUANTITY)
     assert (mslr.mode, mslr.end_epoch) == ("lr", None)  # type: ignore[attr-defined]
     assert (mses.freeze, mses.rewind) == ("hard", "modality")  # type: ignore[attr-defined]
 

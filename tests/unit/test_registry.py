@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from modbalance import Method, PluginConflictError, PluginLoadError, UnknownMethodError, hookimpl, list_methods
+from modbalance._plugins import Listing, load_method, plugin_manager
 from modbalance.cli import main
-from modbalance.registry import Listing, load_method, plugin_manager
 from support.distributions import METHOD, install
 from support.training import assert_same, balanced, batches, multimodal, sgd, train
 

@@ -122,7 +122,7 @@ def test_a_step_costs_what_it_costs_without() -> None:
 def test_nothing_of_a_forward_is_kept() -> None:
     model, optimizer = trained()
     model(*batches(model, 1)[0][0])
-    assert optimizer._balancer.capture.forward is None
+    assert optimizer._lifecycle.training.watch.forward is None
 
 
 def test_a_step_runs_on_fake_tensors() -> None:
@@ -640,7 +640,7 @@ def test_one_method_object_serves_two_optimizers() -> None:
 def test_a_copied_optimizer_re_learns_too() -> None:
     model, optimizer = trained()
     model_copy, optimizer_copy = copy.deepcopy((model, optimizer))
-    optimizer._balancer.capture.attach()
+    optimizer._lifecycle.training.watch.attach()
     assert_close(model_copy, model, 0)
     initial = optimizer_copy.state_dict()["modbalance"]["methods"]["relearning"]["initial"]
     assert torch.equal(initial[A], multimodal().get_parameter(A))

@@ -104,7 +104,7 @@ def test_zero_grad_inside_the_closure_drops_nothing() -> None:
         assert isinstance(loss, Tensor)
 
     assert_same(model, train(expected, balanced(expected, clip_grad_norm=0.05), data))
-    assert optimizer._balancer.run.steps == 3
+    assert optimizer._lifecycle.training.steps == 3
 
 
 def test_modulate_by_hand_then_clip_then_step() -> None:
@@ -159,7 +159,7 @@ def test_two_criterion_calls_on_given_features_are_one_micro_batch() -> None:
     given = {"a": torch.randn(6, 3), "b": torch.randn(6, 3)}
     criterion(logits, target, unimodal_logits=given)
     criterion(logits, target, unimodal_logits=given).backward()
-    pending = optimizer._balancer.pending
+    pending = optimizer._lifecycle.pending
     assert pending is not None
     assert pending.sums["ogm"]["count"].tolist() == [6, 6]
     criterion(model(*inputs), target, unimodal_logits=given)
@@ -197,7 +197,7 @@ def test_a_step_that_the_scaler_skips_leaves_no_trace(by_hand: bool) -> None:
 
     fp16_steps(other, expected, [data[0], *data[2:]], bad=-1, by_hand=by_hand)
     assert_same(model, expected)
-    assert optimizer._balancer.run.steps == other._balancer.run.steps == 3
+    assert optimizer._lifecycle.training.steps == other._lifecycle.training.steps == 3
 
 
 def test_a_skipped_step_is_dropped_even_if_gradients_are_zeroed_in_place() -> None:
@@ -306,7 +306,7 @@ def test_evaluation_is_exactly_the_loss() -> None:
         assert torch.equal(criterion(model(*inputs), target), LOSS(model(*inputs), target))
     model.eval()
     assert torch.equal(criterion(model(*inputs), target), LOSS(model(*inputs), target))
-    assert optimizer._balancer.pending is None
+    assert optimizer._lifecycle.pending is None
 
 
 def test_epoch_that_never_moves_is_noticed_once() -> None:
@@ -400,4 +400,4 @@ def test_observe_leaves_the_loss_of_the_criterion_to_the_end_of_the_epoch() -> N
     inputs, target = batches(model, 1)[0]
     logits = model(*inputs)
     optimizer.observe(LOSS(logits, target), logits=logits, target=target)
-    assert optimizer._balancer.run.loss_fn is LOSS
+    assert optimizer._lifecycle.run.loss_fn is LOSS

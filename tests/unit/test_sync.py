@@ -55,7 +55,7 @@ def test_a_step_runs_on_fake_tensors(method: str, unimodal: str) -> None:
             target = torch.zeros(8, dtype=torch.long)
             criterion(model(torch.randn(8, 8, 8), torch.randn(8, 3, 2, 8, 8)), target).backward()
             optimizer.step()
-    assert optimizer._balancer.run.steps == 2
+    assert optimizer._lifecycle.training.steps == 2
 
 
 def test_outside_the_window_nothing_is_added() -> None:

@@ -16,7 +16,7 @@ from support.training import assert_same, balanced, batches, multimodal, sgd, we
 
 
 def owned(optimizer: BalancedOptimizer, modality: str) -> list[str]:
-    return [name for name, _ in optimizer._balancer.run.parameters(modality)]
+    return [name for name, _ in optimizer._lifecycle.run.parameters(modality)]
 
 
 # Who owns a parameter
@@ -225,7 +225,7 @@ def test_a_failing_pass_restores_everything_too() -> None:
         handle.remove()
         assert_same(model, before)
         assert flags == [m.training for m in model.modules()]
-        assert not batch.run.topology.is_paused
+        assert not batch.run._training.watch.is_paused
 
     look_once(model, look, inputs, target)
 
@@ -239,7 +239,7 @@ def test_a_coalition_is_no_forward_of_its_own() -> None:
     inputs, target = batches(model, 1)[0]
 
     def look(batch: Batch) -> tuple[Any, Any]:
-        before = batch.run.topology, dict(batch.features)
+        before = batch.run._training.structure, dict(batch.features)
         batch.coalition_logits({"a"}, training=True)
         return before[1], dict(batch.features)
 

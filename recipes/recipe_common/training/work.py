@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from torch import nn
-
-from modbalance.layout import tensors_in
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -32,7 +30,7 @@ class EncoderCounter:
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_counting:
-            self.samples += len(tensors_in([*args, *kwargs.values()])[0])
+            self.samples += _batch_size([*args, *kwargs.values()])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -72,3 +70,11 @@ class Waiting:
             finally:
                 self.seconds += time.perf_counter() - started
             yield item
+
+
+def _batch_size(value: Any) -> int:
+    """Return the length of the first tensor in nested lists, tuples and mappings; 0 where there is none."""
+    if isinstance(value, Tensor):
+        return len(value)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((size for item in items if (size := _batch_size(item))), 0)
