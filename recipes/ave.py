@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from recipe_common.arguments import non_negative_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import FeedSettings
-from recipe_common.data.datasets.ave import event_split, find_event_folders, prepare_events
+from recipe_common.data.datasets.ave.clips import event_split, find_event_folders, prepare_events
+from recipe_common.data.datasets.ave.segment_features import SegmentFeatures, read_segment_features
+from recipe_common.data.datasets.ave.sound import EventAudioSettings, event_audio_source, event_front_end
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
-from recipe_common.data.readers.event_audio import EventAudioSettings, event_audio_source, event_front_end
 from recipe_common.data.readers.frames import Frames
-from recipe_common.data.readers.segment_features import SegmentFeatures, read_segment_features
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.audiovisual import FRAME_CHOICES, frames_source
 from recipe_common.data.samples.clips import SHORT_SIDE

@@ -23,19 +23,18 @@ from torch import nn
 
 from recipe_common.arguments import positive_int, seed_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.brats import CaseFiles
+from recipe_common.data.datasets.brats import CLASSES, FILES, LABELS, MODALITIES, SUFFIX
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
 from recipe_common.data.prepare.nifti import prepare_volumes
 from recipe_common.data.readers.volumes import (
     AllSlices,
     Case,
     LabelledSlices,
-    Labels,
     open_cases,
     rotate_flip_noise,
     slices_per_case,
 )
-from recipe_common.data.synthetic.brats import SyntheticBrains
+from recipe_common.data.synthetic.brats import SYNTHETIC
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.models import deeplab, unet
@@ -45,9 +44,6 @@ from recipe_common.settings.declaration import flag
 from recipe_common.settings.shared import Settings
 from recipe_common.tasks.segmentation import mean_dice, segmentation
 
-MODALITIES = ("flair", "t1ce", "t1", "t2")
-CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
-LABELS = Labels(len(CLASSES), stored={4: 3})  # there is no 3 in the raw data
 REGIONS = {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,)}
 TITLES = {"wt": "WT", "tc": "TC", "et": "ET"}  # whole tumour, tumour core, enhancing tumour
 WEIGHTS = (0.2, 0.3, 0.25, 0.25)  # of the classes, in the loss of the CGGM code
@@ -55,8 +51,6 @@ DICE = {
     "dice_brats": partial(mean_dice, regions=((3,), (1, 3), (1, 2, 3))),  # the regions, in the order of the CGGM code
     "dice": partial(mean_dice, regions=((1,), (2,), (3,))),
 }
-SUFFIX = "_mri_norm2.h5"
-FILES = CaseFiles(SUFFIX, "h5", "*_flair.nii*", "python recipes/brats.py prepare --data-root {root}")
 
 
 @attrs.frozen(kw_only=True)
@@ -175,14 +169,6 @@ def build_model(settings: Settings[BratsSettings], data: Data) -> nn.Module:
 def balance(settings: Settings[BratsSettings]) -> Mapping[str, Any]:
     return describe(MODALITIES)
 
-
-def synthetic_cases(first: int, count: int) -> tuple[str, ...]:
-    return tuple(f"BraTS2021_{number:05d}{SUFFIX}" for number in range(first, first + count))
-
-
-SYNTHETIC = SyntheticBrains(
-    (("train", synthetic_cases(0, 40)), ("valid", synthetic_cases(40, 8)), ("test", synthetic_cases(48, 8)))
-)
 
 RECIPE = Recipe(
     name="brats",

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.cmu_mosei import FILES, MELS, Spoken, read_mosei, read_talks
+from recipe_common.data.datasets.cmu_mosei import FILES, MELS, SpeechSplit, read_mosei, read_speech
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.synthetic.folder import synthetic_folder
-from recipe_common.data.synthetic.sentiment import SyntheticSequences, SyntheticTalks
+from recipe_common.data.synthetic.sentiment import SyntheticSequences, SyntheticSpeech
 from recipe_common.models.fusion import ConcatFusion, LateFusionNet, describe
 from recipe_common.models.guided_attention import GuidedAttentionNet
 from recipe_common.models.sequence import STEPS, TransformerEncoder
@@ -51,7 +51,7 @@ from recipe_common.tasks.task import Task, classification
 SPOKEN = MODALITIES[:2]
 SIZES = {"transformer": (1024, 2), "agm": (512, 6)}
 """Width and layers of both models in the papers."""
-SYNTHETIC, SYNTHETIC_TALKS = SyntheticSequences(), SyntheticTalks()
+SYNTHETIC, SYNTHETIC_SPEECH = SyntheticSequences(), SyntheticSpeech()
 
 
 @attrs.frozen(kw_only=True)
@@ -119,25 +119,25 @@ def load(settings: Settings[MoseiSettings]) -> Data:
 
 def read(
     settings: Settings[MoseiSettings],
-) -> tuple[Mapping[str, Packed | Spoken], tuple[str, ...], Tensor | None, Notes]:
+) -> tuple[Mapping[str, Packed | SpeechSplit], tuple[str, ...], Tensor | None, Notes]:
     """Return the splits, their modalities, the word vectors of AGM's files, and what a person should know."""
     own, is_small = settings.own, settings.data.is_synthetic
     root = settings.data.data_root or synthetic_root()
     if own.model == "agm":
-        talks = read_talks(root, own.tokens, SYNTHETIC_TALKS.mels if is_small else MELS)
+        talks = read_speech(root, own.tokens, SYNTHETIC_SPEECH.mels if is_small else MELS)
         return talks.splits, SPOKEN, talks.vectors, Notes((f"data: {root}", *talks.summary), talks.skipped)
     kind, shapes = ("aligned", SYNTHETIC.shapes) if is_small else (own.features, None)
     path, splits = read_mosei(root, kind, shapes, drop_empty=own.drop_empty)
     return splits, MODALITIES, None, Notes((f"data: {path}", *(part.summary(name) for name, part in splits.items())))
 
 
-def balance_line(split: str, part: Packed | Spoken) -> str:
+def balance_line(split: str, part: Packed | SpeechSplit) -> str:
     """Say how many segments are neutral: two-class numbers depend on them."""
     counts = (int((part.labels > 0).sum()), int((part.labels == 0).sum()), int((part.labels < 0).sum()))
     return f"{split}: {counts[0]:,} positive, {counts[1]:,} of exactly 0, {counts[2]:,} negative"
 
 
-def in_memory(own: MoseiSettings, modalities: tuple[str, ...], *parts: Packed | Spoken) -> TensorSet:
+def in_memory(own: MoseiSettings, modalities: tuple[str, ...], *parts: Packed | SpeechSplit) -> TensorSet:
     """Return the segments of all parts with the targets of `--task`."""
     if not parts:
         return TensorSet([[] for _ in modalities], [])
@@ -150,7 +150,7 @@ def in_memory(own: MoseiSettings, modalities: tuple[str, ...], *parts: Packed | 
     return TensorSet(inputs if len(rows) == len(labels) else [values[rows] for values in inputs], classes)
 
 
-def all_of(parts: tuple[Packed | Spoken, ...], name: str) -> Tensor:
+def all_of(parts: tuple[Packed | SpeechSplit, ...], name: str) -> Tensor:
     # Joining one part would copy gigabytes.
     return torch.cat([getattr(part, name) for part in parts]) if len(parts) > 1 else getattr(parts[0], name)
 
@@ -179,9 +179,9 @@ def synthetic_root() -> Path:
 
     def write(root: Path) -> None:
         SYNTHETIC.write(root / FILES["aligned"][0])
-        SYNTHETIC_TALKS.write(root)
+        SYNTHETIC_SPEECH.write(root)
 
-    return synthetic_folder("cmu_mosei", (SYNTHETIC, SYNTHETIC_TALKS), write)
+    return synthetic_folder("cmu_mosei", (SYNTHETIC, SYNTHETIC_SPEECH), write)
 
 
 def build_model(settings: Settings[MoseiSettings], data: Data) -> nn.Module:

@@ -13,10 +13,8 @@ epoch is selected on validation clips and never on the test clips, frames are so
 counted and reported. Their lists share all speakers between training and test; `--split speaker` does not.
 """
 
-import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
@@ -25,38 +23,20 @@ from torch import nn
 from recipe_common.arguments import positive_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import FeedSettings
+from recipe_common.data.datasets.cremad import CLASS_ORDERS, Folders, layout_of, listed_split
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
 from recipe_common.data.readers.audio import Spectrogram
 from recipe_common.data.readers.frames import Frames
 from recipe_common.data.samples.assemble import open_samples
-from recipe_common.data.samples.audiovisual import SyntheticClips, audio_source, frames_source
-from recipe_common.data.samples.folders import Folders, Layout
-from recipe_common.data.samples.lists import Row
-from recipe_common.data.samples.splits import Split, hold_out, listed_split, random_split, speaker_split
-from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.samples.audiovisual import audio_source, frames_source
+from recipe_common.data.samples.splits import Split, random_split, speaker_split
+from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.models.fusion import FUSIONS, describe
 from recipe_common.recipe import Data, Recipe
 from recipe_common.settings.declaration import flag, group
 from recipe_common.settings.shared import Settings
-
-CLASS_ORDERS = {
-    "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark
-    "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),  # Diagnosing & Re-learning, MMPareto
-}
-
-
-def layout_of(fps: int) -> Layout:
-    """Return the folder names of the official download and of the OGM-GE and AGM code, for frames at `fps`."""
-    return Layout(
-        audio=("AudioWAV", "Audio", "audio"),
-        frames=f"Image-{fps:02d}-FPS",
-        videos="VideoFlash",
-        lists=(".", "CREMAD", "data/CREMAD"),
-        name=re.compile(r"\d{4}_[A-Z]{3}_([A-Z]{3})_[A-Z]{1,2}"),
-        prepare=f"python recipes/cremad.py prepare --data-root {{root}} --fps {fps}",
-    )
 
 
 @attrs.frozen(kw_only=True)
@@ -120,32 +100,6 @@ def choose_split(settings: Settings[CremadSettings], folders: Folders, classes: 
         note = "; there is no train.csv" if own.split == "official" else ""
         split, origin = random_split(rows, seed), f"80/10/10 % of every class, seed {seed}{note}"
     return (split, origin) if validation else (split.without_validation(), f"{origin}, validation added to train")
-
-
-def synthetic_root() -> Path:
-    """Return the folder of a small set with the names, folders and lists of CREMA-D, which it makes at the first call.
-
-    13 actors say 6 sentences in 6 emotions: 300 clips in my_train.csv, 60 in val.csv, 108 in test.csv.
-    """
-    classes = CLASS_ORDERS["official"]
-    rows = [
-        Row(f"{actor}_{sentence}_{label}_XX", label)
-        for actor in range(1001, 1014)
-        for sentence in ("IEO", "TIE", "IOM", "IWW", "TAI", "MTI")
-        for label in classes
-    ]
-    train, test = hold_out(rows, 18 / 78, seed=0)
-    mine, val = hold_out(train, 10 / 60, seed=0)
-    clips = SyntheticClips(
-        tuple(row.name for row in rows), tuple(classes.index(row.label) for row in rows), len(classes)
-    )
-
-    def write(root: Path) -> None:
-        for name, part in {"train": train, "my_train": mine, "val": val, "test": test}.items():
-            (root / f"{name}.csv").write_text("".join(f"{row.name},{row.label}\n" for row in part), newline="")
-        clips.write(root / "AudioWAV", root / "Image-01-FPS")
-
-    return synthetic_folder("cremad", clips, write)
 
 
 def prepare_main(arguments: list[str]) -> int:

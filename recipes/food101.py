@@ -27,10 +27,10 @@ from torch import nn
 
 from recipe_common.arguments import positive_int, seed_int, share_float
 from recipe_common.cli import main
-from recipe_common.data.datasets.food101 import FORMATS, read_titles, split_titles
-from recipe_common.data.features.encode import encode_main
+from recipe_common.data.datasets.food101.lists import FORMATS, read_titles, split_titles
+from recipe_common.data.datasets.food101.prepare import encode_main
+from recipe_common.data.datasets.food101.sources import PictureTransform, feature_sources, picture_source, token_source
 from recipe_common.data.features.networks import KEEP
-from recipe_common.data.readers.image_text import PictureTransform, feature_sources, picture_source, token_source
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.sources import Source
 from recipe_common.data.synthetic.folder import synthetic_folder

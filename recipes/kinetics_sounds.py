@@ -20,25 +20,22 @@ modality are counted and reported.
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
 from torch import nn
 
 from recipe_common.cli import main
-from recipe_common.data.datasets.kinetics_sounds import CLASSES, LISTS, PLACES, read_split, video_jobs
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, PLACES, read_split, video_jobs
 from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import prepare_videos
-from recipe_common.data.samples.audiovisual import SyntheticClips
 from recipe_common.data.samples.clips import (
     ClipPreparation,
     ClipSettings,
     open_clips,
     with_validation,
 )
-from recipe_common.data.samples.youtube import clip_key
-from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.models.fusion import describe
 from recipe_common.recipe import Data, Recipe
@@ -66,29 +63,6 @@ def load(settings: Settings[KineticsSettings]) -> Data:
     listed, origin = read_split(root, own.train_list, own.test_list)
     split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
     return open_clips(settings, own.clips, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
-
-
-def synthetic_root() -> Path:
-    """Return the folder of a small set with the lists and folders of the OGM-GE code, made at the first call.
-
-    10 training and 3 test clips of each class; in the test list starts are not padded, as in theirs.
-    """
-    labels = [index % len(CLASSES) for index in range(13 * len(CLASSES))]
-    names = [f"gen_{index:05d}-k_{index:06d}_{index + 10:06d}" for index in range(len(labels))]
-    clips = SyntheticClips(tuple(names), tuple(labels), len(CLASSES))
-
-    def write(root: Path) -> None:
-        clips.write(root / "audio", root / "visual")
-        for folder in (root / "visual").iterdir():
-            for number, path in enumerate(sorted(folder.iterdir()), 1):
-                path.rename(folder / f"frame_{number:05d}.jpg")
-        cut = 10 * len(CLASSES)
-        rows = list(zip(names, labels, strict=True))
-        lists = (rows[:cut], [(clip_key(name), label) for name, label in rows[cut:]])
-        for file, part in zip(LISTS.values(), lists, strict=True):
-            (root / file).write_text("".join(f"{name},10,{label}\r\n" for name, label in part), newline="")
-
-    return synthetic_folder("kinetics_sounds", clips, write)
 
 
 def prepare_main(arguments: list[str]) -> int:

@@ -23,7 +23,7 @@ from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.ur_funny import PACKED, read_humor
+from recipe_common.data.datasets.ur_funny import PACKED, read_ur_funny
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.samples.padding import trim_padding
@@ -67,7 +67,7 @@ class UrFunnySettings:
 def load(settings: Settings[UrFunnySettings]) -> Data:
     """Read the punchlines; without `--data-root` those of a small synthetic set."""
     root, validation = settings.data.data_root, settings.data.validation
-    humor = read_humor(synthetic_root(), SYNTHETIC.shapes) if root is None else read_humor(root)
+    humor = read_ur_funny(synthetic_root(), SYNTHETIC.shapes) if root is None else read_ur_funny(root)
     train, val, test = (humor.splits[name] for name in ("train", "val", "test"))
     return Data(
         train=in_memory(train) if validation else in_memory(train, val),

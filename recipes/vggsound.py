@@ -20,7 +20,6 @@ random ones; clips that lack a modality are counted and reported.
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
@@ -28,54 +27,22 @@ from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
+from recipe_common.data.datasets.vggsound import PLACES, read_split, video_job
 from recipe_common.data.prepare.engine import parse_preparation, verify
-from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
-from recipe_common.data.samples.audiovisual import SyntheticClips
+from recipe_common.data.prepare.video import find_videos, prepare_videos
 from recipe_common.data.samples.clips import (
     ClipPreparation,
     ClipSettings,
-    Places,
-    flat_job,
     open_clips,
     with_validation,
 )
-from recipe_common.data.samples.splits import Split
-from recipe_common.data.samples.youtube import disjoint, read_named_list, read_vggsound
-from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_root
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.models.fusion import describe
 from recipe_common.recipe import Data, Recipe
 from recipe_common.settings.declaration import flag, group
 from recipe_common.settings.shared import Settings
-
-PARTS = ("train", "test")
-PLACES = Places(
-    audio=("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
-    frames=(
-        "visual",
-        "video",
-        *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
-        *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
-    ),
-    videos=(*(f"{part}-videos/{part}-set/*.mp4" for part in PARTS), "videos/*.mp4"),
-    bases=(".", "vggsound", "VGGSound", "data/VGGSound"),
-    prepare="python recipes/vggsound.py prepare --data-root {root}",
-)
-SYNTHETIC_LABELS = (
-    "air horn",
-    "cat purring",
-    "child speech, kid speaking",
-    "dog barking",
-    "female speech, woman speaking",
-    "male speech, man speaking",
-    "motorboat, speedboat acceleration",
-    "people whistling",
-    "playing theremin",
-    "race car, auto racing",
-    "vehicle horn, car horn, honking",
-    "wind chime",
-)
 
 
 @attrs.frozen(kw_only=True)
@@ -103,48 +70,6 @@ def load(settings: Settings[VggsoundSettings]) -> Data:
     return open_clips(settings, own.clips, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
 
 
-def read_split(root: Path) -> tuple[Split, str]:
-    """Return the split, without validation rows, and where it comes from."""
-    if path := PLACES.find_file(root, ["vggsound.csv"]):
-        return read_vggsound(path), str(path)
-    lists = [PLACES.find_file(root, [f"{part}.csv"]) for part in PARTS]
-    train, test = lists
-    if train and test:
-        return disjoint(Split(read_named_list(train), (), read_named_list(test))), f"{train}, {test}"
-    raise RecipeError(
-        f"Expected vggsound.csv, or train.csv and test.csv, in {root}. Found {train or test or 'none of them'}. "
-        "Fix: download vggsound.csv, which lists all clips, from the VGGSound site."
-    )
-
-
-def synthetic_root() -> Path:
-    """Return the folder of a small set with the csv file and folders of the OGM-GE code, made at the first call.
-
-    30 training and 8 test clips of each of 12 labels. On disk, starts have six digits in the test part alone.
-    """
-    parts = {"train": synthetic_clips("train", "d", 30), "test": synthetic_clips("test_", "06d", 8)}
-
-    def write(root: Path) -> None:
-        lines = []
-        for part, clips in parts.items():
-            frames = root / f"{part}-videos/{part}-set-img/Image-01-FPS"
-            clips.write(root / f"{part}-audios/{part}-set", frames)
-            for folder in sorted(frames.iterdir()):
-                folder.rename(f"{folder}.mp4")
-            for name, label in zip(clips.names, clips.labels, strict=True):
-                lines.append(f'{name[:11]},{int(name[12:])},"{SYNTHETIC_LABELS[label]}",{part}\n')
-        (root / "vggsound.csv").write_text("".join(lines), newline="")
-
-    return synthetic_folder("vggsound", tuple(parts.items()), write)
-
-
-def synthetic_clips(prefix: str, start: str, per_label: int) -> SyntheticClips:
-    """Describe clips with ids of 11 characters, as YouTube has them, and starts in the given format."""
-    labels = tuple(range(len(SYNTHETIC_LABELS))) * per_label
-    names = tuple(f"{prefix}{index:06d}_{index:{start}}" for index in range(len(labels)))
-    return SyntheticClips(names, labels, len(SYNTHETIC_LABELS), seed=per_label)
-
-
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were videos that could not be read."""
     settings = parse_preparation(
@@ -155,15 +80,6 @@ def prepare_main(arguments: list[str]) -> int:
         return verify(root, workers=workers)
     jobs = [video_job(root, video) for video in find_videos(root, PLACES.videos)]
     return prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
-
-
-def video_job(root: Path, video: Path) -> VideoJob:
-    """Put frames and sound where the OGM-GE code has them, or those of videos/ into visual/ and audio/."""
-    part = video.parent.name.removesuffix("-set")
-    if part not in PARTS:
-        return flat_job(root, video)
-    frames = root / f"{part}-videos/{part}-set-img/Image-01-FPS" / video.name
-    return VideoJob(video, frames, root / f"{part}-audios/{part}-set/{video.stem}.wav")
 
 
 def build_model(settings: Settings[VggsoundSettings], data: Data) -> nn.Module:

@@ -16,10 +16,10 @@ from PIL import Image
 import ave
 from ave import CLASSES, RECIPE
 from recipe_common.cli import main
-from recipe_common.data.datasets.ave import event_split, first_of_each, read_events, seconds_of
+from recipe_common.data.datasets.ave.clips import event_split, first_of_each, read_events, seconds_of
+from recipe_common.data.datasets.ave.sound import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
 from recipe_common.data.prepare.video import write_frames
 from recipe_common.data.readers.audio import Spectrogram
-from recipe_common.data.readers.event_audio import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.synthetic.ave import SyntheticEvents

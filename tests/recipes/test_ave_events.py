@@ -18,7 +18,7 @@ import ave
 from ave import EVENTS, RECIPE, SEGMENT_CLASSES
 from modbalance import BalancedOptimizer
 from recipe_common.cli import main
-from recipe_common.data.readers.segment_features import FeatureFile, read_segment_features
+from recipe_common.data.datasets.ave.segment_features import FeatureFile, read_segment_features
 from recipe_common.data.samples.sampler import ResumableBatchSampler
 from recipe_common.data.synthetic.ave import SyntheticSegmentFeatures
 from recipe_common.errors import RecipeError

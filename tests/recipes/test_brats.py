@@ -17,9 +17,9 @@ import brats
 from modbalance import BalancedOptimizer
 from recipe_common.cli import main
 from recipe_common.comparison import compare
-from recipe_common.data.datasets.brats import split_cases
+from recipe_common.data.datasets.brats import MODALITIES, split_cases
 from recipe_common.data.readers.volumes import AllSlices, LabelledSlices
-from recipe_common.data.synthetic.brats import CONTRAST, SyntheticBrains
+from recipe_common.data.synthetic.brats import CONTRAST, SYNTHETIC, SyntheticBrains
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
@@ -214,7 +214,7 @@ def test_the_description_of_the_model_fits_it(model: str) -> None:
     with torch.device("meta"):
         net = brats.build_model(chosen, data)
     description = brats.balance(chosen)
-    assert list(description["modalities"]) == list(brats.MODALITIES)
+    assert list(description["modalities"]) == list(MODALITIES)
     assert all(net.get_submodule(path) for path in (*description["modalities"].values(), description["fusion"]))
 
 
@@ -234,7 +234,7 @@ def test_the_synthetic_set_has_the_real_format() -> None:
     assert set(np.unique(label)) == {0, 1, 2, 3}
     assert not label[~brain].any()
     assert not label[..., 0].any()
-    folder = synthetic_folder("brats", brats.SYNTHETIC, brats.SYNTHETIC.write)
+    folder = synthetic_folder("brats", SYNTHETIC, SYNTHETIC.write)
     assert sum(file.stat().st_size for file in folder.rglob("*.h5")) < 5_000_000
 
 
@@ -306,8 +306,8 @@ def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
     assert loss.isfinite()
     assert all(not torch.equal(before[name], value) for name, value in model.named_parameters() if value.dim() > 1)
     metrics = optimizer.metrics()
-    assert all(0 <= metrics[f"cggm/metric/{name}"] <= 1 for name in brats.MODALITIES)
-    assert sum(metrics[f"cggm/coefficient/{name}"] for name in brats.MODALITIES) == pytest.approx(3, abs=1e-3)
+    assert all(0 <= metrics[f"cggm/metric/{name}"] <= 1 for name in MODALITIES)
+    assert sum(metrics[f"cggm/coefficient/{name}"] for name in MODALITIES) == pytest.approx(3, abs=1e-3)
 
 
 def test_prepare_is_a_command(tmp_path: Path) -> None:

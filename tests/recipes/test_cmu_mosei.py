@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmu_mosei import RECIPE, SYNTHETIC, SYNTHETIC_TALKS, synthetic_root
+from cmu_mosei import RECIPE, SYNTHETIC, SYNTHETIC_SPEECH, synthetic_root
 from modbalance import list_methods
 from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES
@@ -130,12 +130,12 @@ def test_the_protocol_of_agm(real: Path) -> None:
     data = RECIPE.load(small)
     assert data.modalities == ("text", "audio")
     text, audio, _ = data.train[0, 0]
-    assert (text.shape, text.dtype, audio.shape) == ((16,), torch.int64, (16, SYNTHETIC_TALKS.mels))
+    assert (text.shape, text.dtype, audio.shape) == ((16,), torch.int64, (16, SYNTHETIC_SPEECH.mels))
     small = changed(small, width=None, layers=None, tokens=60)
     with torch.device("meta"):
         model = RECIPE.build_model(small, data)
     assert isinstance(model, GuidedAttentionNet)
-    words, size, mels = 29, SYNTHETIC_TALKS.vector_size, SYNTHETIC_TALKS.mels
+    words, size, mels = 29, SYNTHETIC_SPEECH.vector_size, SYNTHETIC_SPEECH.mels
     with torch.device("meta"):
         assert size_of(model) == size_of(GuidedAttentionNet(torch.zeros(words, size), mels, 2))
     assert dict(RECIPE.balance(small)["modalities"]) == {"text": "text_net", "audio": "audio_net"}
@@ -148,7 +148,7 @@ def test_the_synthetic_set_is_small_deterministic_and_in_both_formats(tmp_path: 
     parts = {f"{split}_{what}.p" for split in ("train", "valid", "test") for what in ("sentences", "mels", "sentiment")}
     assert names == {"mosei_senti_data.pkl", "token_to_ix.pkl", "train_glove.npy", *parts}
     SYNTHETIC.write(tmp_path / "mosei_senti_data.pkl")
-    SYNTHETIC_TALKS.write(tmp_path)
+    SYNTHETIC_SPEECH.write(tmp_path)
     for name in names:
         digests = {hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (root, tmp_path)}
         assert len(digests) == 1

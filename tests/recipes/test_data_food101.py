@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recipe_common.data.datasets.food101 import clean_title, picture_path, read_titles, split_titles, title
+from recipe_common.data.datasets.food101.lists import clean_title, picture_path, read_titles, split_titles, title
 from recipe_common.errors import RecipeError
 
 from .food101_tree import CLASSES, record, write_json, write_kaggle

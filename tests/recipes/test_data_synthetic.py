@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from recipe_common.data.samples.audiovisual import SyntheticClips
+from recipe_common.data.synthetic.clips import SyntheticClips
 from recipe_common.data.synthetic.folder import LOCK, synthetic_folder
 from recipe_common.data.synthetic.media import striped_picture, tone_waveform
 from recipe_common.files import PARTIAL, lock

@@ -17,12 +17,12 @@ from PIL import Image
 
 import food101
 from recipe_common.cli import main
-from recipe_common.data.datasets.food101 import read_titles
+from recipe_common.data.datasets.food101.lists import read_titles
+from recipe_common.data.datasets.food101.sources import PictureTransform, picture_entry_of, text_entry_of, token_source
 from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
 from recipe_common.data.prepare.engine import checksum
-from recipe_common.data.readers.image_text import PictureTransform, picture_entry_of, text_entry_of, token_source
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.data.synthetic.food101 import NOTE, SyntheticDishes

@@ -20,6 +20,7 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.kinetics_sounds import CLASSES, video_jobs
 from recipe_common.data.samples.audiovisual import choose, hdf5_frames
 from recipe_common.data.samples.youtube import clip_key
+from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.errors import RecipeError
 
 from .call import settings_of
@@ -397,8 +398,8 @@ def test_prepare_without_a_fitting_video_is_explained(tmp_path: Path) -> None:
 
 
 def test_the_synthetic_set_has_the_real_format() -> None:
-    root = kinetics_sounds.synthetic_root()
-    assert root == kinetics_sounds.synthetic_root()
+    root = synthetic_root()
+    assert root == synthetic_root()
     lines = (root / "my_train.txt").read_bytes().split(b"\r\n")
     assert lines[1] == b"gen_00001-k_000001_000011,10,1"
     assert (root / "my_test.txt").read_bytes().startswith(b"gen_00310-k_310,10,0\r\n")

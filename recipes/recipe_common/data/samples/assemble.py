@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe_common.data.cache.feed import FeedSettings, feed
-from recipe_common.data.samples.sources import Reader, Source
+from recipe_common.data.samples.sources import SampleFinder, Source
 from recipe_common.data.samples.splits import Split
 from recipe_common.recipe import Data
 from recipe_common.settings.shared import Settings
@@ -37,7 +37,7 @@ def open_samples(
     Raises:
         RecipeError: If too few samples of a part are there, or if the cache cannot be built or read.
     """
-    parts = Reader(classes, sources, min_found, settings.data.skip_bad).read(split)
+    parts = SampleFinder(classes, sources, min_found, settings.data.skip_bad).read(split)
     opened = feed(feeding, root, parts, sources, seed=settings.optimisation.seed)
     return Data(
         train=opened(parts.train, training=True),

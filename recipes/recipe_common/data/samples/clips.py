@@ -23,10 +23,10 @@ from recipe_common.data.samples.audiovisual import (
     index_files,
     listed,
 )
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.splits import Split, hold_out
 from recipe_common.data.samples.youtube import clip_key
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 from recipe_common.models.fusion import FUSIONS
 from recipe_common.recipe import Data
 from recipe_common.settings.declaration import flag, group
@@ -58,7 +58,7 @@ class ClipSettings:
 
 
 @attrs.frozen
-class Places:
+class ClipLayout:
     """Where the media of a dataset are under its root, as patterns such as `audio/train/*`.
 
     Args:

@@ -10,8 +10,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from recipe_common.data.datasets.ave import AUDIO, LISTS, frames_name
-from recipe_common.data.readers import segment_features as files
+from recipe_common.data.datasets.ave import segment_features as files
+from recipe_common.data.datasets.ave.clips import AUDIO, LISTS, frames_name
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.synthetic.media import striped_picture, tone_waveform, write_jpg, write_wav
 from recipe_common.errors import require

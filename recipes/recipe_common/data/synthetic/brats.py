@@ -7,6 +7,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from recipe_common.data.datasets.brats import SUFFIX
 from recipe_common.data.prepare.nifti import normalised, write_case
 
 # How much brighter than the brain, whose mean is 5, each part is: core without enhancement, oedema, enhancing rim.
@@ -73,3 +74,10 @@ class SyntheticBrains:
         scaled = (grid - centre[:, None, None, None]) / radii[:, None, None, None]
         distance: NDArray[Any] = np.sqrt((scaled**2).sum(axis=0))
         return distance
+
+
+def _names(first: int, count: int) -> tuple[str, ...]:
+    return tuple(f"BraTS2021_{number:05d}{SUFFIX}" for number in range(first, first + count))
+
+
+SYNTHETIC = SyntheticBrains((("train", _names(0, 40)), ("valid", _names(40, 8)), ("test", _names(48, 8))))

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from recipe_common.data.datasets.food101 import read_titles
+from recipe_common.data.datasets.food101.lists import read_titles
+from recipe_common.data.datasets.food101.sources import picture_entry_of, text_entry_of
 from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
-from recipe_common.data.readers.image_text import picture_entry_of, text_entry_of
 from recipe_common.data.synthetic.media import striped_picture
 from recipe_common.errors import require
 

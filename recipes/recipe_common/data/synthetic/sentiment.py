@@ -80,7 +80,7 @@ class SyntheticSequences:
 
 
 @attrs.frozen
-class SyntheticTalks:
+class SyntheticSpeech:
     """What the files that AGM's code reads for CMU-MOSEI depend on: words and mel spectrograms by segment.
 
     Args:

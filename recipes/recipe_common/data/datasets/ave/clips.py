@@ -7,10 +7,10 @@ import attrs
 
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
 from recipe_common.data.samples.audiovisual import existing
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split, random_split
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 LISTS = ("trainSet.txt", "valSet.txt", "testSet.txt")
 ANNOTATIONS = "Annotations.txt"

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.sources import SHOWN
 from recipe_common.errors import RecipeError, message, require
+from recipe_common.files import listing
 
 AUDIO, VISUAL = "audio_feature.h5", "visual_feature.h5"
 LABELS = ("right_labels.h5", "right_label.h5")

@@ -12,10 +12,10 @@ from typing import Any
 
 import attrs
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split, hold_out
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 FORMATS = ("csv", "json")
 FILES = {
