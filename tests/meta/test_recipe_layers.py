@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,40 @@ def test_a_layer_imports_only_what_is_below_it(layer: str) -> None:
 
     assert files
     assert {file.name: above for file in files if (above := _imported(file) - below)} == {}
+
+
+VALUES_OF_FLAGS = {("sound.py", "dgl"), ("cmu_mosei.py", "agm")}
+"""A front end and a network that have the name of the paper whose code they follow, and so the name of a method."""
+
+
+def _texts(file: Path) -> set[str]:
+    """Return the strings of a file that are no docstrings."""
+    tree = ast.parse(file.read_text())
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone
+    }
+
+
+def test_no_method_is_named() -> None:
+    methods = {entry.name for entry in entry_points(group="modbalance")}
+    named = {
+        (file.name, word)
+        for file in COMMON.glob("**/*.py")
+        for text in _texts(file)
+        for word in re.findall(r"\w+", text)
+        if word in methods
+    }
+
+    assert len(methods) >= 8
+    assert named == VALUES_OF_FLAGS
+
+
+def test_no_namespace_goes_below_the_parser() -> None:
+    users = {file.name for file in COMMON.glob("**/*.py") if "Namespace" in file.read_text()}
+    parsers = {file.name for file in COMMON.glob("**/*.py") if "import argparse" in file.read_text()}
+
+    assert users == set()
+    assert parsers == {"arguments.py", "cli.py", "command_line.py", "sweep.py"}
