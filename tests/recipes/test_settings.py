@@ -134,6 +134,11 @@ def test_what_a_file_says_is_checked(content: dict[str, Any]) -> None:
         resolve({}, RECIPE, saved=content)
 
 
+def test_what_is_given_is_a_setting() -> None:
+    with pytest.raises(TypeError, match="Recipe `tiny` has no setting epoch"):
+        resolve({"epoch": 3}, RECIPE)
+
+
 def test_a_flag_comes_before_a_saved_value_that_is_wrong() -> None:
     assert resolve({"lr": 0.3}, RECIPE, saved={"lr": "fast"}).optimisation.lr == 0.3
 

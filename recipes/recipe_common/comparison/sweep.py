@@ -68,9 +68,10 @@ def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[s
     optuna = require("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs the traceback of a trial of which we say the reason
     given = read(parser, arguments)
-    own, base = build(SweepSettings, given), resolve(given, recipe)
+    own = build(SweepSettings, given)
     search = [parse_space(text) for text in own.search]
     trials = _Trials(recipe, parser, arguments)
+    base = resolve(trials.of_training(given), recipe)
     folder = _folder(recipe, own.study, base.run.output)
     metric = _check(trials, base, search).task.headline
     direction = "maximize" if metric.higher_is_better else "minimize"
@@ -146,9 +147,13 @@ class _Trials:
 
     def settings(self, values: Mapping[str, Any]) -> Settings[Any]:
         """Return the settings of a trial, with the options of the method that it trains."""
-        settings = resolve(self.given(values), self.recipe)
+        settings = resolve(self.of_training(self.given(values)), self.recipe)
         own = (None, settings.run.methods[0])
         return changed(settings, option=tuple(each for each in settings.run.option if each.method in own))
+
+    def of_training(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is given of a training, without what is given of the sweep."""
+        return {name: value for name, value in given.items() if name in self.recipe.flags}
 
     def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the typed values of the flags that a trial is given."""

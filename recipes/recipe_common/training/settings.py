@@ -61,7 +61,14 @@ def resolve(given: Mapping[str, Any], recipe: Recipe, saved: Mapping[str, Any] |
 
 
 def from_values(recipe: Recipe, values: Mapping[str, Any]) -> Settings[Any]:
-    """Return the settings of a recipe with typed values by name; names that it does not have are left out."""
+    """Return the settings of a recipe with typed values by name.
+
+    Raises:
+        TypeError: If a name is that of no setting.
+        RecipeError: If a value is of another type or out of bounds.
+    """
+    if unknown := values.keys() - recipe.flags.keys():
+        raise TypeError(f"Recipe `{recipe.name}` has no setting {', '.join(sorted(unknown))}.")
     return build(Settings, values, own=build(recipe.settings, values))
 
 
@@ -74,10 +81,11 @@ def from_json(recipe: Recipe, content: Mapping[str, Any]) -> Settings[Any]:
     """Return the settings that `as_json` has written.
 
     Raises:
+        KeyError: If a name is that of no setting.
         RecipeError: If a value is of another type or out of bounds.
     """
     flags = recipe.flags
-    return from_values(recipe, {name: flags[name].from_json(value) for name, value in content.items() if name in flags})
+    return from_values(recipe, {name: flags[name].from_json(value) for name, value in content.items()})
 
 
 def _identity_from_json(recipe: Recipe, saved: Mapping[str, Any]) -> dict[str, Any]:
