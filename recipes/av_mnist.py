@@ -10,7 +10,7 @@ pixels, flat or not, and spectrograms 112 x 112; values are brightness from 0 to
 Hyper-parameters are those of the README of the AGM code (Li et al., ICCV 2023), with the split of MultiBench (Liang et
 al., NeurIPS 2021), which has a validation part. `--protocol official` and `--protocol multibench` do what either does.
 
-Without DIR the digits are real, from scikit-learn, in the same six files; the spectrograms are generated.
+Without DIR the digits are real, from scikit-learn, in the same six files; the spectrograms are synthetic.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from torch import nn
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
 from recipe_common.data.datasets.av_mnist import MODALITIES, DigitPart, Rows, find_digit_files
-from recipe_common.data.synthetic.av_mnist import DigitsAndSounds
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.av_mnist import SyntheticDigits
+from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
 from recipe_common.models.lenet import LeNet
@@ -40,7 +40,7 @@ CLASSES = tuple("0123456789")
 MODELS = ("resnet", "maxout", "lenet", "small")
 HEADS = ("concat", "sum")
 SPLITS = ("multibench", "agm")
-MINIATURE = DigitsAndSounds()
+SYNTHETIC = SyntheticDigits()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def load(args: argparse.Namespace) -> Data:
     """Open the files and split their rows; without `--data-root` those of a small set."""
     is_small = args.data_root is None
     folder = (
-        generated_folder(RECIPE.name, MINIATURE, MINIATURE.write)
+        synthetic_folder(RECIPE.name, SYNTHETIC, SYNTHETIC.write)
         if is_small
         else find_digit_files(Path(args.data_root))
     )
@@ -74,7 +74,7 @@ def load(args: argparse.Namespace) -> Data:
     sizes, scales = {"audio": args.audio_size, "image": args.image_size}, files["train"].scales()
     parts = {name: file_of[name].subset(rows[name], sizes, scales) for name in rows}
     empty = np.setdiff1d(np.arange(len(CLASSES)), files["train"].labels[rows["train"]])
-    source = "real handwritten digits (scikit-learn), generated spectrograms; " if is_small else ""
+    source = "real handwritten digits (scikit-learn), synthetic spectrograms; " if is_small else ""
     ranges = (f"{name} {'as it is, 0 to 1' if scales[name] == 1 else 'divided by 255'}" for name in MODALITIES)
     return Data(
         train=parts["train"],
@@ -82,7 +82,7 @@ def load(args: argparse.Namespace) -> Data:
         test=parts["test"],
         classes=CLASSES,
         modalities=MODALITIES,
-        generated=is_small,
+        synthetic=is_small,
         summary=(
             f"data: {source}{folder}",
             f"brightness: {', '.join(ranges)}",
@@ -175,9 +175,9 @@ RECIPE = Recipe(
         "image_size": 28,
         "audio_size": 112,
     },
-    generated_defaults={
+    synthetic_defaults={
         "model": "small",
-        "audio_size": MINIATURE.audio_size,
+        "audio_size": SYNTHETIC.audio_size,
         "val_size": 240,
         "epochs": 25,
         "batch_size": 64,
@@ -205,7 +205,7 @@ RECIPE = Recipe(
         "mses": {"patience": 10},
         "cggm": {"probes": "mlp"},  # these fit all heads
     },
-    generated_options={
+    synthetic_options={
         # 25 epochs instead of 100; CGGM without its direction term, the magnitudes alone.
         "mses": {"patience": 5},
         "relearning": {"period": 8, "count": 2},

@@ -1,9 +1,9 @@
 """AVE: which of 28 events is heard and seen in a 10-second clip, and when?
 
-    python recipes/ave.py --methods none ogm_ge                            a small generated set, minutes on a laptop
+    python recipes/ave.py --methods none ogm_ge                            a small synthetic set, minutes on a laptop
     python recipes/ave.py prepare --data-root DIR                          sound and frames from the videos, once
     python recipes/ave.py --data-root DIR --methods none ogm_ge            the paper's training: a class per clip
-    python recipes/ave.py events                                           a class per second; generated features
+    python recipes/ave.py events                                           a class per second; synthetic features
     python recipes/ave.py events --data-root DIR --methods none agm        the same on the published features
 
 For clips, DIR (or its folder AVE_Dataset) holds `trainSet.txt`, `valSet.txt` and `testSet.txt`, or `Annotations.txt`,
@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from recipe_common.arguments import non_negative_float, positive_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import add_feed_arguments
-from recipe_common.data.datasets.ave import event_split, find_event_folders, prepare_events
+from recipe_common.data.datasets.ave.clips import event_split, find_event_folders, prepare_events
+from recipe_common.data.datasets.ave.segment_features import SegmentFeatures, read_segment_features
+from recipe_common.data.datasets.ave.sound import FRONT_ENDS, event_audio_source, event_front_end
 from recipe_common.data.prepare.engine import prepare_parser, verify
-from recipe_common.data.readers.event_audio import FRONT_ENDS, event_audio_source, event_front_end
 from recipe_common.data.readers.frames import Frames
-from recipe_common.data.readers.segment_features import SegmentFeatures, read_segment_features
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.audiovisual import FRAME_CHOICES, frames_source
 from recipe_common.data.samples.clips import add_short_side, balance
 from recipe_common.data.samples.in_memory import TensorSet
-from recipe_common.data.synthetic.ave import MadeUpEvents, MadeUpFeatures
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.ave import SyntheticEvents, SyntheticSegmentFeatures
+from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.models.fusion import FUSIONS
 from recipe_common.models.psp import PairLoss, PSPNet
@@ -78,8 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else Path(args.data_root)
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    root = synthetic_root() if args.data_root is None else Path(args.data_root)
     fix = f"python recipes/ave.py prepare --data-root {root} --fps {args.fps}"
     folders = find_event_folders(root, args.fps, stored=args.audio_frontend == "stored", prepare=fix)
     listed = args.split == "official"
@@ -94,10 +94,10 @@ def load(args: argparse.Namespace) -> Data:
     return open_samples(args, root, CLASSES, split, sources, lines)
 
 
-def generated_root() -> Path:
+def synthetic_root() -> Path:
     """Return the folder of a small set with the lists and folders of AVE, which it makes at the first call."""
-    clips = MadeUpEvents(CLASSES)
-    return generated_folder("ave", clips, clips.write)
+    clips = SyntheticEvents(CLASSES)
+    return synthetic_folder("ave", clips, clips.write)
 
 
 def prepare_main(arguments: list[str]) -> int:
@@ -130,9 +130,9 @@ def add_event_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_events(args: argparse.Namespace) -> Data:
-    """Open the features by segment; without `--data-root` those of a small generated set."""
-    made = MadeUpFeatures(len(CLASSES))
-    root = generated_folder("ave_events", made, made.write) if args.data_root is None else Path(args.data_root)
+    """Open the features by segment; without `--data-root` those of a small synthetic set."""
+    made = SyntheticSegmentFeatures(len(CLASSES))
+    root = synthetic_folder("ave_events", made, made.write) if args.data_root is None else Path(args.data_root)
     features = read_segment_features(root, SEGMENT_CLASSES, skip_bad=args.skip_bad)
     orders = dict(features.orders)
     if not args.validation:
@@ -143,7 +143,7 @@ def load_events(args: argparse.Namespace) -> Data:
         test=open_events(features, orders["test"]),
         classes=SEGMENT_CLASSES,
         modalities=("audio", "visual"),
-        generated=args.data_root is None,
+        synthetic=args.data_root is None,
         summary=features.summary,
         task=segment_task(features.targets),
         excluded={"relearning": "it clusters one feature per sample by one class per sample; a clip has ten classes"},
@@ -205,7 +205,7 @@ EVENTS = Recipe(
         "threshold": 0.099,
         "pair_weight": 100.0,
     },
-    generated_defaults={"epochs": 10, "batch_size": 32, "milestones": [7], "log_every": 1},
+    synthetic_defaults={"epochs": 10, "batch_size": 32, "milestones": [7], "log_every": 1},
     method_options={
         "ogm": WHOLE,
         "ogm_ge": WHOLE,
@@ -256,7 +256,7 @@ RECIPE = Recipe(
         "min_found": 0.9,
         "frame_choice": "segments",
     },
-    generated_defaults={
+    synthetic_defaults={
         # A second of sound as a (65, 62) spectrogram, one (48, 48) picture, and larger steps.
         "audio_rate": 4_000,
         "audio_seconds": 1.0,

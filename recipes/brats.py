@@ -1,6 +1,6 @@
 """BraTS 2021: which voxels of a brain belong to a tumour, and to which part of it, by four kinds of MRI?
 
-    python recipes/brats.py --methods none cggm                      a small generated set, minutes on a laptop
+    python recipes/brats.py --methods none cggm                      a small synthetic set, minutes on a laptop
     python recipes/brats.py prepare --data-root DIR                  h5 files from the NIfTI files, once
     python recipes/brats.py --data-root DIR --methods none cggm      the paper's training
 
@@ -24,29 +24,25 @@ from torch import nn
 
 from recipe_common.arguments import positive_int, seed_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.brats import CaseFiles
+from recipe_common.data.datasets.brats import CLASSES, FILES, LABELS, MODALITIES, SUFFIX
 from recipe_common.data.prepare.engine import prepare_parser, verify
 from recipe_common.data.prepare.nifti import prepare_volumes
 from recipe_common.data.readers.volumes import (
     AllSlices,
     Case,
     LabelledSlices,
-    Labels,
     open_cases,
     rotate_flip_noise,
     slices_per_case,
 )
-from recipe_common.data.synthetic.brats import MadeUpBrains
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.brats import SYNTHETIC
+from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.models import deeplab, unet
 from recipe_common.models.fusion import describe
 from recipe_common.recipe import Data, Recipe
 from recipe_common.tasks.segmentation import mean_dice, segmentation
 
-MODALITIES = ("flair", "t1ce", "t1", "t2")
-CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
-LABELS = Labels(len(CLASSES), stored={4: 3})  # there is no 3 in the raw data
 REGIONS = {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,)}
 TITLES = {"wt": "WT", "tc": "TC", "et": "ET"}  # whole tumour, tumour core, enhancing tumour
 WEIGHTS = (0.2, 0.3, 0.25, 0.25)  # of the classes, in the loss of the CGGM code
@@ -54,8 +50,6 @@ DICE = {
     "dice_brats": partial(mean_dice, regions=((3,), (1, 3), (1, 2, 3))),  # the regions, in the order of the CGGM code
     "dice": partial(mean_dice, regions=((1,), (2,), (3,))),
 }
-SUFFIX = "_mri_norm2.h5"
-FILES = CaseFiles(SUFFIX, "h5", "*_flair.nii*", "python recipes/brats.py prepare --data-root {root}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the cases; without `--data-root` those of a small generated set."""
-    is_generated = args.data_root is None
-    root = generated_folder("brats", MINIATURE, MINIATURE.write) if is_generated else Path(args.data_root)
+    """Find, split and open the cases; without `--data-root` those of a small synthetic set."""
+    is_synthetic = args.data_root is None
+    root = synthetic_folder("brats", SYNTHETIC, SYNTHETIC.write) if is_synthetic else Path(args.data_root)
     files, origin = FILES.find(root, args.split_seed)
     opened = {part: open_cases(paths, len(MODALITIES), LABELS, skip_bad=args.skip_bad) for part, paths in files.items()}
     cases = {part: found for part, (found, _) in opened.items()}
@@ -91,7 +85,7 @@ def load(args: argparse.Namespace) -> Data:
         test=evaluated(args, cases["test"]),
         classes=CLASSES,
         modalities=MODALITIES,
-        generated=is_generated,
+        synthetic=is_synthetic,
         summary=(f"data: {root}", f"split: {origin}", f"cases: {counts}", f"evaluation: {scored}"),
         task=segmentation(
             REGIONS,
@@ -151,12 +145,6 @@ def balance(args: argparse.Namespace) -> Mapping[str, Any]:
     return describe(MODALITIES)
 
 
-def made_up(first: int, count: int) -> tuple[str, ...]:
-    return tuple(f"BraTS2021_{number:05d}{SUFFIX}" for number in range(first, first + count))
-
-
-MINIATURE = MadeUpBrains((("train", made_up(0, 40)), ("valid", made_up(40, 8)), ("test", made_up(48, 8))))
-
 RECIPE = Recipe(
     name="brats",
     title="BraTS 2021: brain tumour segmentation",
@@ -185,7 +173,7 @@ RECIPE = Recipe(
         "eval_crop": 240,
         "width": 32,
     },
-    generated_defaults={
+    synthetic_defaults={
         "model": "unet",
         "width": 8,
         "crop": 32,

@@ -1,6 +1,6 @@
 """CMU-MOSEI: is what people say about something positive, by words, voice and face?
 
-    python recipes/cmu_mosei.py --methods none ogm                      a small generated set, minutes on a laptop
+    python recipes/cmu_mosei.py --methods none ogm                      a small synthetic set, minutes on a laptop
     python recipes/cmu_mosei.py --data-root DIR --methods none ogm      BalanceBenchmark's model on aligned features
     python recipes/cmu_mosei.py --data-root DIR --features noalign      features that are not aligned by word
     python recipes/cmu_mosei.py --data-root DIR --task regression       the sentiment itself, from -3 to 3
@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.cmu_mosei import FILES, MELS, Spoken, read_mosei, read_talks
+from recipe_common.data.datasets.cmu_mosei import FILES, MELS, SpeechSplit, read_mosei, read_speech
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed
 from recipe_common.data.samples.in_memory import TensorSet
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.sentiment import MadeUpSequences, MadeUpTalks
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.sentiment import SyntheticSequences, SyntheticSpeech
 from recipe_common.models.fusion import ConcatFusion, LateFusionNet, describe
 from recipe_common.models.guided_attention import GuidedAttentionNet
 from recipe_common.models.sequence import STEPS, TransformerEncoder
@@ -51,7 +51,7 @@ from recipe_common.tasks.task import Task, classification
 SPOKEN = MODALITIES[:2]
 SIZES = {"transformer": (1024, 2), "agm": (512, 6)}
 """Width and layers of both models in the papers."""
-MADE_UP, MADE_UP_TALKS = MadeUpSequences(), MadeUpTalks()
+SYNTHETIC, SYNTHETIC_SPEECH = SyntheticSequences(), SyntheticSpeech()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ class MoseiData(Data):
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Read the segments; without `--data-root` those of a small generated set."""
+    """Read the segments; without `--data-root` those of a small synthetic set."""
     parts, modalities, vectors, notes = read(args)
     train, val, test = parts["train"], parts["val"], parts["test"]
     dataset = partial(in_memory, args, modalities)
@@ -96,7 +96,7 @@ def load(args: argparse.Namespace) -> Data:
         test=dataset(test),
         classes={"binary": CLASSES, "seven": SEVEN, "regression": ()}[args.task],
         modalities=modalities,
-        generated=args.data_root is None,
+        synthetic=args.data_root is None,
         summary=(*notes.summary, *(balance_line(name, part) for name, part in parts.items())),
         task=task_of(args),
         excluded=excluded(args),
@@ -105,25 +105,25 @@ def load(args: argparse.Namespace) -> Data:
     )
 
 
-def read(args: argparse.Namespace) -> tuple[Mapping[str, Packed | Spoken], tuple[str, ...], Tensor | None, Notes]:
+def read(args: argparse.Namespace) -> tuple[Mapping[str, Packed | SpeechSplit], tuple[str, ...], Tensor | None, Notes]:
     """Return the splits, their modalities, the word vectors of AGM's files, and what a person should know."""
     is_small = args.data_root is None
-    root = generated_root() if is_small else Path(args.data_root)
+    root = synthetic_root() if is_small else Path(args.data_root)
     if args.model == "agm":
-        talks = read_talks(root, args.tokens, MADE_UP_TALKS.mels if is_small else MELS)
+        talks = read_speech(root, args.tokens, SYNTHETIC_SPEECH.mels if is_small else MELS)
         return talks.splits, SPOKEN, talks.vectors, Notes((f"data: {root}", *talks.summary), talks.skipped)
-    kind, shapes = ("aligned", MADE_UP.shapes) if is_small else (args.features, None)
+    kind, shapes = ("aligned", SYNTHETIC.shapes) if is_small else (args.features, None)
     path, splits = read_mosei(root, kind, shapes, drop_empty=args.drop_empty)
     return splits, MODALITIES, None, Notes((f"data: {path}", *(part.summary(name) for name, part in splits.items())))
 
 
-def balance_line(split: str, part: Packed | Spoken) -> str:
+def balance_line(split: str, part: Packed | SpeechSplit) -> str:
     """Say how many segments are neutral: two-class numbers depend on them."""
     counts = (int((part.labels > 0).sum()), int((part.labels == 0).sum()), int((part.labels < 0).sum()))
     return f"{split}: {counts[0]:,} positive, {counts[1]:,} of exactly 0, {counts[2]:,} negative"
 
 
-def in_memory(args: argparse.Namespace, modalities: tuple[str, ...], *parts: Packed | Spoken) -> TensorSet:
+def in_memory(args: argparse.Namespace, modalities: tuple[str, ...], *parts: Packed | SpeechSplit) -> TensorSet:
     """Return the segments of all parts with the targets of `--task`."""
     if not parts:
         return TensorSet([[] for _ in modalities], [])
@@ -136,7 +136,7 @@ def in_memory(args: argparse.Namespace, modalities: tuple[str, ...], *parts: Pac
     return TensorSet(inputs if len(rows) == len(labels) else [values[rows] for values in inputs], classes)
 
 
-def all_of(parts: tuple[Packed | Spoken, ...], name: str) -> Tensor:
+def all_of(parts: tuple[Packed | SpeechSplit, ...], name: str) -> Tensor:
     # Joining one part would copy gigabytes.
     return torch.cat([getattr(part, name) for part in parts]) if len(parts) > 1 else getattr(parts[0], name)
 
@@ -159,17 +159,17 @@ def excluded(args: argparse.Namespace) -> dict[str, str]:
     return {**NOT_FOR_REGRESSION, "cggm": cggm}
 
 
-def generated_root() -> Path:
+def synthetic_root() -> Path:
     """Return the folder of a small set in both formats, which it makes at the first call.
 
     320 training, 80 validation and 120 test segments: of at most 12 steps, packed, and of at most 16 words.
     """
 
     def write(root: Path) -> None:
-        MADE_UP.write(root / FILES["aligned"][0])
-        MADE_UP_TALKS.write(root)
+        SYNTHETIC.write(root / FILES["aligned"][0])
+        SYNTHETIC_SPEECH.write(root)
 
-    return generated_folder("cmu_mosei", (MADE_UP, MADE_UP_TALKS), write)
+    return synthetic_folder("cmu_mosei", (SYNTHETIC, SYNTHETIC_SPEECH), write)
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
@@ -220,7 +220,7 @@ RECIPE = Recipe(
         "mask": True,
         "drop_empty": True,
     },
-    generated_defaults={
+    synthetic_defaults={
         "width": 32,
         "layers": 2,
         "tokens": 16,
@@ -255,7 +255,7 @@ RECIPE = Recipe(
         "relearning": {"period": 15, "count": 2},  # BalanceBenchmark
         "cggm": {"probes": "mlp"},  # these fit all heads
     },
-    generated_options={
+    synthetic_options={
         "ogm": {"start_epoch": 0},
         "ogm_ge": {"start_epoch": 0},
     },

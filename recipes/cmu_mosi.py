@@ -1,6 +1,6 @@
 """CMU-MOSI: how negative or positive is an opinion, from -3 to 3, by words, voice and face? A regression.
 
-    python recipes/cmu_mosi.py --methods none cggm                      a small generated set, minutes on a laptop
+    python recipes/cmu_mosi.py --methods none cggm                      a small synthetic set, minutes on a laptop
     python recipes/cmu_mosi.py --data-root DIR --methods none cggm      the paper's training
     python recipes/cmu_mosi.py --data-root DIR --protocol multibench    late fusion of three GRUs, as in MultiBench
 
@@ -25,8 +25,8 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosi import FILES, PackedFile, read_mosi
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.sentiment import SyntheticSequences
 from recipe_common.models.fusion import ConcatFusion, LateFusionNet, describe
 from recipe_common.models.msa import MSANet
 from recipe_common.models.sequence import GRUEncoder, TransformerEncoder
@@ -41,8 +41,8 @@ WIDTHS = {
 """Of the encoders of MultiBench."""
 HIDDEN = {"gru": 870, "transformer": 256}
 """Of its heads."""
-MADE_UP = MadeUpSequences()
-GENERATED = PackedFile("mosi_data.pkl", MADE_UP.shapes)
+SYNTHETIC = SyntheticSequences()
+SYNTHETIC_FILE = PackedFile("mosi_data.pkl", SYNTHETIC.shapes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Read the packed file; without `--data-root` that of a small generated set."""
+    """Read the packed file; without `--data-root` that of a small synthetic set."""
     if args.data_root is None:
-        path, splits = read_mosi(generated_root(), GENERATED)
+        path, splits = read_mosi(synthetic_root(), SYNTHETIC_FILE)
     else:
         path, splits = read_mosi(Path(args.data_root), FILES[args.features])
     train = (splits["train"],) if args.validation else (splits["train"], splits["val"])
@@ -72,7 +72,7 @@ def load(args: argparse.Namespace) -> Data:
         test=in_memory(splits["test"]),
         classes=(),
         modalities=MODALITIES,
-        generated=args.data_root is None,
+        synthetic=args.data_root is None,
         summary=notes if args.validation else (*notes, "validation segments are for training too"),
         task=sentiment_regression(zero="negative", headline=args.headline),
         excluded=NOT_FOR_REGRESSION,
@@ -88,12 +88,12 @@ def in_memory(*parts: Packed) -> TensorSet:
     return TensorSet([getattr(whole, modality) for modality in MODALITIES], whole.labels[:, None])
 
 
-def generated_root() -> Path:
+def synthetic_root() -> Path:
     """Return the folder of a small set in the format of MulT, which it makes at the first call.
 
     320 training, 80 validation and 120 test segments of at most 12 words.
     """
-    return generated_folder("cmu_mosi", MADE_UP, lambda root: MADE_UP.write(root / GENERATED.name))
+    return synthetic_folder("cmu_mosi", SYNTHETIC, lambda root: SYNTHETIC.write(root / SYNTHETIC_FILE.name))
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
@@ -141,7 +141,7 @@ RECIPE = Recipe(
         "headline": "mae",
         "balanced": "branch",
     },
-    generated_defaults={
+    synthetic_defaults={
         "layers": 2,
         "fusion_layers": 1,
         "epochs": 10,

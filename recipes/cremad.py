@@ -1,6 +1,6 @@
 """CREMA-D: which of six emotions does a speaker show, by voice and face?
 
-    python recipes/cremad.py --methods none ogm_ge                      a small generated set, minutes on a laptop
+    python recipes/cremad.py --methods none ogm_ge                      a small synthetic set, minutes on a laptop
     python recipes/cremad.py prepare --data-root DIR                    frames and sound from the videos, once
     python recipes/cremad.py --data-root DIR --methods none ogm_ge      the paper's training
 
@@ -14,7 +14,6 @@ counted and reported. Their lists share all speakers between training and test; 
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,36 +24,18 @@ from torch import nn
 from recipe_common.arguments import positive_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.datasets.cremad import CLASS_ORDERS, Folders, layout_of, listed_split
 from recipe_common.data.prepare.engine import prepare_parser, verify
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
 from recipe_common.data.readers.audio import Spectrogram
 from recipe_common.data.readers.frames import Frames
 from recipe_common.data.samples.assemble import open_samples
-from recipe_common.data.samples.audiovisual import MadeUpClips, audio_source, frames_source
-from recipe_common.data.samples.folders import Folders, Layout
-from recipe_common.data.samples.lists import Row
-from recipe_common.data.samples.splits import Split, hold_out, listed_split, random_split, speaker_split
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.samples.audiovisual import audio_source, frames_source
+from recipe_common.data.samples.splits import Split, random_split, speaker_split
+from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.models.fusion import FUSIONS, describe
 from recipe_common.recipe import Data, Recipe
-
-CLASS_ORDERS = {
-    "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark
-    "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),  # Diagnosing & Re-learning, MMPareto
-}
-
-
-def layout_of(fps: int) -> Layout:
-    """Return the folder names of the official download and of the OGM-GE and AGM code, for frames at `fps`."""
-    return Layout(
-        audio=("AudioWAV", "Audio", "audio"),
-        frames=f"Image-{fps:02d}-FPS",
-        videos="VideoFlash",
-        lists=(".", "CREMAD", "data/CREMAD"),
-        name=re.compile(r"\d{4}_[A-Z]{3}_([A-Z]{3})_[A-Z]{1,2}"),
-        prepare=f"python recipes/cremad.py prepare --data-root {{root}} --fps {fps}",
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else Path(args.data_root)
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    root = synthetic_root() if args.data_root is None else Path(args.data_root)
     classes = CLASS_ORDERS[args.class_order]
     folders = layout_of(args.fps).find(root)
     split, origin = choose_split(args, folders, classes)
@@ -101,30 +82,6 @@ def choose_split(args: argparse.Namespace, folders: Folders, classes: tuple[str,
         note = "; there is no train.csv" if args.split == "official" else ""
         split, origin = random_split(rows, seed), f"80/10/10 % of every class, seed {seed}{note}"
     return (split, origin) if args.validation else (split.without_validation(), f"{origin}, validation added to train")
-
-
-def generated_root() -> Path:
-    """Return the folder of a small set with the names, folders and lists of CREMA-D, which it makes at the first call.
-
-    13 actors say 6 sentences in 6 emotions: 300 clips in my_train.csv, 60 in val.csv, 108 in test.csv.
-    """
-    classes = CLASS_ORDERS["official"]
-    rows = [
-        Row(f"{actor}_{sentence}_{label}_XX", label)
-        for actor in range(1001, 1014)
-        for sentence in ("IEO", "TIE", "IOM", "IWW", "TAI", "MTI")
-        for label in classes
-    ]
-    train, test = hold_out(rows, 18 / 78, seed=0)
-    mine, val = hold_out(train, 10 / 60, seed=0)
-    clips = MadeUpClips(tuple(row.name for row in rows), tuple(classes.index(row.label) for row in rows), len(classes))
-
-    def write(root: Path) -> None:
-        for name, part in {"train": train, "my_train": mine, "val": val, "test": test}.items():
-            (root / f"{name}.csv").write_text("".join(f"{row.name},{row.label}\n" for row in part), newline="")
-        clips.write(root / "AudioWAV", root / "Image-01-FPS")
-
-    return generated_folder("cremad", clips, write)
 
 
 def prepare_main(arguments: list[str]) -> int:
@@ -179,7 +136,7 @@ RECIPE = Recipe(
         "split_seed": 0,
         "min_found": 0.9,
     },
-    generated_defaults={
+    synthetic_defaults={
         # A (64, 64) spectrogram and picture, and steps as large as 6 epochs of 300 clips need.
         "audio_rate": 8_000,
         "audio_seconds": 1.0,
@@ -199,7 +156,7 @@ RECIPE = Recipe(
         "mslr": {"init": {"audio": 0.9, "visual": 1.1}},  # the CREMA-D script of the AGM code, as is the patience
         "mses": {"patience": 80},
     },
-    generated_options={
+    synthetic_options={
         # The easy audio is far ahead here, and 0.8 would all but stop it; 0.1 is the README's other advice.
         "ogm": {"alpha": 0.1},
         "ogm_ge": {"alpha": 0.1},

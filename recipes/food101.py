@@ -1,6 +1,6 @@
 """UPMC Food-101: which of 101 dishes does a web page show, by its picture and its title?
 
-    python recipes/food101.py --methods none cggm                       a small generated set, a minute on a laptop
+    python recipes/food101.py --methods none cggm                       a small synthetic set, a minute on a laptop
     python recipes/food101.py prepare --data-root DIR --image-model VIT --text-model BERT       features, once
     python recipes/food101.py --data-root DIR --methods none cggm       the paper's training, on those features
     python recipes/food101.py --data-root DIR --protocol end-to-end --text-model BERT           both networks trained
@@ -27,14 +27,14 @@ from torch import nn
 
 from recipe_common.arguments import positive_int, seed_int, share_float
 from recipe_common.cli import main
-from recipe_common.data.datasets.food101 import FORMATS, read_titles, split_titles
-from recipe_common.data.features.encode import encode_main
+from recipe_common.data.datasets.food101.lists import FORMATS, read_titles, split_titles
+from recipe_common.data.datasets.food101.prepare import encode_main
+from recipe_common.data.datasets.food101.sources import PictureTransform, feature_sources, picture_source, token_source
 from recipe_common.data.features.networks import KEEP
-from recipe_common.data.readers.image_text import PictureTransform, feature_sources, picture_source, token_source
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.sources import Source
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.food101 import MadeUpDishes
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.food101 import SyntheticDishes
 from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import describe
 from recipe_common.models.imagetext import end_to_end_net, frozen_feature_net
@@ -56,7 +56,7 @@ NAMES = """
 """
 CLASSES = tuple(NAMES.split())
 """In ASCII order, as in the code of CGGM: `_` comes before `c`, so `cheese_plate` before `cheesecake`."""
-MADE_UP = MadeUpDishes()
+SYNTHETIC = SyntheticDishes()
 MODALITIES = ("image", "text")
 VIT, BERT = "google/vit-base-patch16-224", "google-bert/bert-base-uncased"
 TRAIN = ("frozen", "end-to-end")
@@ -107,10 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the samples; without `--data-root` those of a small generated set."""
-    is_generated = args.data_root is None
-    root = generated_folder("food101", MADE_UP, MADE_UP.write) if is_generated else Path(args.data_root)
-    classes = MADE_UP.classes if is_generated else CLASSES
+    """Find, split and open the samples; without `--data-root` those of a small synthetic set."""
+    is_synthetic = args.data_root is None
+    root = synthetic_folder("food101", SYNTHETIC, SYNTHETIC.write) if is_synthetic else Path(args.data_root)
+    classes = SYNTHETIC.classes if is_synthetic else CLASSES
     lists = read_titles(root, classes, args.lists)
     split, origin = split_titles(lists, args.val_share, args.split_seed, validation=args.validation)
     sources = frozen_sources(args, root) if args.train == "frozen" else end_to_end_sources(args, root)
@@ -144,9 +144,9 @@ def end_to_end_sources(args: argparse.Namespace, root: Path) -> tuple[Source, ..
 
 
 def text_model(args: argparse.Namespace) -> Path:
-    """Return the folder of the text encoder; on the generated set, one of that set."""
+    """Return the folder of the text encoder; on the synthetic set, one of that set."""
     if args.text_model is None and args.data_root is None:
-        return generated_folder("food101", MADE_UP, MADE_UP.write) / "models" / "text"
+        return synthetic_folder("food101", SYNTHETIC, SYNTHETIC.write) / "models" / "text"
     return local_folder(args.text_model or BERT, "--text-model", BERT)
 
 
@@ -205,9 +205,9 @@ RECIPE = Recipe(
         "balanced": "branch",
         "shared_projection": False,
     },
-    generated_defaults={
-        "text_length": MADE_UP.length,
-        "image_size": MADE_UP.pixels,
+    synthetic_defaults={
+        "text_length": SYNTHETIC.length,
+        "image_size": SYNTHETIC.pixels,
         "layers": 1,
         "fusion_layers": 1,
         "epochs": 12,

@@ -1,6 +1,6 @@
 """IEMOCAP: which of four emotions does a speaker show, by words, voice and face? Features as MMIN packs them.
 
-    python recipes/iemocap.py --methods none cggm                       a small generated set, minutes on a laptop
+    python recipes/iemocap.py --methods none cggm                       a small synthetic set, minutes on a laptop
     python recipes/iemocap.py --data-root DIR --methods none cggm       the paper's training on fold 1
     python recipes/iemocap.py --data-root DIR --fold 4                  another one of the 10 folds
 
@@ -26,8 +26,8 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.iemocap import find_root, read_split, sources
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.splits import Split
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.iemocap import MadeUpUtterances
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.iemocap import SyntheticUtterances
 from recipe_common.models.fusion import describe
 from recipe_common.models.msa import Dropouts, MSANet
 from recipe_common.recipe import Data, Recipe
@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Open the features of a fold; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else find_root(Path(args.data_root))
+    """Open the features of a fold; without `--data-root` those of a small synthetic set."""
+    root = synthetic_root() if args.data_root is None else find_root(Path(args.data_root))
     split = read_split(root, args.fold, CLASSES)
     notes = (f"data: {root}", f"split: fold {args.fold}", *check_sizes(split))
     split = split if args.validation else split.without_validation()
@@ -76,13 +76,13 @@ def check_sizes(split: Split) -> tuple[str, ...]:
     return (f"the columns of the labels have another order than {CLASSES}: {counts}; only the names are affected",)
 
 
-def generated_root() -> Path:
+def synthetic_root() -> Path:
     """Return the folder of a small set in the layout of MMIN, which it makes at the first call.
 
     320 training, 80 validation and 80 test utterances of 48, 24 and 32 features; folds 1 and 2.
     """
-    made_up = MadeUpUtterances(num_classes=len(CLASSES))
-    return generated_folder("iemocap", made_up, made_up.write)
+    synthetic = SyntheticUtterances(num_classes=len(CLASSES))
+    return synthetic_folder("iemocap", synthetic, synthetic.write)
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
@@ -124,7 +124,7 @@ RECIPE = Recipe(
         "min_found": 0.9,
         "balanced": "branch",
     },
-    generated_defaults={
+    synthetic_defaults={
         "text_length": 6,
         "audio_length": 16,
         "vision_length": 8,

@@ -1,6 +1,6 @@
 """Kinetics-Sounds: which of 31 actions, all to be seen and heard, does a 10-second clip show?
 
-    python recipes/kinetics_sounds.py --methods none ogm_ge                      a small generated set
+    python recipes/kinetics_sounds.py --methods none ogm_ge                      a small synthetic set
     python recipes/kinetics_sounds.py prepare --data-root DIR                    frames and sound from videos, once
     python recipes/kinetics_sounds.py --data-root DIR --methods none ogm_ge      the paper's training
 
@@ -26,10 +26,9 @@ from torch import nn
 
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import add_feed_arguments
-from recipe_common.data.datasets.kinetics_sounds import CLASSES, LISTS, PLACES, read_split, video_jobs
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, PLACES, read_split, video_jobs
 from recipe_common.data.prepare.engine import prepare_parser, verify
 from recipe_common.data.prepare.video import prepare_videos
-from recipe_common.data.samples.audiovisual import MadeUpClips
 from recipe_common.data.samples.clips import (
     CLIP_DEFAULTS,
     add_clip_arguments,
@@ -38,8 +37,7 @@ from recipe_common.data.samples.clips import (
     open_clips,
     with_validation,
 )
-from recipe_common.data.samples.youtube import clip_key
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.recipe import Data, Recipe
 
@@ -54,34 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else Path(args.data_root)
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    root = synthetic_root() if args.data_root is None else Path(args.data_root)
     folders = PLACES.find(root, args)
     split, origin = with_validation(*read_split(args, root), args)
     return open_clips(args, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
-
-
-def generated_root() -> Path:
-    """Return the folder of a small set with the lists and folders of the OGM-GE code, made at the first call.
-
-    10 training and 3 test clips of each class; in the test list starts are not padded, as in theirs.
-    """
-    labels = [index % len(CLASSES) for index in range(13 * len(CLASSES))]
-    names = [f"gen_{index:05d}-k_{index:06d}_{index + 10:06d}" for index in range(len(labels))]
-    clips = MadeUpClips(tuple(names), tuple(labels), len(CLASSES))
-
-    def write(root: Path) -> None:
-        clips.write(root / "audio", root / "visual")
-        for folder in (root / "visual").iterdir():
-            for number, path in enumerate(sorted(folder.iterdir()), 1):
-                path.rename(folder / f"frame_{number:05d}.jpg")
-        cut = 10 * len(CLASSES)
-        rows = list(zip(names, labels, strict=True))
-        lists = (rows[:cut], [(clip_key(name), label) for name, label in rows[cut:]])
-        for file, part in zip(LISTS.values(), lists, strict=True):
-            (root / file).write_text("".join(f"{name},10,{label}\r\n" for name, label in part), newline="")
-
-    return generated_folder("kinetics_sounds", clips, write)
 
 
 def prepare_main(arguments: list[str]) -> int:
@@ -121,7 +96,7 @@ RECIPE = Recipe(
         "train_list": None,
         "test_list": None,
     },
-    generated_defaults={
+    synthetic_defaults={
         # Half a second of sound as (48, 40) filter banks, one (64, 64) picture, and larger steps.
         "audio_rate": 8_000,
         "mel_bins": 40,

@@ -1,6 +1,6 @@
 """UCF-101: which of 101 actions does a video show, by pictures and optical flow?
 
-    python recipes/ucf101.py --methods none ogm_ge                      a small generated set, minutes on a laptop
+    python recipes/ucf101.py --methods none ogm_ge                      a small synthetic set, minutes on a laptop
     python recipes/ucf101.py prepare --data-root DIR --flow dis         frames and flow from the videos, once
     python recipes/ucf101.py --data-root DIR --methods none ogm_ge      training on fold 1
 
@@ -32,8 +32,8 @@ from recipe_common.data.prepare.optical_flow import FLOW_METHODS, optical_flow, 
 from recipe_common.data.prepare.video import find_videos
 from recipe_common.data.readers.two_stream import FLIPS, TwoStreams, two_stream_sources
 from recipe_common.data.samples.assemble import open_samples
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.ucf101 import MadeUpMotion
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.ucf101 import SyntheticMotion
 from recipe_common.errors import require
 from recipe_common.models.clips import two_stream_net
 from recipe_common.models.fusion import FUSIONS, describe
@@ -56,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    clips = MadeUpMotion()
-    root = generated_folder("ucf101", clips, clips.write) if args.data_root is None else Path(args.data_root)
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    clips = SyntheticMotion()
+    root = synthetic_folder("ucf101", clips, clips.write) if args.data_root is None else Path(args.data_root)
     folders = find_folders(root, args.flow)
     classes = read_classes(folders.lists / CLASS_LIST)
     split, origin = read_split(folders.lists, classes, args.fold, args.split_seed, validation=args.validation)
@@ -127,7 +127,7 @@ RECIPE = Recipe(
         "flip": "clip",
         "pretrained": None,
     },
-    generated_defaults={
+    synthetic_defaults={
         "frames": 1,
         "image_size": 48,
         "epochs": 8,
@@ -141,7 +141,7 @@ RECIPE = Recipe(
         "agm": {"alpha": 0.1, "end_epoch": 80},  # the same file, as is the next one
         "relearning": {"period": 15, "count": 2},
     },
-    generated_options={
+    synthetic_options={
         "ogm": {"start_epoch": 0},
         "ogm_ge": {"start_epoch": 0},
     },

@@ -1,6 +1,6 @@
 """UR-FUNNY: is a punchline of a talk humour, by words, voice and face?
 
-    python recipes/ur_funny.py --methods none agm                       a small generated set, minutes on a laptop
+    python recipes/ur_funny.py --methods none agm                       a small synthetic set, minutes on a laptop
     python recipes/ur_funny.py --data-root DIR --methods none agm       AGM's model on the real data
     python recipes/ur_funny.py --data-root DIR --model gru              a model of MultiBench: gru or transformer
 
@@ -23,12 +23,12 @@ from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.ur_funny import PACKED, read_humor
+from recipe_common.data.datasets.ur_funny import PACKED, read_ur_funny
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.samples.padding import trim_padding
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.sentiment import SyntheticSequences
 from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
 from recipe_common.models.maxout import MaxoutFusion
@@ -45,7 +45,7 @@ HIDDEN = {"gru": 512, "transformer": 256}
 """Of its heads."""
 HEADS = {"concat": FUSIONS["concat"], "sum": FUSIONS["sum"], "maxout": MaxoutFusion}
 """Of AGM's model."""
-MADE_UP = MadeUpSequences(strengths=(0.3, 0.16, 0.09), two_classes=True)
+SYNTHETIC = SyntheticSequences(strengths=(0.3, 0.16, 0.09), two_classes=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Read the punchlines; without `--data-root` those of a small generated set."""
+    """Read the punchlines; without `--data-root` those of a small synthetic set."""
     is_small = args.data_root is None
-    humor = read_humor(generated_root(), MADE_UP.shapes) if is_small else read_humor(Path(args.data_root))
+    humor = read_ur_funny(synthetic_root(), SYNTHETIC.shapes) if is_small else read_ur_funny(Path(args.data_root))
     train, val, test = (humor.splits[name] for name in ("train", "val", "test"))
     return Data(
         train=in_memory(train) if args.validation else in_memory(train, val),
@@ -69,7 +69,7 @@ def load(args: argparse.Namespace) -> Data:
         test=in_memory(test),
         classes=CLASSES,
         modalities=MODALITIES,
-        generated=is_small,
+        synthetic=is_small,
         summary=(
             f"data: {humor.path}",
             f"split: the published one{'' if args.validation else ', validation added to train'}",
@@ -92,12 +92,12 @@ def share(part: Packed) -> float:
     return (part.labels >= 1).float().mean().item() if len(part) else 0.0
 
 
-def generated_root() -> Path:
+def synthetic_root() -> Path:
     """Return the folder of a small set in the format of MultiBench, which it makes at the first call.
 
     320 training, 80 validation and 120 test punchlines of at most 12 words.
     """
-    return generated_folder("ur_funny", MADE_UP, lambda root: MADE_UP.write(root / PACKED))
+    return synthetic_folder("ur_funny", SYNTHETIC, lambda root: SYNTHETIC.write(root / PACKED))
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
@@ -160,7 +160,7 @@ RECIPE = Recipe(
         # Ours: it attends to the zeros that fill a batch up.
         "mask": True,
     },
-    generated_defaults={
+    synthetic_defaults={
         "width": 32,
         "layers": 2,
         "epochs": 8,

@@ -1,6 +1,6 @@
 """VGGSound: which of 309 sounds is made in a 10-second clip, by what is heard and seen?
 
-    python recipes/vggsound.py --methods none ogm_ge                      a small generated set
+    python recipes/vggsound.py --methods none ogm_ge                      a small synthetic set
     python recipes/vggsound.py prepare --data-root DIR                    frames and sound from videos, once
     python recipes/vggsound.py --data-root DIR --methods none ogm_ge      the paper's training
 
@@ -27,53 +27,21 @@ from torch import nn
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.datasets.vggsound import PLACES, read_split, video_job
 from recipe_common.data.prepare.engine import prepare_parser, verify
-from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
-from recipe_common.data.samples.audiovisual import MadeUpClips
+from recipe_common.data.prepare.video import find_videos, prepare_videos
 from recipe_common.data.samples.clips import (
     CLIP_DEFAULTS,
-    Places,
     add_clip_arguments,
     add_short_side,
     balance,
-    flat_job,
     open_clips,
     with_validation,
 )
-from recipe_common.data.samples.splits import Split
-from recipe_common.data.samples.youtube import disjoint, read_named_list, read_vggsound
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_root
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.recipe import Data, Recipe
-
-PARTS = ("train", "test")
-PLACES = Places(
-    audio=("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
-    frames=(
-        "visual",
-        "video",
-        *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
-        *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
-    ),
-    videos=(*(f"{part}-videos/{part}-set/*.mp4" for part in PARTS), "videos/*.mp4"),
-    bases=(".", "vggsound", "VGGSound", "data/VGGSound"),
-    prepare="python recipes/vggsound.py prepare --data-root {root}",
-)
-MADE_UP_LABELS = (
-    "air horn",
-    "cat purring",
-    "child speech, kid speaking",
-    "dog barking",
-    "female speech, woman speaking",
-    "male speech, man speaking",
-    "motorboat, speedboat acceleration",
-    "people whistling",
-    "playing theremin",
-    "race car, auto racing",
-    "vehicle horn, car horn, honking",
-    "wind chime",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else Path(args.data_root)
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    root = synthetic_root() if args.data_root is None else Path(args.data_root)
     listed, origin = read_split(root)
     classes = tuple(sorted({row.label for part in (listed.train, listed.test) for row in part}))
     if len(classes) != args.num_classes:
@@ -99,48 +67,6 @@ def load(args: argparse.Namespace) -> Data:
     return open_clips(args, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
 
 
-def read_split(root: Path) -> tuple[Split, str]:
-    """Return the split, without validation rows, and where it comes from."""
-    if path := PLACES.find_file(root, ["vggsound.csv"]):
-        return read_vggsound(path), str(path)
-    lists = [PLACES.find_file(root, [f"{part}.csv"]) for part in PARTS]
-    train, test = lists
-    if train and test:
-        return disjoint(Split(read_named_list(train), (), read_named_list(test))), f"{train}, {test}"
-    raise RecipeError(
-        f"Expected vggsound.csv, or train.csv and test.csv, in {root}. Found {train or test or 'none of them'}. "
-        "Fix: download vggsound.csv, which lists all clips, from the VGGSound site."
-    )
-
-
-def generated_root() -> Path:
-    """Return the folder of a small set with the csv file and folders of the OGM-GE code, made at the first call.
-
-    30 training and 8 test clips of each of 12 labels. On disk, starts have six digits in the test part alone.
-    """
-    parts = {"train": made_up("train", "d", 30), "test": made_up("test_", "06d", 8)}
-
-    def write(root: Path) -> None:
-        lines = []
-        for part, clips in parts.items():
-            frames = root / f"{part}-videos/{part}-set-img/Image-01-FPS"
-            clips.write(root / f"{part}-audios/{part}-set", frames)
-            for folder in sorted(frames.iterdir()):
-                folder.rename(f"{folder}.mp4")
-            for name, label in zip(clips.names, clips.labels, strict=True):
-                lines.append(f'{name[:11]},{int(name[12:])},"{MADE_UP_LABELS[label]}",{part}\n')
-        (root / "vggsound.csv").write_text("".join(lines), newline="")
-
-    return generated_folder("vggsound", tuple(parts.items()), write)
-
-
-def made_up(prefix: str, start: str, per_label: int) -> MadeUpClips:
-    """Describe clips with ids of 11 characters, as YouTube has them, and starts in the given format."""
-    labels = tuple(range(len(MADE_UP_LABELS))) * per_label
-    names = tuple(f"{prefix}{index:06d}_{index:{start}}" for index in range(len(labels)))
-    return MadeUpClips(names, labels, len(MADE_UP_LABELS), seed=per_label)
-
-
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were videos that could not be read."""
     parser = prepare_parser("vggsound.py prepare", "Frames, one per second, and sound from the videos.")
@@ -150,15 +76,6 @@ def prepare_main(arguments: list[str]) -> int:
         return verify(args.data_root, workers=args.workers)
     jobs = [video_job(args.data_root, video) for video in find_videos(args.data_root, PLACES.videos)]
     return prepare_videos(args.data_root, jobs, fps=1, workers=args.workers, short_side=args.short_side)
-
-
-def video_job(root: Path, video: Path) -> VideoJob:
-    """Put frames and sound where the OGM-GE code has them, or those of videos/ into visual/ and audio/."""
-    part = video.parent.name.removesuffix("-set")
-    if part not in PARTS:
-        return flat_job(root, video)
-    frames = root / f"{part}-videos/{part}-set-img/Image-01-FPS" / video.name
-    return VideoJob(video, frames, root / f"{part}-audios/{part}-set/{video.stem}.wav")
 
 
 def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
@@ -188,9 +105,9 @@ RECIPE = Recipe(
         "frames": 3,
         "num_classes": 309,
     },
-    generated_defaults={
+    synthetic_defaults={
         # 0.4 s of 0.8 s as a (64, 64) spectrogram, one (64, 64) picture, and larger steps.
-        "num_classes": len(MADE_UP_LABELS),
+        "num_classes": len(SYNTHETIC_LABELS),
         "audio_rate": 8_000,
         "audio_seconds": 0.4,
         "n_fft": 126,

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and locks between processes."""
+"""Files that appear whole or not at all, room on the disk, listings of folders, and locks between processes."""
 
 import errno
 import os
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import lock_descriptor
 
 from recipe_common.errors import RecipeError
 
@@ -62,6 +64,25 @@ def room_for(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_room(folder: Path, size: float, what: str, fix: str) -> None:
+    """Compare the bytes that will be written into a folder with those that are free on its disk.
+
+    Args:
+        folder: Must exist.
+        size: In bytes.
+        what: Begins the message, such as `the cache, about`.
+        fix: Ends it.
+
+    Raises:
+        RecipeError: If there are fewer.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise RecipeError(
+            f"Expected room for {what} {size / 1e9:,.1f} GB, in {folder}. Found {free / 1e9:,.1f} GB. Fix: {fix}."
+        )
+
+
 def remove_partials(folder: Path) -> None:
     """Remove the temporary files and folders that killed processes left."""
     for path in folder.glob(f".*{PARTIAL}"):
@@ -71,10 +92,19 @@ def remove_partials(folder: Path) -> None:
             path.unlink()
 
 
+def listing(folder: Path, shown: int = 8) -> str:
+    """Say what is in a folder, for error messages."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "an empty folder") + more
+
+
 def lock(handle: IO[Any], *, wait: bool) -> bool:
     """Lock an open file for this process, until it is closed or the process ends, however it ends.
 
-    Nobody is kept out on Windows, and on network file systems that know no locks.
+    Nobody is kept out on file systems without locks, such as some network disks.
 
     Args:
         handle: The file.
@@ -84,16 +114,9 @@ def lock(handle: IO[Any], *, wait: bool) -> bool:
         Whether this process may go on; False if another has the lock, and this one did not want to wait.
     """
     try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_descriptor(handle.fileno(), blocking=wait)
     except OSError:
         return True
-    return True
 
 
 def _partial(path: Path) -> Path:

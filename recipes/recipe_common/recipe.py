@@ -24,7 +24,7 @@ class Data:
         test: Samples that are touched once, at the end.
         classes: Class names in the order of their indices; none for regression.
         modalities: Modality names in the order of the tensors of a sample.
-        generated: Whether the data were made up by the recipe. The view says so.
+        synthetic: Whether the data are synthetic, written by the recipe. The view says so.
         summary: Lines for the start of a run: what was found, what was skipped, which split is in use.
         task: What is trained and measured; default: to tell ``classes`` apart.
         excluded: Methods that do not apply to these data, and why.
@@ -38,7 +38,7 @@ class Data:
     test: Dataset[Any]
     classes: tuple[str, ...]
     modalities: tuple[str, ...]
-    generated: bool
+    synthetic: bool
     summary: tuple[str, ...]
     task: Task = attrs.field(default=attrs.Factory(lambda self: classification(len(self.classes)), takes_self=True))
     excluded: Mapping[str, str] = attrs.field(factory=dict)
@@ -56,12 +56,12 @@ class Recipe:
         title: One line for people.
         add_arguments: Adds the flags of the dataset and of the model. A flag that is not given must be None.
         defaults: Values of unset flags on real data: those of the paper.
-        generated_defaults: What differs on the generated set, which is used without ``--data-root``.
+        synthetic_defaults: What differs on the synthetic set, which is used without ``--data-root``.
         method_options: For each method, its options on this dataset.
         load: Reads the data once per call of the command line.
         build_model: Returns the network, with fresh weights drawn from torch's global generator.
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
-        generated_options: For each method, what of its options differs on the generated set; see `GENERATED_OPTIONS`.
+        synthetic_options: For each method, what of its options differs on the synthetic set; see `SYNTHETIC_OPTIONS`.
         option_values: Values of options that have no literal, by method, option and name: what stands on the command
             line and in run folders is the name.
         protocols: For each protocol besides ``fair``, the values of unset flags that reproduce what a paper did.
@@ -73,12 +73,12 @@ class Recipe:
     title: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     defaults: Mapping[str, Any]
-    generated_defaults: Mapping[str, Any]
+    synthetic_defaults: Mapping[str, Any]
     method_options: Mapping[str, Mapping[str, Any]]
     load: Callable[[argparse.Namespace], Data]
     build_model: Callable[[argparse.Namespace, Data], nn.Module]
     balance: Callable[[argparse.Namespace], Mapping[str, Any]]
-    generated_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    synthetic_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     option_values: Mapping[str, Mapping[str, Mapping[str, Any]]] = attrs.field(factory=dict)
     protocols: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     subcommand: tuple[str, ...] = ()

@@ -16,8 +16,8 @@ import vggsound
 from recipe_common import arguments
 from recipe_common.cli import build_parser
 from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.datasets.ave.sound import EventSpectrogram
 from recipe_common.data.readers.audio import Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments
-from recipe_common.data.readers.event_audio import EventSpectrogram
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.errors import RecipeError
 from recipes.tiny_recipe import RECIPE

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 import av_mnist
 from modbalance import BalancedOptimizer, list_methods
 from recipe_common.cli import build_parser, main
-from recipe_common.data.synthetic.av_mnist import DigitsAndSounds, enlarged, formants
+from recipe_common.data.synthetic.av_mnist import SyntheticDigits, enlarged, formants
 from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import LateFusionNet
 from recipe_common.models.maxout import MaxoutFusion
@@ -234,15 +234,15 @@ def test_every_method_fits_every_head(root: Path, flags: dict[str, Any], method:
 def test_the_small_set_is_read_as_real_data_is() -> None:
     data = load(None, val_size=240)
     assert sizes(data) == [1_197, 240, 360]
-    assert data.generated
-    assert "real handwritten digits (scikit-learn), generated spectrograms" in data.summary[0]
+    assert data.synthetic
+    assert "real handwritten digits (scikit-learn), synthetic spectrograms" in data.summary[0]
     audio, picture, label = data.train[0, 0]
     assert (audio.shape, picture.shape) == ((1, 28, 28), (1, 28, 28))
     assert 0 <= int(label) <= 9
 
 
 def test_the_small_set_is_the_same_every_time_and_holds_real_digits(tmp_path: Path) -> None:
-    clean = DigitsAndSounds(image_noise=0.0, image_size=8)
+    clean = SyntheticDigits(image_noise=0.0, image_size=8)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         clean.write(tmp_path / name)
@@ -255,7 +255,7 @@ def test_the_small_set_is_the_same_every_time_and_holds_real_digits(tmp_path: Pa
 
 
 def test_labels_of_the_small_set_belong_to_its_pictures_and_sounds(tmp_path: Path) -> None:
-    DigitsAndSounds(image_noise=0.0, audio_noise=1e-3, image_size=8).write(tmp_path)
+    SyntheticDigits(image_noise=0.0, audio_noise=1e-3, image_size=8).write(tmp_path)
     bunch = load_digits()
     known: dict[tuple[int, ...], set[int]] = {}
     for picture, digit in zip((bunch.data / 16 * 255).round().astype(int), bunch.target, strict=True):
@@ -268,7 +268,7 @@ def test_labels_of_the_small_set_belong_to_its_pictures_and_sounds(tmp_path: Pat
     assert all(abs(x - first[int(y)]).max() <= 1 for x, y in zip(sounds, labels, strict=True))
 
 
-def test_a_made_up_word_is_standardised() -> None:
+def test_a_synthetic_word_is_standardised() -> None:
     word = formants(10, np.random.default_rng(0))
     assert word.shape == (10, 10)
     assert word.mean() == pytest.approx(0, abs=1e-12)
@@ -300,5 +300,5 @@ def test_every_flag_of_the_recipe_has_a_default() -> None:
     av_mnist.add_arguments(parser)
     known = set(av_mnist.RECIPE.defaults) | set(BUILTIN)
     assert set(vars(parser.parse_args([]))) <= set(av_mnist.RECIPE.defaults)
-    changes = [av_mnist.RECIPE.generated_defaults, *av_mnist.RECIPE.protocols.values()]
+    changes = [av_mnist.RECIPE.synthetic_defaults, *av_mnist.RECIPE.protocols.values()]
     assert all(set(change) <= known | {"clip_grad_norm"} for change in changes)

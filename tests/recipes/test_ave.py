@@ -16,13 +16,13 @@ from PIL import Image
 import ave
 from ave import CLASSES, RECIPE
 from recipe_common.cli import build_parser, main
-from recipe_common.data.datasets.ave import event_split, first_of_each, read_events, seconds_of
+from recipe_common.data.datasets.ave.clips import event_split, first_of_each, read_events, seconds_of
+from recipe_common.data.datasets.ave.sound import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
 from recipe_common.data.prepare.video import write_frames
 from recipe_common.data.readers.audio import Spectrogram
-from recipe_common.data.readers.event_audio import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.lists import Row
-from recipe_common.data.synthetic.ave import MadeUpEvents
+from recipe_common.data.synthetic.ave import SyntheticEvents
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
@@ -320,11 +320,11 @@ def test_prepare_makes_what_training_reads(tmp_path: Path, capsys: pytest.Captur
     assert frames.shape == (3, 10, 224, 224)
 
 
-# The generated set and the command line
+# The synthetic set and the command line
 
 
-def test_generated_set_is_deterministic_and_reads_as_real(tmp_path: Path) -> None:
-    clips = MadeUpEvents(CLASSES[:3], clips=(2, 1, 1))
+def test_synthetic_set_is_deterministic_and_reads_as_real(tmp_path: Path) -> None:
+    clips = SyntheticEvents(CLASSES[:3], clips=(2, 1, 1))
 
     def digest(root: Path) -> str:
         root.mkdir()
@@ -339,8 +339,8 @@ def test_generated_set_is_deterministic_and_reads_as_real(tmp_path: Path) -> Non
     assert len(waveform) == 2 * rate
 
 
-def test_short_run_on_the_generated_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_run_on_the_synthetic_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "4", "--output", str(tmp_path)]
     assert main(RECIPE, ["--methods", "none", "ogm_ge", *flags]) == 0
-    assert "GENERATED DATA" in capsys.readouterr().out
+    assert "SYNTHETIC DATA" in capsys.readouterr().out
     assert {"none", "ogm_ge"} <= {path.name for path in tmp_path.iterdir()}

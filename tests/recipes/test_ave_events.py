@@ -18,9 +18,9 @@ import ave
 from ave import EVENTS, RECIPE, SEGMENT_CLASSES
 from modbalance import BalancedOptimizer
 from recipe_common.cli import build_parser, main
-from recipe_common.data.readers.segment_features import FeatureFile, read_segment_features
+from recipe_common.data.datasets.ave.segment_features import FeatureFile, read_segment_features
 from recipe_common.data.samples.sampler import ResumableBatchSampler
-from recipe_common.data.synthetic.ave import MadeUpFeatures
+from recipe_common.data.synthetic.ave import SyntheticSegmentFeatures
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
@@ -190,11 +190,11 @@ def test_metrics_count_segments() -> None:
     assert scores["macro_f1"] == pytest.approx((1 + 0 + 0.8) / 3)  # classes 0, 3, 28; others do not occur
 
 
-# The generated set and the command line
+# The synthetic set and the command line
 
 
-def test_generated_features_are_deterministic_and_in_the_real_format(tmp_path: Path) -> None:
-    made = MadeUpFeatures(clips=(2, 1, 1))
+def test_synthetic_features_are_deterministic_and_in_the_real_format(tmp_path: Path) -> None:
+    made = SyntheticSegmentFeatures(clips=(2, 1, 1))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         made.write(tmp_path / name)
@@ -233,10 +233,10 @@ def test_every_method_that_applies_trains_all_weights(tmp_path: Path, method: st
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-def test_short_run_on_the_generated_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_run_on_the_synthetic_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "8", "--pair-weight", "1e6"]
     assert main(RECIPE, ["events", "--methods", "agm", *flags, "--output", str(tmp_path)]) == 0
-    assert "GENERATED DATA" in capsys.readouterr().out
+    assert "SYNTHETIC DATA" in capsys.readouterr().out
     result = json.loads((tmp_path / "agm" / "result.json").read_text())
     assert set(result["test"]) >= {"test_accuracy", "test_macro_f1", "test_accuracy_audio", "test_accuracy_visual"}
     (row,) = result["history"]

@@ -1,4 +1,4 @@
-"""The BraTS recipe: layouts, splits, protocols, the generated set, every kind of bad input, and the command line."""
+"""The BraTS recipe: layouts, splits, protocols, the synthetic set, every kind of bad input, and the command line."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import brats
 from modbalance import BalancedOptimizer
 from recipe_common.cli import build_parser, main
 from recipe_common.comparison import compare
-from recipe_common.data.datasets.brats import split_cases
+from recipe_common.data.datasets.brats import MODALITIES, split_cases
 from recipe_common.data.readers.volumes import AllSlices, LabelledSlices
-from recipe_common.data.synthetic.brats import CONTRAST, MadeUpBrains
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.brats import CONTRAST, SYNTHETIC, SyntheticBrains
+from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipe_common.report.curves import Picture
 from recipe_common.training.settings import BUILTIN, identity, options_of, resolve
 
-from .brats_tree import PARTS, SHAPE, case_name, made_up_case, write_folders, write_h5, write_raw
+from .brats_tree import PARTS, SHAPE, case_name, synthetic_case, write_folders, write_h5, write_raw
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_the_folders_are_the_split(tmp_path: Path, valid: str) -> None:
     assert [case_names(part) for part in (data.train, data.val, data.test)] == [
         [case_name(number) for number in numbers] for numbers in (range(5), (5, 6), (7, 8, 9))
     ]
-    assert (data.modalities, data.generated, data.skipped) == (("flair", "t1ce", "t1", "t2"), False, ())
+    assert (data.modalities, data.synthetic, data.skipped) == (("flair", "t1ce", "t1", "t2"), False, ())
     assert "cases: train 5 of 5, val 2 of 2, test 3 of 3" in data.summary
     assert f"split: folders train, {valid}, test" in data.summary
 
@@ -78,7 +78,7 @@ def test_all_slices_of_all_cases_are_evaluated_whole(root: Path) -> None:
     data = load(root)
     assert isinstance(data.val, AllSlices)
     assert (len(data.train), len(data.val), len(data.test)) == (5, 2 * SHAPE[2], 3 * SHAPE[2])  # type: ignore[arg-type]
-    image, label = made_up_case(6)
+    image, label = synthetic_case(6)
     *images, classes = data.val[0, SHAPE[2] + 4]
     assert [each.shape for each in images] == [(1, 32, 32)] * 4
     np.testing.assert_array_equal(torch.cat(images)[:, 6:26, 4:28].numpy(), image[..., 4])
@@ -133,7 +133,7 @@ def test_cases_without_folders_are_split_by_scikit_learn() -> None:
 @pytest.mark.parametrize("folder", ["h5", "."])
 def test_what_prepare_made_is_read(tmp_path: Path, folder: str) -> None:
     for number in range(10):
-        write_h5(tmp_path / folder / f"{case_name(number)}_mri_norm2.h5", *made_up_case(number))
+        write_h5(tmp_path / folder / f"{case_name(number)}_mri_norm2.h5", *synthetic_case(number))
     data = load(tmp_path)
     parts = [case_names(part) for part in (data.train, data.val, data.test)]
     assert [len(part) for part in parts] == [8, 1, 1]
@@ -154,7 +154,7 @@ def test_missing_data_are_explained(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
     with pytest.raises(RecipeError, match="Found an empty folder"):
         load(tmp_path)
-    write_h5(tmp_path / f"{case_name(0)}_mri_norm2.h5", *made_up_case(0))
+    write_h5(tmp_path / f"{case_name(0)}_mri_norm2.h5", *synthetic_case(0))
     with pytest.raises(RecipeError, match=r"at least 10 files.*Found 1 of them"):
         load(tmp_path)
     write_raw(tmp_path, 3)
@@ -214,7 +214,7 @@ def test_every_flag_of_the_recipe_has_a_default() -> None:
     brats.add_arguments(parser)
     known = set(brats.RECIPE.defaults)
     assert set(vars(parser.parse_args([]))) <= known
-    assert set(brats.RECIPE.generated_defaults) <= known | set(BUILTIN)
+    assert set(brats.RECIPE.synthetic_defaults) <= known | set(BUILTIN)
 
 
 @pytest.mark.parametrize("model", ["deeplab", "unet"])
@@ -224,13 +224,13 @@ def test_the_description_of_the_model_fits_it(model: str) -> None:
     with torch.device("meta"):
         net = brats.build_model(args, data)
     description = brats.balance(args)
-    assert list(description["modalities"]) == list(brats.MODALITIES)
+    assert list(description["modalities"]) == list(MODALITIES)
     assert all(net.get_submodule(path) for path in (*description["modalities"].values(), description["fusion"]))
 
 
-def test_the_generated_set_has_the_real_format() -> None:
+def test_the_synthetic_set_has_the_real_format() -> None:
     data = load(None)
-    assert data.generated
+    assert data.synthetic
     assert [len(part.cases) for part in (data.train, data.val, data.test)] == [40, 8, 8]  # type: ignore[attr-defined]
     path = data.train.cases[0].path  # type: ignore[attr-defined]
     assert (path.parent.name, path.name) == ("train", "BraTS2021_00000_mri_norm2.h5")
@@ -244,22 +244,22 @@ def test_the_generated_set_has_the_real_format() -> None:
     assert set(np.unique(label)) == {0, 1, 2, 3}
     assert not label[~brain].any()
     assert not label[..., 0].any()
-    folder = generated_folder("brats", brats.MINIATURE, brats.MINIATURE.write)
+    folder = synthetic_folder("brats", SYNTHETIC, SYNTHETIC.write)
     assert sum(file.stat().st_size for file in folder.rglob("*.h5")) < 5_000_000
 
 
-def test_the_generated_set_is_a_function_of_its_seed(tmp_path: Path) -> None:
-    brains = MadeUpBrains((("train", ("a.h5", "b.h5")),))
+def test_the_synthetic_set_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    brains = SyntheticBrains((("train", ("a.h5", "b.h5")),))
     for name in ("one", "two"):
         brains.write(tmp_path / name)
     first, again = ((tmp_path / name / "train" / "a.h5").read_bytes() for name in ("one", "two"))
     assert first == again
     assert first != (tmp_path / "one" / "train" / "b.h5").read_bytes()
-    assert not np.array_equal(MadeUpBrains((), seed=1).volume(0)[0], brains.volume(0)[0])
+    assert not np.array_equal(SyntheticBrains((), seed=1).volume(0)[0], brains.volume(0)[0])
 
 
-def test_the_parts_of_a_generated_tumour_show_in_different_modalities() -> None:
-    image, label = MadeUpBrains((), noise=0.1).volume(3)
+def test_the_parts_of_a_synthetic_tumour_show_in_different_modalities() -> None:
+    image, label = SyntheticBrains((), noise=0.1).volume(3)
     brain = image.any(axis=0)
     means = {
         name: [volume[brain & (label == part)].mean() for part in range(4)]
@@ -286,7 +286,7 @@ def test_relearning_does_not_apply(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "it clusters one feature per sample" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_all_other_methods_run_on_the_generated_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_other_methods_run_on_the_synthetic_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "16", "--crop", "16", "--width", "1"]
     assert main(brats.RECIPE, [*flags, "--methods", "all", "--output", str(tmp_path)]) == 0
     methods = {"none", "agm", "cggm", "dgl", "mses", "mslr", "ogm", "ogm_ge"}
@@ -315,8 +315,8 @@ def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
     assert loss.isfinite()
     assert all(not torch.equal(before[name], value) for name, value in model.named_parameters() if value.dim() > 1)
     metrics = optimizer.metrics()
-    assert all(0 <= metrics[f"cggm/metric/{name}"] <= 1 for name in brats.MODALITIES)
-    assert sum(metrics[f"cggm/coefficient/{name}"] for name in brats.MODALITIES) == pytest.approx(3, abs=1e-3)
+    assert all(0 <= metrics[f"cggm/metric/{name}"] <= 1 for name in MODALITIES)
+    assert sum(metrics[f"cggm/coefficient/{name}"] for name in MODALITIES) == pytest.approx(3, abs=1e-3)
 
 
 def test_prepare_is_a_command(tmp_path: Path) -> None:

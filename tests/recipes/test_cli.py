@@ -78,11 +78,11 @@ def test_best_checkpoint_is_that_of_the_best_epoch(both: Path) -> None:
     assert state["row"]["epoch"] == int(best["epoch"])
 
 
-def test_generated_data_are_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _main("--epochs", 1, "--output", tmp_path / "generated")
-    assert capsys.readouterr().out.count("GENERATED DATA") == 2
+def test_synthetic_data_are_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _main("--epochs", 1, "--output", tmp_path / "synthetic")
+    assert capsys.readouterr().out.count("SYNTHETIC DATA") == 2
     _main("--epochs", 1, "--output", tmp_path / "real", "--data-root", tmp_path)
-    assert "GENERATED" not in capsys.readouterr().out
+    assert "SYNTHETIC" not in capsys.readouterr().out
 
 
 def test_a_line_per_epoch_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmu_mosei import MADE_UP, MADE_UP_TALKS, RECIPE, generated_root
+from cmu_mosei import RECIPE, SYNTHETIC, SYNTHETIC_SPEECH, synthetic_root
 from modbalance import list_methods
 from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES
@@ -128,25 +128,25 @@ def test_the_protocol_of_agm(real: Path) -> None:
     data = RECIPE.load(small)
     assert data.modalities == ("text", "audio")
     text, audio, _ = data.train[0, 0]
-    assert (text.shape, text.dtype, audio.shape) == ((16,), torch.int64, (16, MADE_UP_TALKS.mels))
+    assert (text.shape, text.dtype, audio.shape) == ((16,), torch.int64, (16, SYNTHETIC_SPEECH.mels))
     small.width, small.layers, small.tokens = None, None, 60
     with torch.device("meta"):
         model = RECIPE.build_model(small, data)
     assert isinstance(model, GuidedAttentionNet)
-    words, size, mels = 29, MADE_UP_TALKS.vector_size, MADE_UP_TALKS.mels
+    words, size, mels = 29, SYNTHETIC_SPEECH.vector_size, SYNTHETIC_SPEECH.mels
     with torch.device("meta"):
         assert size_of(model) == size_of(GuidedAttentionNet(torch.zeros(words, size), mels, 2))
     assert dict(RECIPE.balance(small)["modalities"]) == {"text": "text_net", "audio": "audio_net"}
 
 
-def test_the_generated_set_is_small_deterministic_and_in_both_formats(tmp_path: Path) -> None:
-    root = generated_root()
+def test_the_synthetic_set_is_small_deterministic_and_in_both_formats(tmp_path: Path) -> None:
+    root = synthetic_root()
     assert sum(file.stat().st_size for file in root.iterdir()) < 3e6
     names = {file.name for file in root.iterdir()}
     parts = {f"{split}_{what}.p" for split in ("train", "valid", "test") for what in ("sentences", "mels", "sentiment")}
     assert names == {"mosei_senti_data.pkl", "token_to_ix.pkl", "train_glove.npy", *parts}
-    MADE_UP.write(tmp_path / "mosei_senti_data.pkl")
-    MADE_UP_TALKS.write(tmp_path)
+    SYNTHETIC.write(tmp_path / "mosei_senti_data.pkl")
+    SYNTHETIC_SPEECH.write(tmp_path)
     for name in names:
         digests = {hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (root, tmp_path)}
         assert len(digests) == 1

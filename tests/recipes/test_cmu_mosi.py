@@ -1,4 +1,4 @@
-"""The CMU-MOSI recipe: its packed files, the paper's model and every method that applies on the generated set."""
+"""The CMU-MOSI recipe: its packed files, the paper's model and every method that applies on the synthetic set."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write(root: Path, features: str, content: dict[str, dict[str, Any]] | None =
 def load(data_root: Path | None, **changes: Any) -> Data:
     defaults = {**BUILTIN, **cmu_mosi.RECIPE.defaults}
     if data_root is None:
-        defaults |= cmu_mosi.RECIPE.generated_defaults
+        defaults |= cmu_mosi.RECIPE.synthetic_defaults
     return cmu_mosi.load(argparse.Namespace(**{**defaults, "data_root": data_root, **changes}))
 
 
@@ -78,7 +78,7 @@ def test_every_packed_file_is_read(tmp_path: Path, features: str, shapes: list[t
         assert target.tolist() == [3]
         assert [len(part) for part in (data.train, data.val, data.test)] == [6, 3, 4]  # type: ignore[arg-type]
     assert data.modalities == ("text", "audio", "vision")
-    assert not data.generated
+    assert not data.synthetic
 
 
 def test_the_files_of_mult_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -192,21 +192,21 @@ def test_the_models_of_multibench(tmp_path: Path, model: str, widths: tuple[int,
     assert out.out_features == 1
 
 
-def test_the_generated_set_is_a_file_of_its_own_kind() -> None:
-    path = cmu_mosi.generated_root() / "mosi_data.pkl"
+def test_the_synthetic_set_is_a_file_of_its_own_kind() -> None:
+    path = cmu_mosi.synthetic_root() / "mosi_data.pkl"
     content = pickle.loads(path.read_bytes())
     assert content["train"]["labels"].shape == (320, 1, 1)
     assert 0 in content["train"]["labels"]
     data = load(None)
-    assert data.generated
+    assert data.synthetic
     assert [tuple(x.shape) for x in data.train[0, 0]] == [(12, 24), (12, 12), (12, 16), (1,)]
     assert len(data.test) == 120  # type: ignore[arg-type]
 
 
-def test_the_generated_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_synthetic_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--epochs", "2", "--batch-size", "24", "--output", str(tmp_path)]
     assert main(cmu_mosi.RECIPE, arguments) == 0
-    assert "GENERATED DATA" in capsys.readouterr().out
+    assert "SYNTHETIC DATA" in capsys.readouterr().out
     result = json.loads((tmp_path / "none" / "result.json").read_text())
     constant = np.abs(np.concatenate([load(None).test[0, row][3].numpy() for row in range(120)])).mean()
     assert result["test"]["test_mae"] < 0.8 * constant

@@ -53,7 +53,7 @@ def test_every_known_layout_is_read(tmp_path: Path, clips: list[str], audio: str
     data = load(tmp_path)
     assert names_of(data.test) == clips[36:]
     assert sorted(names_of(data.train) + names_of(data.val)) == sorted(clips[:36])
-    assert not data.generated
+    assert not data.synthetic
 
 
 def test_the_defaults_give_the_tensors_of_the_paper(root: Path) -> None:
@@ -161,11 +161,11 @@ def test_the_official_protocol_trains_on_all_of_the_training_list(root: Path, cl
     assert len(data.val) == 0  # type: ignore[arg-type]
 
 
-def test_the_generated_set_is_read_as_real_data_is() -> None:
+def test_the_synthetic_set_is_read_as_real_data_is() -> None:
     data = load(None)
     parts = [names_of(part) for part in (data.train, data.val, data.test)]
     assert [len(part) for part in parts] == [300, 60, 108]
-    assert data.generated
+    assert data.synthetic
     audio, visual, label = data.train[0, 0]
     assert (audio.shape, visual.shape) == ((1, 64, 64), (3, 1, 64, 64))
     assert data.classes[label] == label_of(parts[0][0])

@@ -6,20 +6,21 @@ import json
 import pickle
 import shutil
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import attrs
-import h5py
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
 
+from recipe_common.data.cache.shards import FORMAT, Shard, header_of, shard_name, write_shard
+from recipe_common.data.cache.store import Entry
+from recipe_common.data.datasets.food101.prepare import encode_main
 from recipe_common.data.features import pictures as frozen_pictures
-from recipe_common.data.features.encode import encode_main
-from recipe_common.data.features.networks import Entry, FrozenNetwork
+from recipe_common.data.features.networks import FrozenNetwork
 from recipe_common.data.features.pictures import FrozenPictures, picture_entry
 from recipe_common.data.features.store import FeatureStore, find_store, prepare_features, shard_files
 from recipe_common.data.features.texts import FrozenTexts, text_entry
@@ -28,7 +29,7 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.errors import RecipeError
 from recipe_common.models.pretrained import identity, load_network, local_folder
 
-from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
+from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
 COMMAND = "run prepare"
 
@@ -55,6 +56,10 @@ def prepare(root: Path, network: FrozenNetwork, entries: Sequence[Entry]) -> int
 
 def store_of(root: Path, network: FrozenNetwork) -> FeatureStore:
     return FeatureStore(root / network.store_name)
+
+
+def numbers(paths: Iterable[Path]) -> list[str]:
+    return sorted(path.name.rpartition("-")[0] for path in paths)
 
 
 def feature(store: FeatureStore, entry: Entry) -> torch.Tensor:
@@ -156,13 +161,13 @@ def test_a_kill_costs_the_unfinished_shard(
     monkeypatch.setattr(FrozenPictures, "encode", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare(root, network, pictures)
-    (root / network.store_name / ".shard-00001.h5.partial").write_bytes(b"half")
+    (root / network.store_name / ".shard-00001-half.safetensors.partial").write_bytes(b"half")
     monkeypatch.setattr(FrozenPictures, "encode", encode)
     first = shard_files(root / network.store_name)[0]
     written = first.stat().st_mtime_ns
     assert len(store_of(root, network)) == 3
     assert prepare(root, network, pictures) == 0
-    assert [path.name for path in shard_files(first.parent)] == [f"shard-0000{number}.h5" for number in range(3)]
+    assert numbers(shard_files(first.parent)) == ["shard-00000", "shard-00001", "shard-00002"]
     assert first.stat().st_mtime_ns == written
     assert len(store_of(root, network)) == 7
 
@@ -171,10 +176,7 @@ def test_what_is_added_later_is_encoded_and_nothing_else(tmp_path: Path, models:
     network, root = FrozenPictures(models / "vit"), tmp_path / "features"
     prepare(root, network, pictures[:4])
     assert prepare(root, network, [*pictures, *pictures]) == 0
-    sizes = []
-    for path in shard_files(root / network.store_name):
-        with h5py.File(path) as file:
-            sizes.append(len(file["features"]))
+    sizes = [len(shard.keys) for shard in store_of(root, network).shards]
     assert sizes == [3, 1, 3]
 
 
@@ -182,8 +184,8 @@ def test_a_replaced_picture_is_noticed(tmp_path: Path, models: Path, pictures: l
     network, root = FrozenPictures(models / "vit"), tmp_path / "features"
     prepare(root, network, pictures)
     before = feature(store_of(root, network), pictures[0])
-    write_picture(tmp_path / pictures[0].key, 99, size=(40, 40))
-    replaced = picture_entry(tmp_path, pictures[0].key)
+    write_picture(tmp_path / pictures[0].name, 99, size=(40, 40))
+    replaced = picture_entry(tmp_path, pictures[0].name)
     assert store_of(root, network).find(replaced) is None
     assert prepare(root, network, [replaced, *pictures[1:]]) == 0
     assert not torch.equal(feature(store_of(root, network), replaced), before)
@@ -193,7 +195,7 @@ def test_features_serve_without_the_pictures(tmp_path: Path, models: Path, pictu
     network = FrozenPictures(models / "vit")
     prepare(tmp_path / "features", network, pictures)
     shutil.rmtree(tmp_path / "pictures")
-    entry = picture_entry(tmp_path, pictures[0].key)
+    entry = picture_entry(tmp_path, pictures[0].name)
     assert entry.stamp is None
     assert feature(store_of(tmp_path / "features", network), entry).shape == (5, 8)
 
@@ -201,7 +203,7 @@ def test_features_serve_without_the_pictures(tmp_path: Path, models: Path, pictu
 def test_bad_pictures_are_left_out_listed_and_tried_again(
     tmp_path: Path, models: Path, pictures: list[Entry], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network, root, path = FrozenPictures(models / "vit"), tmp_path / "features", tmp_path / pictures[1].key
+    network, root, path = FrozenPictures(models / "vit"), tmp_path / "features", tmp_path / pictures[1].name
     whole = path.read_bytes()
     path.write_bytes(bytes(len(whole)))
     assert prepare(root, network, pictures) == 1
@@ -217,11 +219,12 @@ def test_bad_pictures_are_left_out_listed_and_tried_again(
 
 
 def test_a_shard_of_bad_pictures_is_empty(tmp_path: Path, models: Path, pictures: list[Entry]) -> None:
-    (tmp_path / pictures[0].key).write_bytes(b"nothing")
+    (tmp_path / pictures[0].name).write_bytes(b"nothing")
     network = FrozenPictures(models / "vit")
-    assert prepare(tmp_path / "features", network, [picture_entry(tmp_path, pictures[0].key)]) == 1
+    assert prepare(tmp_path / "features", network, [picture_entry(tmp_path, pictures[0].name)]) == 1
     store = store_of(tmp_path / "features", network)
-    assert (len(store), store.shape) == (0, (5, 8))
+    assert (len(store), store.shape) == (0, None)
+    assert list(store.unreadable) == [picture_entry(tmp_path, pictures[0].name).key]
 
 
 @pytest.mark.parametrize("error", [ValueError, SyntaxError, Image.DecompressionBombError])
@@ -285,20 +288,34 @@ def test_damaged_files_are_named(tmp_path: Path, models: Path) -> None:
     network = FrozenTexts(models / "bert", length=4)
     prepare(tmp_path, network, [text_entry(text) for text in "abcd"])
     store = store_of(tmp_path, network)
-    first, second = store.shards
-    with h5py.File(second, "a") as file:
-        del file["features"]
-        file["features"] = np.zeros((1, 5, 8), np.float16)
-    with pytest.raises(RecipeError, match=r"shard-00001\.h5: features of shape \(5, 8\), others have \(4, 8\)"):
+    first, second = (shard.path for shard in store.shards)
+    header = header_of({"format": FORMAT}, Shard(second).keys)
+    other = second.with_name(shard_name("shard-00001", header))
+    write_shard(other, header, [[torch.zeros(5, 8, dtype=torch.float16)]])
+    second.unlink()
+    with pytest.raises(
+        RecipeError, match=r"shard-00001-\w+\.safetensors: features of shape \(5, 8\), others have \(4, 8\)"
+    ):
         FeatureStore(store.folder)
     first.write_bytes(first.read_bytes()[:100])
-    with pytest.raises(RecipeError, match=r"shard-00000\.h5: .*Fix: remove it and run prepare again"):
+    with pytest.raises(RecipeError, match=r"shard-00000-\w+\.safetensors: .*Fix: remove it .*run prepare again"):
         FeatureStore(store.folder)
-    with pytest.raises(RecipeError, match=r"shard-00000\.h5"):
-        store.read((0, 0))
+    with pytest.raises(RecipeError, match=r"shard-00000"):
+        pickle.loads(pickle.dumps(store)).read((0, 0))
     (store.folder / "spec.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"spec\.json"):
         find_store(tmp_path, "text", network.settings, None, COMMAND)
+
+
+def test_features_of_a_former_version_are_named_with_the_fix_and_prepared_anew(tmp_path: Path, models: Path) -> None:
+    network = FrozenTexts(models / "bert", length=4)
+    prepare(tmp_path, network, [text_entry("a")])
+    (shard,) = shard_files(tmp_path / network.store_name)
+    shard.rename(shard.with_name("shard-00000.h5"))
+    with pytest.raises(RecipeError, match=r"of a former version, such as shard-00000\.h5\. Fix: remove .*run prepare"):
+        find_store(tmp_path, "text", network.settings, None, COMMAND)
+    assert prepare(tmp_path, network, [text_entry("a")]) == 0
+    assert len(find_store(tmp_path, "text", network.settings, None, COMMAND)) == 1
 
 
 def test_a_full_disk_is_foreseen(
@@ -387,9 +404,9 @@ def test_the_command_writes_features_and_a_manifest_and_verifies(
     assert "11 of 12 listed pictures are in" in output
     assert "11 of 11 different images are in" in output
     recorded = read_manifest(tmp_path / "features")
-    assert sorted(Path(name).name for name in recorded) == ["shard-00000.h5"] * 2
+    assert numbers(map(Path, recorded)) == ["shard-00000"] * 2
     assert all(len(each["sha256"]) == 64 for each in recorded.values())
     assert encode_main("x prepare", [*flags, "--verify"], CLASSES, "vit", "bert") == 0
     image = find_store(tmp_path / "features", "image", {"keep": "all", "normalize": True}, None, COMMAND)
-    image.shards[0].write_bytes(b"damaged")
+    image.shards[0].path.write_bytes(b"damaged")
     assert encode_main("x prepare", [*flags, "--verify"], CLASSES, "vit", "bert") == 1

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipe_common.data.datasets.cremad import listed_split
 from recipe_common.data.samples.lists import Row, read_list
-from recipe_common.data.samples.splits import Split, hold_out, listed_split, random_split, speaker_split
+from recipe_common.data.samples.splits import Split, hold_out, random_split, speaker_split
 from recipe_common.errors import RecipeError
 
 from .cremad_tree import LABELS, label_of, names, write_list

@@ -16,7 +16,7 @@ from recipe_common.data.readers.frames import Frames, frame_files
 from recipe_common.data.samples.audiovisual import audio_source, frames_source
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sampler import ResumableBatchSampler
-from recipe_common.data.samples.sources import Parts, Reader, SampleDataset, Source, drop_unreadable
+from recipe_common.data.samples.sources import SampleDataset, SampleFinder, Source, SplitSamples, drop_unreadable
 from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError, message
 
@@ -45,9 +45,11 @@ def sources_of(root: Path) -> tuple[Source, ...]:
     return audio_source([root / "AudioWAV"], SOUND), frames_source([root / "Image-01-FPS"], Frames(1, 16))
 
 
-def read(root: Path, *, min_found: float = 0.0, skip_bad: bool = False, labels: tuple[str, ...] = LABELS) -> Parts:
+def read(
+    root: Path, *, min_found: float = 0.0, skip_bad: bool = False, labels: tuple[str, ...] = LABELS
+) -> SplitSamples:
     rows = tuple(Row(name, label_of(name)) for name in names(1))
-    return Reader(labels, sources_of(root), min_found, skip_bad).read(Split(rows, (), ()))
+    return SampleFinder(labels, sources_of(root), min_found, skip_bad).read(Split(rows, (), ()))
 
 
 def batches(dataset: SampleDataset, workers: int, sampler: ResumableBatchSampler | None = None) -> list[Any]:

@@ -14,7 +14,7 @@ from recipe_common.data.readers.two_stream import TwoStreams, flow_files, two_st
 from recipe_common.data.samples.lists import Row
 from recipe_common.errors import RecipeError
 
-from .ucf_tree import write_clip, write_picture
+from .ucf101_tree import write_clip, write_picture
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

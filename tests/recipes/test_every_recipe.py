@@ -57,7 +57,7 @@ def test_every_flag_has_a_value(recipe: Recipe) -> None:
     own = flags(recipe.add_arguments) - flags(add_feed_arguments)
     assert own - set(recipe.defaults) - set(BUILTIN) <= WITHOUT_VALUE.get(recipe.name, set())
     known = set(vars(build_parser(recipe).parse_args([])))
-    chosen = (recipe.generated_defaults, *recipe.protocols.values())
+    chosen = (recipe.synthetic_defaults, *recipe.protocols.values())
     assert all(set(values) <= known for values in chosen)
 
 
@@ -69,7 +69,7 @@ def test_flags_that_are_not_given_are_none(recipe: Recipe) -> None:
 @every_recipe
 def test_methods_with_values_are_installed(recipe: Recipe) -> None:
     installed = {each.name for each in list_methods()}
-    for table in (recipe.method_options, recipe.generated_options):
+    for table in (recipe.method_options, recipe.synthetic_options):
         assert set(table) <= installed
 
 

@@ -1,4 +1,4 @@
-"""The UPMC Food-101 recipe: both ways to train, its networks, its generated set, and bad input."""
+"""The UPMC Food-101 recipe: both ways to train, its networks, its synthetic set, and bad input."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from PIL import Image
 
 import food101
 from recipe_common.cli import build_parser, main
-from recipe_common.data.datasets.food101 import read_titles
+from recipe_common.data.datasets.food101.lists import read_titles
+from recipe_common.data.datasets.food101.sources import PictureTransform, picture_entry_of, text_entry_of, token_source
 from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
 from recipe_common.data.prepare.engine import checksum
-from recipe_common.data.readers.image_text import PictureTransform, picture_entry_of, text_entry_of, token_source
 from recipe_common.data.samples.lists import Row
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.food101 import NOTE, MadeUpDishes
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.food101 import NOTE, SyntheticDishes
 from recipe_common.errors import RecipeError
 from recipe_common.models.imagetext import TextEncoder, end_to_end_net, frozen_feature_net
 from recipe_common.models.pretrained import load_network
@@ -34,7 +34,7 @@ from recipe_common.recipe import Data
 from recipe_common.report.curves import Picture
 from recipe_common.training.settings import BUILTIN, resolve
 
-from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
+from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_features_labels_and_splits_come_together(root: Path) -> None:
     image, text, label = data.test[0, 0]
     assert (image.shape, text.shape) == ((5, 8), (8, 8))
     assert food101.CLASSES[label] == CLASSES[0]
-    assert not data.generated
+    assert not data.synthetic
     assert "97 of 101 classes have no training sample" in " ".join(data.summary)
     assert torch.equal(data.train[3, 1][0], data.train[7, 1][0])
 
@@ -282,38 +282,38 @@ def test_without_text_weights_training_says_how_to_get_them(root: Path) -> None:
         load(root, train="end-to-end")
 
 
-def test_the_generated_set_has_the_real_format(tmp_path: Path) -> None:
+def test_the_synthetic_set_has_the_real_format(tmp_path: Path) -> None:
     data = load(None)
     assert [len(part) for part in (data.train, data.val, data.test)] == [324, 36, 96]  # type: ignore[arg-type]
-    assert data.generated
+    assert data.synthetic
     assert set(data.classes) < set(food101.CLASSES)
     assert list(data.classes) == sorted(data.classes)
     image, text, _ = data.train[0, 0]
     assert (image.shape, text.shape) == ((37, 48), (16, 48))
-    generated = generated_folder("food101", food101.MADE_UP, food101.MADE_UP.write)
-    assert (generated / "GENERATED.txt").read_text() == NOTE
+    synthetic = synthetic_folder("food101", food101.SYNTHETIC, food101.SYNTHETIC.write)
+    assert (synthetic / "SYNTHETIC.txt").read_text() == NOTE
     modes = set()
-    for path in (generated / "images" / "train").rglob("*.jpg"):
+    for path in (synthetic / "images" / "train").rglob("*.jpg"):
         with Image.open(path) as picture:
             modes.add(picture.mode)
     assert modes == {"RGB", "L", "CMYK"}
-    text_of_list = (generated / "texts" / "train_titles.csv").read_text()
+    text_of_list = (synthetic / "texts" / "train_titles.csv").read_text()
     assert '"""real"" ' in text_of_list
     assert ", eat, repeat" in text_of_list
 
 
-def test_the_generated_set_is_always_the_same(tmp_path: Path) -> None:
-    made_up = MadeUpDishes(sizes=(2, 1))
+def test_the_synthetic_set_is_always_the_same(tmp_path: Path) -> None:
+    synthetic = SyntheticDishes(sizes=(2, 1))
     sums = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        made_up.write(tmp_path / name)
+        synthetic.write(tmp_path / name)
         sums.append(checksum(tmp_path / name))
     assert sums[0] == sums[1]
 
 
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # S of CGGM may be nearly 0 on so small a batch
-def test_all_methods_run_on_the_generated_set(tmp_path: Path) -> None:
+def test_all_methods_run_on_the_synthetic_set(tmp_path: Path) -> None:
     assert run(tmp_path, "--methods", "all", "--seed", "0") == 0
     results = [json.loads((tmp_path / method / "result.json").read_text()) for method in ("none", "cggm", "relearning")]
     assert all(0 <= each["test"]["test_accuracy"] <= 1 for each in results)
@@ -324,7 +324,7 @@ def test_all_methods_run_on_the_generated_set(tmp_path: Path) -> None:
 def test_every_protocol_runs(tmp_path: Path, protocol: str) -> None:
     assert run(tmp_path, "--protocol", protocol, "--methods", "cggm", "--limit-batches", "1") == 0
     settings = json.loads((tmp_path / "cggm" / "config.json").read_text())["settings"]
-    expected = {**food101.RECIPE.protocols[protocol], **food101.RECIPE.generated_defaults}
+    expected = {**food101.RECIPE.protocols[protocol], **food101.RECIPE.synthetic_defaults}
     assert {name: settings[name] for name in expected if name in settings} == {
         name: value for name, value in expected.items() if name in settings
     }
@@ -352,6 +352,6 @@ def test_every_flag_of_the_recipe_has_a_default() -> None:
     food101.add_arguments(parser)
     optional = {"features", "image_features", "text_features", "text_model", "resnet"}
     assert set(vars(parser.parse_args([]))) - optional <= set(food101.RECIPE.defaults)
-    for values in (food101.RECIPE.generated_defaults, *food101.RECIPE.protocols.values()):
+    for values in (food101.RECIPE.synthetic_defaults, *food101.RECIPE.protocols.values()):
         known = set(food101.RECIPE.defaults) | set(BUILTIN) | {"clip_grad_norm"}
         assert set(values) <= known

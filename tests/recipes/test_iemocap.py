@@ -1,4 +1,4 @@
-"""The IEMOCAP recipe: folds, what is reported, the paper's model and every method on the generated set."""
+"""The IEMOCAP recipe: folds, what is reported, the paper's model and every method on the synthetic set."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from recipe_common.models.msa import MSANet
 from recipe_common.recipe import Data
 from recipe_common.training.settings import BUILTIN
 
-from .mmin_tree import names, write_features, write_h5, write_list, write_tree
+from .iemocap_tree import names, write_features, write_h5, write_list, write_tree
 from .one_batch_training import all_methods, train_briefly
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
     defaults = {**BUILTIN, **iemocap.RECIPE.defaults}
     if data_root is None:
-        defaults |= iemocap.RECIPE.generated_defaults
+        defaults |= iemocap.RECIPE.synthetic_defaults
     return iemocap.load(argparse.Namespace(**{**defaults, "data_root": data_root, **changes}))
 
 
@@ -45,7 +45,7 @@ def test_the_tensors_and_classes_of_the_paper(tmp_path: Path) -> None:
     assert data.classes[label] == "sad"
     assert data.modalities == ("text", "audio", "vision")
     assert names_of(data.train) + names_of(data.val) + names_of(data.test) == utterances
-    assert not data.generated
+    assert not data.synthetic
     assert not data.skipped
 
 
@@ -116,10 +116,10 @@ def test_the_order_of_the_classes_is_checked_on_the_whole_corpus() -> None:
     assert "neutral 1,084 (1,708 expected), sad 1,708 (1,084 expected); only the names are affected" in line
 
 
-def test_the_generated_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_synthetic_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--epochs", "2", "--batch-size", "24", "--output", str(tmp_path)]
     assert main(iemocap.RECIPE, arguments) == 0
-    assert "GENERATED DATA" in capsys.readouterr().out
+    assert "SYNTHETIC DATA" in capsys.readouterr().out
     result = json.loads((tmp_path / "none" / "result.json").read_text())
     assert result["test"]["test_accuracy"] > 0.5
     assert main(iemocap.RECIPE, ["--eval", str(tmp_path / "none" / "best.pt"), "--output", str(tmp_path)]) == 0

@@ -20,6 +20,7 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.kinetics_sounds import CLASSES, video_jobs
 from recipe_common.data.samples.audiovisual import choose, hdf5_frames
 from recipe_common.data.samples.youtube import clip_key
+from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.errors import RecipeError
 
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
@@ -395,16 +396,16 @@ def test_prepare_without_a_fitting_video_is_explained(tmp_path: Path) -> None:
         video_jobs(tmp_path)
 
 
-def test_the_generated_set_has_the_real_format() -> None:
-    root = kinetics_sounds.generated_root()
-    assert root == kinetics_sounds.generated_root()
+def test_the_synthetic_set_has_the_real_format() -> None:
+    root = synthetic_root()
+    assert root == synthetic_root()
     lines = (root / "my_train.txt").read_bytes().split(b"\r\n")
     assert lines[1] == b"gen_00001-k_000001_000011,10,1"
     assert (root / "my_test.txt").read_bytes().startswith(b"gen_00310-k_310,10,0\r\n")
     data = load(RECIPE, None)
     assert [len(part.samples) for part in (data.train, data.val, data.test)] == [279, 31, 93]  # type: ignore[attr-defined]
     assert set(labels_of(data.train)) == set(labels_of(data.test)) == set(range(31))
-    assert data.generated
+    assert data.synthetic
     assert data.skipped == ()
     audio, visual, _ = data.train[0, 0]
     assert (audio.shape, visual.shape) == ((1, 48, 40), (3, 1, 64, 64))

@@ -21,7 +21,7 @@ from recipe_common.report.view import Columns, PlainView, duration
 from recipe_common.tasks.task import classification
 
 TASK = classification(3)
-CAPTION = Caption("Tiny", generated=True, select="val", protocol="fair", task=TASK)
+CAPTION = Caption("Tiny", synthetic=True, select="val", protocol="fair", task=TASK)
 COLUMNS = Columns(("audio", "visual"), "val", TASK)
 
 
@@ -71,7 +71,7 @@ def test_comparison_in_markdown(tmp_path: Path) -> None:
     outcomes = [_result("none"), _result("ogm_ge")]
     write_tables(tmp_path, summarize(outcomes, ("audio", "visual"), CAPTION), outcomes)
     lines = (tmp_path / "comparison.md").read_text().splitlines()
-    assert "GENERATED DATA" in lines[2]
+    assert "SYNTHETIC DATA" in lines[2]
     assert lines[-2] == "| none | 50.0% | 25.0% | 30.0% | 75.0% | 100.0% | 0.0% | 2 | 2.1 s | 2.00 | - |"
 
 

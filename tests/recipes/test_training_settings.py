@@ -18,7 +18,7 @@ def _args(*flags: str) -> argparse.Namespace:
     return resolve(build_parser(RECIPE).parse_args(flags), RECIPE)
 
 
-def test_generated_defaults_count_without_data_root() -> None:
+def test_synthetic_defaults_count_without_data_root() -> None:
     assert _args().epochs == 3
     assert _args("--data-root", "somewhere").epochs == 9
 

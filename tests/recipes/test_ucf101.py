@@ -1,4 +1,4 @@
-"""The UCF-101 recipe: real layouts, the network, the generated set, `prepare`, and the command line."""
+"""The UCF-101 recipe: real layouts, the network, the synthetic set, `prepare`, and the command line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchvision.models import resnet18
 
 import ucf101
 from recipe_common.cli import build_parser, main
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.ucf101 import MOTIONS, MadeUpMotion, motion
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.ucf101 import MOTIONS, SyntheticMotion, motion
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import two_stream_net
 from recipe_common.models.fusion import FUSIONS
@@ -24,7 +24,7 @@ from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
 
 from .test_data_optical_flow import write_moving
-from .ucf_tree import CLASSES, names, write_clip, write_lists
+from .ucf101_tree import CLASSES, names, write_clip, write_lists
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def samples_of(part: Any) -> list[Any]:
 def test_the_real_layout_gives_the_tensors_of_the_paper(root: Path) -> None:
     data = load(root)
     assert [len(samples_of(part)) for part in (data.train, data.val, data.test)] == [48, 6, 18]
-    assert (data.classes, data.modalities, data.generated, data.skipped) == (CLASSES, ("rgb", "flow"), False, ())
+    assert (data.classes, data.modalities, data.synthetic, data.skipped) == (CLASSES, ("rgb", "flow"), False, ())
     rgb, flow, label = data.test[0, 0]
     assert (rgb.shape, rgb.dtype) == ((3, 3, 224, 224), torch.float32)
     assert (flow.shape, flow.dtype) == ((2, 3, 224, 224), torch.float32)
@@ -160,8 +160,8 @@ def digest(folder: Path) -> str:
     return content.hexdigest()
 
 
-def test_the_generated_set_is_always_the_same_and_in_the_real_format(tmp_path: Path) -> None:
-    small = MadeUpMotion(groups=9, clips=1)
+def test_the_synthetic_set_is_always_the_same_and_in_the_real_format(tmp_path: Path) -> None:
+    small = SyntheticMotion(groups=9, clips=1)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         small.write(tmp_path / name)
@@ -173,19 +173,19 @@ def test_the_generated_set_is_always_the_same_and_in_the_real_format(tmp_path: P
     assert listed[0] == "Rising/v_Rising_g01_c01.avi"
 
 
-def test_made_up_motions_stay_of_their_class_when_mirrored() -> None:
+def test_synthetic_motions_stay_of_their_class_when_mirrored() -> None:
     for label in range(len(MOTIONS)):
         mirrored = motion(label, 9, 1)[:, ::-1] * (-1, 1)
         assert any(abs(mirrored - motion(label, 9, side)).max() < 1e-12 for side in (-1, 1))
 
 
-def test_the_generated_set_is_balanced_and_said_to_be_generated() -> None:
+def test_the_synthetic_set_is_balanced_and_said_to_be_synthetic() -> None:
     data = load(None)
-    assert data.generated
+    assert data.synthetic
     counts = [len(samples_of(part)) for part in (data.train, data.val, data.test)]
     assert counts == [6 * 16 * 3, 6 * 2 * 3, 6 * 7 * 3]
-    clips = MadeUpMotion()
-    files = list(generated_folder("ucf101", clips, clips.write).rglob("*.jpg"))
+    clips = SyntheticMotion()
+    files = list(synthetic_folder("ucf101", clips, clips.write).rglob("*.jpg"))
     assert len(files) == 450 * 6
     assert sum(path.stat().st_size for path in files) < 8e6
 
@@ -212,7 +212,7 @@ def test_prepare_without_videos_is_explained(tmp_path: Path, capsys: pytest.Capt
     assert "UCF-101/*/*.avi" in capsys.readouterr().err
 
 
-def test_the_command_line_trains_on_the_generated_set(tmp_path: Path) -> None:
+def test_the_command_line_trains_on_the_synthetic_set(tmp_path: Path) -> None:
     arguments = ["--methods", "none", "ogm_ge", "--epochs", "1", "--limit-batches", "2", "--output", str(tmp_path)]
     assert main(ucf101.RECIPE, [*arguments, "--fusion", "sum", "--batch-size", "8", "--image-size", "32"]) == 0
     for method in ("none", "ogm_ge"):

@@ -15,10 +15,10 @@ from modbalance import list_methods
 from recipe_common.cli import main
 from recipe_common.data.datasets.ur_funny import PACKED, SIZES, STEPS
 from recipe_common.data.samples.padding import trim_padding
-from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.data.synthetic.sentiment import SyntheticSequences
 from recipe_common.errors import RecipeError
 from recipes.two_step_training import flags, train
-from ur_funny import CLASSES, MADE_UP, RECIPE, generated_root
+from ur_funny import CLASSES, RECIPE, SYNTHETIC, synthetic_root
 
 TINY = ["--width", "8", "--layers", "1"]
 
@@ -50,7 +50,7 @@ def test_real_data(real: Path) -> None:
     assert (len(data.train), len(data.val), len(data.test)) == (7, 8, 8)  # type: ignore[arg-type]  # datasets have a length
     assert data.classes == CLASSES == ("none", "humour")
     assert data.modalities == ("text", "audio", "vision")
-    assert not data.generated
+    assert not data.synthetic
     text, audio, vision, target = data.train[0, 1]
     assert (text.shape, audio.shape, vision.shape) == ((50, 300), (50, 81), (50, 371))
     assert text[:9].any(dim=1).all()
@@ -113,13 +113,13 @@ def test_heads_belong_to_models(real: Path) -> None:
         RECIPE.build_model(args, RECIPE.load(args))
 
 
-def test_the_generated_set_is_small_deterministic_and_in_the_real_format(tmp_path: Path) -> None:
-    path = generated_root() / PACKED
+def test_the_synthetic_set_is_small_deterministic_and_in_the_real_format(tmp_path: Path) -> None:
+    path = synthetic_root() / PACKED
     assert path.stat().st_size < 4e6
-    MADE_UP.write(tmp_path / "again.pkl")
+    SYNTHETIC.write(tmp_path / "again.pkl")
     digests = {hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, tmp_path / "again.pkl")}
     assert len(digests) == 1
-    MadeUpSequences(parts=(3, 3, 3), two_classes=True, seed=1).write(tmp_path / "other.pkl")
+    SyntheticSequences(parts=(3, 3, 3), two_classes=True, seed=1).write(tmp_path / "other.pkl")
     content = pickle.loads((tmp_path / "other.pkl").read_bytes())
     assert {name: sorted(split) for name, split in content.items()} == {
         key: ["audio", "id", "labels", "text", "vision"] for key in ("train", "valid", "test")

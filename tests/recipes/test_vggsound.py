@@ -10,7 +10,9 @@ import torch
 
 import vggsound
 from recipe_common.cli import main
+from recipe_common.data.datasets.vggsound import video_job
 from recipe_common.data.samples.youtube import clip_key
+from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_root
 from recipe_common.errors import RecipeError
 from vggsound import RECIPE
 
@@ -179,13 +181,13 @@ def test_prepare_makes_what_the_recipe_reads(tmp_path: Path) -> None:
 
 
 def test_prepare_of_one_folder_of_videos(tmp_path: Path) -> None:
-    job = vggsound.video_job(tmp_path, tmp_path / "videos" / f"{TEST[0]}.mp4")
+    job = video_job(tmp_path, tmp_path / "videos" / f"{TEST[0]}.mp4")
     assert (job.frames, job.wav) == (tmp_path / "visual" / TEST[0], tmp_path / "audio" / f"{TEST[0]}.wav")
 
 
-def test_the_generated_set_has_the_real_format() -> None:
-    root = vggsound.generated_root()
-    assert root == vggsound.generated_root()
+def test_the_synthetic_set_has_the_real_format() -> None:
+    root = synthetic_root()
+    assert root == synthetic_root()
     with (root / "vggsound.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows[2] == ["train000002", "2", "child speech, kid speaking", "train"]
@@ -213,4 +215,4 @@ def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
     assert main(RECIPE, [*flags, "--methods", "ogm_ge", "--output", str(tmp_path)]) == 0
     assert (tmp_path / "ogm_ge" / "best.pt").is_file()
     saved = torch.load(tmp_path / "ogm_ge" / "best.pt", weights_only=True)
-    assert tuple(saved["classes"]) == vggsound.MADE_UP_LABELS
+    assert tuple(saved["classes"]) == SYNTHETIC_LABELS

@@ -1,4 +1,4 @@
-"""A recipe that trains in a blink: two small convolutions on made-up tensors. Run as a script by one of the tests."""
+"""A recipe that trains in a blink: two small convolutions on synthetic tensors. Run as a script by one of the tests."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def load(args: argparse.Namespace) -> Data:
         test=TinyDataset(12),
         classes=CLASSES,
         modalities=("audio", "visual"),
-        generated=args.data_root is None,
+        synthetic=args.data_root is None,
         summary=("train 22, val 12, test 12",),
     )
 
@@ -135,7 +135,7 @@ RECIPE = Recipe(
         "greedy_seed": -1,
         "plain": False,
     },
-    generated_defaults={"epochs": 3, "log_every": 2},
+    synthetic_defaults={"epochs": 3, "log_every": 2},
     method_options={"ogm_ge": {"alpha": 0.8}},
     load=load,
     build_model=lambda args, data: TinyNet(args.plain),

@@ -229,7 +229,7 @@ def write_figure(figure: Any, path: Path) -> list[Path]:
 
 def title(caption: Caption) -> str:
     """Return the title of every picture."""
-    return caption.title + (" (generated data)" if caption.generated else "")
+    return caption.title + (" (synthetic data)" if caption.synthetic else "")
 
 
 def _extremes(axes: Any) -> tuple[float, float]:

@@ -56,7 +56,7 @@ def report_page(summary: Summary, configs: Mapping[str, Mapping[str, Any]], comm
 {_messages(summary)}
 <h2>Test split, with the weights of the best epoch</h2>
 <div class="scroll">{_table(summary)}</div>
-{_paragraphs(notes(summary)[1 + summary.caption.generated :])}
+{_paragraphs(notes(summary)[1 + summary.caption.synthetic :])}
 {pictures}
 <h2>How it was made</h2>
 <pre>{escape(command)}</pre>
@@ -68,8 +68,8 @@ def report_page(summary: Summary, configs: Mapping[str, Mapping[str, Any]], comm
 
 def _messages(summary: Summary) -> str:
     parts = []
-    if summary.caption.generated:
-        text = "Generated data: the numbers show that the code works, and say nothing about real data."
+    if summary.caption.synthetic:
+        text = "Synthetic data: the numbers show that the code works, and say nothing about real data."
         parts.append(f'<p class="warning">{text}</p>')
     for line in summary.lines:
         for failure in line.failures:

@@ -96,14 +96,14 @@ class Caption:
 
     Attributes:
         title: Title of the recipe.
-        generated: Whether the data were generated.
+        synthetic: Whether the data are synthetic.
         select: Split that selected the best epoch.
         protocol: Name of the protocol.
         task: What was trained and measured.
     """
 
     title: str
-    generated: bool
+    synthetic: bool
     select: str
     protocol: str
     task: Task
@@ -111,8 +111,8 @@ class Caption:
     def lines(self) -> list[str]:
         """Return the caption as sentences."""
         lines = [self.title]
-        if self.generated:
-            lines.append("GENERATED DATA: the numbers show that the code works, and say nothing about real data.")
+        if self.synthetic:
+            lines.append("SYNTHETIC DATA: the numbers show that the code works, and say nothing about real data.")
         if self.select == "test":
             lines.append("Best epoch selected on the TEST split, as the papers do: the test scores are optimistic.")
         else:

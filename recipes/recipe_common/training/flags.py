@@ -54,7 +54,7 @@ def _add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_arguments(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--data-root", metavar="DIR", help="folder of the real data; without it a small set is generated")
+    add("--data-root", metavar="DIR", help="folder of the real data; without it a small synthetic set is written")
     add(
         "--protocol",
         choices=(FAIR, *recipe.protocols),

@@ -55,7 +55,7 @@ class Session:
     @property
     def caption(self) -> Caption:
         """What a reader of the numbers must know."""
-        return Caption(self.recipe.title, self.data.generated, self.args.select, self.args.protocol, self.data.task)
+        return Caption(self.recipe.title, self.data.synthetic, self.args.select, self.args.protocol, self.data.task)
 
     @property
     def is_alone(self) -> bool:
@@ -82,8 +82,8 @@ def open_session(recipe: Recipe, args: argparse.Namespace, console: Console, ran
     data = recipe.load(args)
     _check_splits(data, args)
     lines = [recipe.title]
-    if data.generated:
-        lines.append("GENERATED DATA: no --data-root given; a small made-up set shows that everything works.")
+    if data.synthetic:
+        lines.append("SYNTHETIC DATA: no --data-root given; a small synthetic set shows that everything works.")
     lines += [*data.summary, *_skipped(data, args), f"device: {describe_device(precision)}"]
     if not ranks.is_alone:
         lines.append(f"processes: {ranks.size}, with {args.batch_size // ranks.size} samples of each batch")

@@ -56,8 +56,8 @@ BUILTIN: dict[str, Any] = {
 }
 """Values of the common flags where a recipe says nothing."""
 
-GENERATED_OPTIONS: dict[str, dict[str, Any]] = {"relearning": {"period": 3, "count": 2}, "mses": {"patience": 3}}
-"""Options where a recipe says nothing of its generated set, on which training takes a few epochs."""
+SYNTHETIC_OPTIONS: dict[str, dict[str, Any]] = {"relearning": {"period": 3, "count": 2}, "mses": {"patience": 3}}
+"""Options where a recipe says nothing of its synthetic set, on which training takes a few epochs."""
 
 # Where and how far a run goes, not which run it is: these may differ between a run and its continuation.
 NOT_IDENTITY = frozenset(
@@ -77,7 +77,7 @@ def resolve(args: argparse.Namespace, recipe: Recipe, saved: Mapping[str, Any] |
         saved: Settings of a checkpoint, which come before the recipe's defaults.
 
     Returns:
-        A new namespace. Precedence: flag, ``saved``, the recipe's values for generated data and for its protocol, its
+        A new namespace. Precedence: flag, ``saved``, the recipe's values for synthetic data and for its protocol, its
         defaults, `BUILTIN`.
 
     Raises:
@@ -90,7 +90,7 @@ def resolve(args: argparse.Namespace, recipe: Recipe, saved: Mapping[str, Any] |
     protocol = given.get("protocol", saved.get("protocol", FAIR))
     defaults = {**BUILTIN, "output": f"runs/{recipe.name}", **recipe.defaults, **recipe.protocols.get(protocol, {})}
     if not is_real:
-        defaults |= recipe.generated_defaults
+        defaults |= recipe.synthetic_defaults
     if given.keys() & {"seeds", "jobs"}:
         # Numbers depend on it in their last digits, and those of a comparison not on how many runs go at a time.
         defaults["threads"] = 1
@@ -142,7 +142,7 @@ def options_of(method: str, args: argparse.Namespace, recipe: Recipe) -> dict[st
     """Return the options of ``method``: the recipe's, overridden by ``--option [method.]name=value``."""
     options = dict(recipe.method_options.get(method, {}))
     if args.data_root is None:
-        options |= {**GENERATED_OPTIONS.get(method, {}), **recipe.generated_options.get(method, {})}
+        options |= {**SYNTHETIC_OPTIONS.get(method, {}), **recipe.synthetic_options.get(method, {})}
     for text in args.option:
         name, separator, value = text.partition("=")
         if not separator or not name:

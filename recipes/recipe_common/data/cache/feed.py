@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import Dataset
 
 from recipe_common.arguments import positive_int
-from recipe_common.data.cache.compact import Compact
-from recipe_common.data.cache.store import Cache, entries_of, open_cache
+from recipe_common.data.cache.decoded import entries_of, open_cache
+from recipe_common.data.cache.pipelines import Pipeline
+from recipe_common.data.cache.store import Place, Store
 from recipe_common.data.samples.sampler import Key
 from recipe_common.data.samples.seeding import derived_seed
-from recipe_common.data.samples.sources import Parts, Sample, SampleDataset, Source, one_thread
+from recipe_common.data.samples.sources import Sample, SampleDataset, Source, SplitSamples, one_thread
 
 CACHE_SIZE = 256
 """Default of --cache-size: what papers scale videos to before they take random crops of 224 pixels."""
@@ -43,7 +44,7 @@ def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def feed(args: argparse.Namespace, root: Path, parts: Parts, sources: Sequence[Source]) -> Open:
+def feed(args: argparse.Namespace, root: Path, parts: SplitSamples, sources: Sequence[Source]) -> Open:
     """Return what opens the samples of one part: `opened(samples, training=...)`.
 
     Args:
@@ -75,22 +76,22 @@ def beside(root: Path) -> Path:
 
 
 @attrs.frozen
-class Kept:
+class CachedModality:
     """What the cache holds of one modality.
 
     Attributes:
-        compact: Makes tensors of it.
+        pipeline: Makes tensors of it.
         cache: What is decoded.
         places: Where samples are in the cache.
     """
 
-    compact: Compact
-    cache: Cache
-    places: dict[Sample, tuple[int, int]]
+    pipeline: Pipeline
+    cache: Store
+    places: dict[Sample, Place]
 
 
 @attrs.frozen
-class Picked:
+class PickedBatch:
     """What a batch needs: for each modality that of each sample, and the labels."""
 
     modalities: tuple[list[Any], ...]
@@ -110,7 +111,7 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
         seed: Of the augmentation.
     """
 
-    def __init__(self, samples: Sequence[Sample], kept: Sequence[Kept], *, training: bool, seed: int) -> None:
+    def __init__(self, samples: Sequence[Sample], kept: Sequence[CachedModality], *, training: bool, seed: int) -> None:
         self.samples, self.kept = tuple(samples), tuple(kept)
         self.training, self.seed = training, seed
         self.places = [[each.places[sample] for sample in self.samples] for each in self.kept]
@@ -123,41 +124,43 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
         *tensors, labels = self.finish_batch(self.__getitems__([key]))
         return (*(tensor[0] for tensor in tensors), int(labels[0]))
 
-    def __getitems__(self, keys: Sequence[Key]) -> Picked:
+    def __getitems__(self, keys: Sequence[Key]) -> PickedBatch:
         """Choose what a batch needs."""
         indices = [index for _, index in keys]
         seeds = [derived_seed(self.seed, *key) if self.training else None for key in keys]
         modalities = tuple(
             [
-                each.compact.pick(each.cache[self.places[number][index]], self.samples[index].media[number], seed)
+                each.pipeline.pick(each.cache[self.places[number][index]], self.samples[index].media[number], seed)
                 for index, seed in zip(indices, seeds, strict=True)
             ]
             for number, each in enumerate(self.kept)
         )
-        return Picked(modalities, [self.samples[index].label for index in indices])
+        return PickedBatch(modalities, [self.samples[index].label for index in indices])
 
     def finish_batch(self, batch: Any) -> list[Any]:
         """Return the tensors of a batch, which `__getitems__` has picked, and its labels."""
         with one_thread():
-            tensors = [each.compact.finish(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
+            tensors = [each.pipeline.finish(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
         return [*tensors, torch.tensor(batch.labels)]
 
     def pack_batch(self, batch: Any) -> list[Any]:
         """Return what of a picked batch is sent to the device: bytes and 16-bit samples instead of float32."""
-        packed = [each.compact.pack(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
+        packed = [each.pipeline.pack(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
         return [*packed, torch.tensor(batch.labels)]
 
     def finish_packed(self, batch: Sequence[Any]) -> list[Any]:
         """Return the tensors of a batch that `pack_batch` has made, and its labels, on the device of the batch."""
         *packed, labels = batch
-        tensors = [each.compact.finish_packed(tuple(sent)) for each, sent in zip(self.kept, packed, strict=True)]
+        tensors = [each.pipeline.finish_packed(tuple(sent)) for each, sent in zip(self.kept, packed, strict=True)]
         return [*tensors, labels]
 
 
-def _kept(folder: Path, source: Source, samples: Sequence[tuple[Sample, Any]], short_side: int, workers: int) -> Kept:
-    assert source.compact is not None, f"{source.modality} cannot be kept"
-    compact = source.compact(short_side)
-    entries = entries_of([(sample.name, media) for sample, media in samples], compact)
-    cache = open_cache(folder, source.modality, compact, entries, workers=workers)
-    places = {sample: cache.find(entry) for (sample, _), entry in zip(samples, entries, strict=True)}
-    return Kept(compact, cache, places)
+def _kept(
+    folder: Path, source: Source, samples: Sequence[tuple[Sample, Any]], short_side: int, workers: int
+) -> CachedModality:
+    assert source.pipeline is not None, f"{source.modality} cannot be kept"
+    pipeline = source.pipeline(short_side)
+    entries = entries_of([(sample.name, media) for sample, media in samples], pipeline)
+    cache = open_cache(folder, source.modality, pipeline, entries, workers=workers)
+    places = {sample: cache.places[entry.key] for (sample, _), entry in zip(samples, entries, strict=True)}
+    return CachedModality(pipeline, cache, places)

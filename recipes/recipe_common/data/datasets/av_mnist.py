@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipe_common.data.readers.arrays import ArrayFile, Pictures, brightness_scale, read_class_indices, rows_not_finite
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 MODALITIES = ("audio", "image")
 NUM_CLASSES = 10

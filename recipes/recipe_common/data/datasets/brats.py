@@ -1,12 +1,17 @@
-"""Where the files of a dataset of cases lie, such as one h5 file per patient, and which are for training."""
+"""BraTS 2021 on disk: modalities, classes, the h5 files of cases, and which of them are for training."""
 
 from pathlib import Path
 
 import attrs
 
-from recipe_common.data.samples.folders import listing
+from recipe_common.data.readers.volumes import Labels
 from recipe_common.errors import RecipeError, require
+from recipe_common.files import listing
 
+MODALITIES = ("flair", "t1ce", "t1", "t2")
+CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
+LABELS = Labels(len(CLASSES), stored={4: 3})  # there is no 3 in the raw data
+SUFFIX = "_mri_norm2.h5"
 FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 FEWEST = 10
 """Cases that can be split 80/10/10 %."""
@@ -15,7 +20,7 @@ Parts = dict[str, tuple[Path, ...]]
 
 @attrs.frozen
 class CaseFiles:
-    """What the files of a dataset are called.
+    """Names of the files of the dataset.
 
     Args:
         suffix: Of a file; the case comes before it.
@@ -60,7 +65,7 @@ class CaseFiles:
         return tuple(sorted(folder.glob(f"[!.]*{self.suffix}")))
 
     def _missing(self, root: Path, count: int) -> RecipeError:
-        found, fix = listing(root), "point --data-root to them, or leave it out to train on a small generated set"
+        found, fix = listing(root), "point --data-root to them, or leave it out to train on a small synthetic set"
         if count:
             found, fix = f"{count} of them", "prepare or download more of them"
         if next(root.rglob(self.raw), None) is not None:
@@ -69,6 +74,9 @@ class CaseFiles:
             f"Expected at least {FEWEST} files CASE{self.suffix} in {root / self.prepared}, or folders train, valid "
             f"and test of them in {root}. Found {found}. Fix: {fix}"
         )
+
+
+FILES = CaseFiles(SUFFIX, "h5", "*_flair.nii*", "python recipes/brats.py prepare --data-root {root}")
 
 
 def split_cases(files: tuple[Path, ...], seed: int) -> Parts:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from recipe_common.data.readers.packed_sequences import SPLITS, Packed, Shapes, check_range, finite, read_packed
 from recipe_common.data.readers.pickles import load_pickle
-from recipe_common.data.samples.folders import listing
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 LABEL_RANGE = (-3.0, 3.0)
 FILES = {
@@ -66,7 +66,7 @@ def read_mosei(
 
 
 @attrs.frozen
-class Spoken:
+class SpeechSplit:
     """One split of words and mel spectrograms.
 
     Attributes:
@@ -86,7 +86,7 @@ class Spoken:
 
 
 @attrs.frozen
-class Talks:
+class Speech:
     """All splits.
 
     Attributes:
@@ -96,13 +96,13 @@ class Talks:
         skipped: A line for each segment that lacks words or audio.
     """
 
-    splits: dict[str, Spoken]
+    splits: dict[str, SpeechSplit]
     vectors: Tensor
     summary: tuple[str, ...]
     skipped: tuple[str, ...]
 
 
-def read_talks(root: Path, tokens: int, mels: int = MELS) -> Talks:
+def read_speech(root: Path, tokens: int, mels: int = MELS) -> Speech:
     """Read the files of AGM's code: `<split>_sentences.p`, `_mels.p` and `_sentiment.p`, vocabulary and vectors.
 
     Its fixed lists of segments are not needed: a segment counts if it has a sentiment, words and audio. Without
@@ -125,7 +125,7 @@ def read_talks(root: Path, tokens: int, mels: int = MELS) -> Talks:
         )
     raw = {split: {what: _read_dict(path) for what, path in paths.items()} for split, paths in files.items()}
     vocabulary, vectors, origin = _read_vocabulary(root, raw["train"]["sentences"])
-    splits: dict[str, Spoken] = {}
+    splits: dict[str, SpeechSplit] = {}
     summary, skipped = [f"word vectors: {origin}"], []
     for ours, split in SPLITS.items():
         content = raw.pop(split)
@@ -134,7 +134,7 @@ def read_talks(root: Path, tokens: int, mels: int = MELS) -> Talks:
         kept = [name for name in names if not absent[name]]
         skipped += [f"{ours}: {name}: no {' or '.join(absent[name])}" for name in names if absent[name]]
         audio, repaired = _audio(files[split]["mels"], [content["mels"][name] for name in kept], tokens, mels)
-        splits[ours] = Spoken(
+        splits[ours] = SpeechSplit(
             text=_text([content["sentences"][name] for name in kept], vocabulary, tokens),
             audio=audio,
             labels=_labels(files[split]["sentiment"], ours, [content["sentiment"][name] for name in kept]),
@@ -142,7 +142,7 @@ def read_talks(root: Path, tokens: int, mels: int = MELS) -> Talks:
         )
         note = f"; {repaired:,} audio values not finite, set to 0" if repaired else ""
         summary.append(f"{ours}: {len(kept):,} of {len(names):,} segments{note}")
-    return Talks(splits, vectors, tuple(summary), tuple(skipped))
+    return Speech(splits, vectors, tuple(summary), tuple(skipped))
 
 
 PARTS = ("sentences", "mels", "sentiment")

@@ -7,9 +7,9 @@ from pathlib import Path
 import attrs
 
 from recipe_common.data.readers.packed_sequences import Packed, Shapes, read_packed
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.padding import left_aligned
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 LABELS = (-3.0, 3.0)
 

@@ -1,21 +1,16 @@
 """Kinetics-Sounds on disk: its classes, the layouts in use, and which clips are for training."""
 
 import argparse
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from recipe_common.data.prepare.video import VideoJob, find_videos
-from recipe_common.data.samples.audiovisual import existing
-from recipe_common.data.samples.clips import Places, flat_job
+from recipe_common.data.samples.audiovisual import existing, index_files
+from recipe_common.data.samples.clips import ClipLayout, flat_job
+from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split
-from recipe_common.data.samples.youtube import (
-    class_name,
-    clip_key,
-    disjoint,
-    read_clip_list,
-    read_database,
-    rows_of_folders,
-)
+from recipe_common.data.samples.youtube import CLIP_NAME, add_row, clip_key, disjoint, lines_of
 from recipe_common.errors import RecipeError
 
 # Alphabetical: the integers in the lists of the OGM-GE code.
@@ -57,7 +52,7 @@ CLASS_FOLDERS = {
     "train": ("audio/train/*", "visual/train_img/Image-01-FPS/*"),
     "test": ("audio/test/*", "visual/val_img/Image-01-FPS/*"),
 }
-PLACES = Places(
+PLACES = ClipLayout(
     audio=(
         "audio",
         "audio_spec",
@@ -75,6 +70,7 @@ PLACES = Places(
 )
 LISTS = {"train": "my_train.txt", "test": "my_test.txt"}
 DATABASES = ("KS_train_val.json", "KS.json")
+LIST_HEADERS = frozenset({"name", "clip", "label", "class"})
 MEDIA = (".wav", ".npy", ".pkl", ".pt", ".hdf5", "")
 
 
@@ -102,6 +98,100 @@ def read_split(args: argparse.Namespace, root: Path) -> tuple[Split, str]:
     others = ", ".join(sorted(names - set(CLASSES)))
     left_out = f"; left out, as they are none of the 31 classes: {others}" if others else ""
     return disjoint(Split(parts["train"], (), parts["test"])), f"class folders{left_out}"
+
+
+def class_name(text: str) -> str:
+    """Return a class name as Kinetics-Sounds lists write it: `Playing  piano` becomes `playing_piano`."""
+    return "_".join(text.lower().replace("_", " ").split())
+
+
+def read_clip_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
+    """Read a list of clips that says its columns by their content.
+
+    A line holds, separated by commas or spaces, one clip name and one label, which is a class name in any column or
+    else a class index in the last one: `ID_000012_000022,10,17`, `ID_45 3`, `playing_piano,ID_45`. A header, a
+    byte-order mark, CRLF and empty lines are accepted. A clip that is listed twice with one label counts once.
+
+    Args:
+        path: The list.
+        classes: Class names in the order of their indices.
+
+    Raises:
+        RecipeError: With file and line number, for a line without clip or label, a label out of range, or a clip with
+            two labels.
+    """
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(lines_of(path), 1):
+        cells = [cell.strip() for cell in (line.split(",") if "," in line else line.split())]
+        if not any(cells) or (number == 1 and LIST_HEADERS & set(cells)):
+            continue
+        add_row(rows, _row(cells, classes, f"{path}:{number}"), f"{path}:{number}")
+    if not rows:
+        raise RecipeError(f"Expected lines such as `ID_000012_000022,10,17`. Found none in {path}. Fix: restore it.")
+    return tuple(rows.values())
+
+
+def read_database(path: Path, classes: Sequence[str]) -> Split:
+    """Read a json file `{"labels": [...], "database": {clip: {"subset": ..., "label": ...}}}`.
+
+    Subsets are `training`, `testing` and `validation`; without `testing`, `validation` is the test part, as Kinetics
+    has no other.
+
+    Raises:
+        RecipeError: If the file is not so, or has a label that is not among `classes`.
+    """
+    try:
+        database = json.loads(path.read_text(encoding="utf-8-sig"))["database"]
+        rows = {name: (entry["subset"], class_name(entry["label"])) for name, entry in database.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(
+            f'Expected {{"database": {{clip: {{"subset": ..., "label": ...}}}}}} in {path}. '
+            f"Found {type(error).__name__}: {error}. Fix: restore the file."
+        ) from error
+    known = {"training", "validation", "testing"}
+    for name, (subset, label) in rows.items():
+        if subset not in known or label not in classes:
+            raise RecipeError(
+                f"Expected a subset of {', '.join(sorted(known))} and one of {len(classes)} labels in {path}. "
+                f"Found {subset!r} and {label!r} for {name}. Fix: correct the entry."
+            )
+    part = {name: tuple(Row(clip, label) for clip, (of, label) in rows.items() if of == name) for name in known}
+    if not part["testing"]:
+        part |= {"testing": part["validation"], "validation": ()}
+    return disjoint(Split(part["training"], part["validation"], part["testing"]))
+
+
+def rows_of_folders(folders: Iterable[Path], endings: Sequence[str], classes: Sequence[str]) -> tuple[Row, ...]:
+    """List the clips in folders that are named after classes, each once and sorted by name; other folders do not count.
+
+    Raises:
+        RecipeError: If a clip is in the folders of two classes.
+    """
+    rows: dict[str, Row] = {}
+    for folder in folders:
+        label = class_name(folder.name)
+        if label in classes:
+            for path in index_files([folder], endings, clip_key).values():
+                add_row(rows, Row(path.name if path.is_dir() else path.stem, label), str(path))
+    return tuple(rows[key] for key in sorted(rows))
+
+
+def _row(cells: Sequence[str], classes: Sequence[str], where: str) -> Row:
+    names = [cell for cell in cells if CLIP_NAME.fullmatch(cell)]
+    if len(names) != 1 or len(cells) < 2:
+        raise RecipeError(
+            f"Expected one clip name such as ID_000012_000022, and a label, at {where}. Found {','.join(cells)!r}. "
+            "Fix: correct the line."
+        )
+    named = [class_name(cell) for cell in cells if class_name(cell) in classes]
+    if named:
+        return Row(names[0].removesuffix(".mp4"), named[0])
+    if not cells[-1].isdigit() or int(cells[-1]) >= len(classes):
+        raise RecipeError(
+            f"Expected a label from 0 to {len(classes) - 1}, or a class name, at {where}. Found {cells[-1]!r}. "
+            "Fix: correct the line, or pass the list of this dataset."
+        )
+    return Row(names[0].removesuffix(".mp4"), classes[int(cells[-1])])
 
 
 def list_files(root: Path, given: Mapping[str, str | None]) -> list[Path | None]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import attrs
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.data.samples.splits import VAL_SHARE, Split
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 CLASS_LIST = "classInd.txt"
 LIST_FOLDERS = (".", "ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "ucf101_splits")
@@ -208,5 +208,5 @@ def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: Path | None, par
     return RecipeError(
         f"Expected in {root}: {absent}. Found {listing(root)}. "
         "Fix: point --data-root to the folder that holds them, "
-        "or leave it out to train on a small generated set."
+        "or leave it out to train on a small synthetic set."
     )

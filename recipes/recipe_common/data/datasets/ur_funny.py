@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, Shapes, check_range, finite, read_packed
 from recipe_common.data.readers.pickles import load_pickle
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.padding import left_aligned
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 PACKED = "humor.pkl"
 FOLDS, WORDS, LANGUAGE = "data_folds.pkl", "word_embedding_list.pkl", "language_sdk.pkl"
@@ -32,7 +32,7 @@ LABEL_RANGE = (-1.0, 1.0)
 
 
 @attrs.frozen
-class Humor:
+class Punchlines:
     """Punchlines, padded behind: word n of all modalities is at step n.
 
     Attributes:
@@ -46,7 +46,7 @@ class Humor:
     skipped: tuple[str, ...] = ()
 
 
-def read_humor(root: Path, shapes: Shapes = SHAPES) -> Humor:
+def read_ur_funny(root: Path, shapes: Shapes = SHAPES) -> Punchlines:
     """Read the packed file or the release, whichever is there.
 
     Args:
@@ -58,7 +58,7 @@ def read_humor(root: Path, shapes: Shapes = SHAPES) -> Humor:
     """
     path = root if root.is_file() else root / PACKED
     if path.is_file():
-        return Humor(
+        return Punchlines(
             path, {name: left_aligned(part) for name, part in read_packed(path, (shapes,), LABEL_RANGE).items()}
         )
     missing = [name for name in RELEASE if not (root / name).is_file()]
@@ -67,12 +67,12 @@ def read_humor(root: Path, shapes: Shapes = SHAPES) -> Humor:
         raise RecipeError(
             f"Expected {PACKED}, or the files of the release ({', '.join(RELEASE)}), in {root}. Found {found}. "
             "Fix: download what is missing, point --data-root at the packed file, or leave it out to train on a small "
-            "generated set."
+            "synthetic set."
         )
     return _read_release(root)
 
 
-def _read_release(root: Path) -> Humor:
+def _read_release(root: Path) -> Punchlines:
     files = {name: _read_dict(root / name) for name in (FOLDS, LANGUAGE, AUDIO, VISION, LABELS)}
     vectors = _read_vectors(root / WORDS)
     splits, skipped = {}, []
@@ -82,7 +82,7 @@ def _read_release(root: Path) -> Humor:
         segments, faults = _read_segments(root, files, vectors, files[FOLDS][theirs])
         splits[ours] = _pack(root / LABELS, ours, segments)
         skipped += [f"{ours}: {fault}" for fault in faults]
-    return Humor(root, splits, tuple(skipped))
+    return Punchlines(root, splits, tuple(skipped))
 
 
 def _read_dict(path: Path) -> Mapping[Any, Any]:

@@ -15,27 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from recipe_common.data.cache.store import Entry
 from recipe_common.errors import RecipeError, message
 from recipe_common.models.pretrained import identity, load_network
 
 KEEP = ("all", "cls")
 VERSION = 1
 """To be raised when the same network and settings give other features."""
-
-
-@attrs.frozen
-class Entry:
-    """A sample to encode.
-
-    Attributes:
-        key: Tells it from all others: path of a picture relative to the dataset, checksum of a text.
-        stamp: Size of the picture in bytes, by which a replaced one is noticed; None: not known.
-        content: Path of the picture, or the text.
-    """
-
-    key: str
-    stamp: int | None
-    content: str
 
 
 @attrs.frozen(slots=False)
@@ -122,24 +108,20 @@ class FrozenNetwork:
         array: NDArray[np.float16] = half
         return array
 
-    def encode(self, entries: Sequence[Entry]) -> tuple[list[Entry], NDArray[np.float16], dict[Entry, str]]:
+    def encode(self, entries: Sequence[Entry]) -> dict[Entry, NDArray[np.float16] | str]:
         """Encode samples.
 
         Returns:
-            Those that could be read, their features (n, T, D), and why the others could not.
+            For each its features (T, D), or why it could not be read.
         """
-        good: list[Entry] = []
-        faults: dict[Entry, str] = {}
-        features = []
+        encoded: dict[Entry, NDArray[np.float16] | str] = {}
         for start in range(0, len(entries), self.batch_size):
-            read, bad = self._read(entries[start : start + self.batch_size])
-            faults |= bad
+            read, faults = self._read(entries[start : start + self.batch_size])
+            encoded |= faults
             if read:
-                good += read
                 joined = {name: torch.cat([each[name] for each in read.values()]) for name in self.blank()}
-                features.append(self.hidden_states(joined))
-        empty = np.zeros((0, *self.hidden_states(self.blank()).shape[1:]), np.float16)
-        return good, np.concatenate([empty, *features]), faults
+                encoded |= zip(read, self.hidden_states(joined), strict=True)
+        return encoded
 
     def is_readable(self, entry: Entry) -> bool:
         """Tell whether a sample can be read now."""

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from recipe_common.data.features.networks import Entry, FrozenNetwork
+from recipe_common.data.cache.store import Entry
+from recipe_common.data.features.networks import FrozenNetwork
 from recipe_common.data.readers.frames import read_image
 from recipe_common.errors import RecipeError, require
 from recipe_common.models.pretrained import read_config

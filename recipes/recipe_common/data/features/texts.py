@@ -11,7 +11,8 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from recipe_common.data.features.networks import Entry, FrozenNetwork
+from recipe_common.data.cache.store import Entry
+from recipe_common.data.features.networks import FrozenNetwork
 from recipe_common.errors import RecipeError
 from recipe_common.models.pretrained import load_tokenizer, read_config
 

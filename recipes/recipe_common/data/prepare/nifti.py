@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from recipe_common.data.prepare.engine import Item, run_prepare
 from recipe_common.data.readers.volumes import Labels
-from recipe_common.data.samples.folders import listing
 from recipe_common.errors import RecipeError, require
-from recipe_common.files import atomic_file
+from recipe_common.files import atomic_file, listing
 
 SUFFIXES = (".nii.gz", ".nii")
 

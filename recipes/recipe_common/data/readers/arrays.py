@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recipe_common.errors import RecipeError
 
-LOOKED_AT = 1_000
+PIECE = 1_000
 """Rows of an array of floats that tell its range; looking at all would read gigabytes."""
 UNIT_RANGE = 2.0
 """Floats up to here are brightness from 0 to 1, with some ringing of a lossy compression; up to 255 otherwise."""
@@ -133,7 +133,7 @@ def brightness_scale(file: ArrayFile) -> float:
     """
     if not file.is_float or len(file) == 0:
         return 1 / 255
-    largest = float(np.nanmax(np.abs(file[:LOOKED_AT])))
+    largest = float(np.nanmax(np.abs(file[:PIECE])))
     return 1.0 if largest <= UNIT_RANGE else 1 / 255
 
 
@@ -141,7 +141,7 @@ def rows_not_finite(file: ArrayFile) -> NDArray[np.int64]:
     """Return the rows with a NaN or infinite value; reads all of a file of floats, piece by piece."""
     if not file.is_float:
         return np.zeros(0, np.int64)
-    pieces = (file[start : start + LOOKED_AT] for start in range(0, len(file), LOOKED_AT))
+    pieces = (file[start : start + PIECE] for start in range(0, len(file), PIECE))
     good = [np.isfinite(piece).reshape(len(piece), -1).all(axis=1) for piece in pieces]
     return np.flatnonzero(~np.concatenate(good)) if good else np.zeros(0, np.int64)
 

@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 _BUILTINS = (set, frozenset, bytearray, bytes, str, int, float, complex, bool, list, tuple, dict, slice, range)
 _OTHER_FORMATS = (

@@ -59,8 +59,9 @@ class TwoStreams:
         Raises:
             RecipeError: If a picked frame cannot be decoded.
         """
-        form, files = CompactStream(self, False), frame_files(folder)
-        return form.finish([form.pick(Lazily(len(files), lambda place: form.read(files[place])), folder, seed)])[0]
+        pipeline, files = StreamPipeline(self, False), frame_files(folder)
+        frames = LazyFrames(len(files), lambda place: pipeline.read(files[place]))
+        return pipeline.finish([pipeline.pick(frames, folder, seed)])[0]
 
     def flow(self, folders: tuple[Path, Path], *, seed: int | None = None) -> Tensor:
         """Read flow, from 20 pixels to the left or up (0) to as many to the right or down (1).
@@ -75,8 +76,9 @@ class TwoStreams:
         Raises:
             RecipeError: If the folders hold different numbers, or a picked file cannot be decoded.
         """
-        form, pairs = CompactStream(self, True), flow_files(folders)
-        return form.finish([form.pick(Lazily(len(pairs), lambda place: form.read(*pairs[place])), folders, seed)])[0]
+        pipeline, pairs = StreamPipeline(self, True), flow_files(folders)
+        flows = LazyFrames(len(pairs), lambda place: pipeline.read(*pairs[place]))
+        return pipeline.finish([pipeline.pick(flows, folders, seed)])[0]
 
     def draw(self, total: int, seed: int | None, *, parts: int) -> tuple[list[int], NDArray[np.bool_]]:
         """Return the places of the pictures, and of each of their parts whether to flip it, shape (count, parts)."""
@@ -117,8 +119,8 @@ class TwoStreams:
 
 
 @attrs.frozen
-class Lazily(Sequence[Tensor]):
-    """Pictures that are read when they are asked for."""
+class LazyFrames(Sequence[Tensor]):
+    """A sequence of pictures, each read from its file when it is indexed."""
 
     length: int
     read: Callable[[int], Tensor]
@@ -132,7 +134,7 @@ class Lazily(Sequence[Tensor]):
 
 
 @attrs.frozen
-class CompactStream:
+class StreamPipeline:
     """Keeps all pictures of a clip as uint8, resized as `TwoStreams` does: nothing is lost.
 
     Args:
@@ -195,15 +197,15 @@ def two_stream_sources(rgb: Path, right: Path, down: Path, streams: TwoStreams) 
     """
     folders = [Indexed(index_files([folder], ("",), str.lower), str.lower) for folder in (rgb, right, down)]
     find_frames, find_flow = partial(_find_one, folders[0]), partial(_find_both, folders[1:])
-    compact_frames, compact_flow = (partial(_compact, streams, is_flow) for is_flow in (False, True))
+    frames_pipeline, flow_pipeline = (partial(_pipeline, streams, is_flow) for is_flow in (False, True))
     return (
-        Source("rgb", "frames", str(rgb), find_frames, streams.rgb, _check_rgb, compact_frames),
-        Source("flow", "flow", f"{right} and {down}", find_flow, streams.flow, _check_flow, compact_flow),
+        Source("rgb", "frames", str(rgb), find_frames, streams.rgb, _check_rgb, frames_pipeline),
+        Source("flow", "flow", f"{right} and {down}", find_flow, streams.flow, _check_flow, flow_pipeline),
     )
 
 
-def _compact(streams: TwoStreams, is_flow: bool, short_side: int) -> CompactStream:
-    return CompactStream(streams, is_flow)
+def _pipeline(streams: TwoStreams, is_flow: bool, short_side: int) -> StreamPipeline:
+    return StreamPipeline(streams, is_flow)
 
 
 def flow_files(folders: tuple[Path, Path]) -> list[tuple[Path, Path]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipe_common.data.cache.feed import feed
-from recipe_common.data.samples.sources import Reader, Source
+from recipe_common.data.samples.sources import SampleFinder, Source
 from recipe_common.data.samples.splits import Split
 from recipe_common.recipe import Data
 
@@ -31,7 +31,7 @@ def open_samples(
     Raises:
         RecipeError: If too few samples of a part are there, or if the cache cannot be built or read.
     """
-    parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
+    parts = SampleFinder(classes, sources, args.min_found, args.skip_bad).read(split)
     opened = feed(args, root, parts, sources)
     return Data(
         train=opened(parts.train, training=True),
@@ -39,7 +39,7 @@ def open_samples(
         test=opened(parts.test, training=False),
         classes=classes,
         modalities=tuple(source.modality for source in sources),
-        generated=args.data_root is None,
+        synthetic=args.data_root is None,
         summary=(*lines, *parts.summary),
         skipped=parts.skipped,
     )

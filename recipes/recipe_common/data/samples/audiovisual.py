@@ -1,4 +1,4 @@
-"""Clips of a sound and some frames each: where they are, how they are read, and how small made-up ones are written.
+"""Sources of clips of a sound and some frames each: where they are and how they are read.
 
 `audio_source` and `frames_source` list folders once and find clips by a key of their names, as people have unpacked
 datasets in many ways.
@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import attrs
-import numpy as np
 from torch import Tensor
 
-from recipe_common.data.cache.compact import CompactFrames, compact_sound
+from recipe_common.data.cache.pipelines import FramesPipeline, sound_pipeline
 from recipe_common.data.readers.audio import FrontEnd
 from recipe_common.data.readers.frames import FRAME_NAME, Frames, frame_files, read_image, segments
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
-from recipe_common.data.synthetic.media import striped_picture, tone_waveform, write_jpg, write_wav
 from recipe_common.errors import RecipeError, require
 
 FRAME_CHOICES = ("segments", "start", "first")
@@ -48,8 +46,8 @@ def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str]
     files = index_files(folders, read.endings, key)
     if isinstance(read, StoredSpectrogram) and read.shape is None:
         read = _of_one_shape(read, files)
-    compact = partial(compact_sound, read)
-    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, compact)
+    pipeline = partial(sound_pipeline, read)
+    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, pipeline)
 
 
 def _of_one_shape(read: StoredSpectrogram, files: Mapping[str, Path]) -> StoredSpectrogram:
@@ -75,8 +73,8 @@ def frames_source(
     entries = index_files(folders, ("", HDF5_ENDING), key)
     find = partial(_find_frames, Indexed(entries, key))
     read = partial(_read_frames, frames, choice)
-    compact = partial(_compact_frames, frames, choice)
-    return Source("visual", "frames", listed(folders), find, read, _check_frames, compact)
+    pipeline = partial(_frames_pipeline, frames, choice)
+    return Source("visual", "frames", listed(folders), find, read, _check_frames, pipeline)
 
 
 def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[str], str] = str) -> dict[str, Path]:
@@ -172,10 +170,10 @@ def _check_frames(path: Path) -> None:
         read_image(frame)
 
 
-def _compact_frames(frames: Frames, choice: str, short_side: int) -> CompactFrames:
+def _frames_pipeline(frames: Frames, choice: str, short_side: int) -> FramesPipeline:
     pictures = partial(_chosen_frames, frames.count, choice)
     kept = "all of a clip" if choice == "segments" else f"{frames.count} of a clip, {choice}"
-    return CompactFrames(frames, short_side, _clip_files, pictures, kept)
+    return FramesPipeline(frames, short_side, _clip_files, pictures, kept)
 
 
 def _chosen_frames(count: int, choice: str, path: Path) -> Sequence[Path]:
@@ -190,40 +188,3 @@ def listed(folders: Sequence[Path], shown: int = 2) -> str:
     """Name a few folders."""
     more = f" and {len(folders) - shown} more" if len(folders) > shown else ""
     return ", ".join(str(folder) for folder in folders[:shown]) + more
-
-
-@attrs.frozen
-class MadeUpClips:
-    """What a generated set of clips depends on; a clip is a function of its position, its label and the seed.
-
-    Args:
-        names: Clip names.
-        labels: Class index of each clip.
-        num_classes: Number of classes.
-        seed: Of everything random.
-        seconds: Shortest length of the sound.
-        rate: Sampling rate in Hz.
-        frames: Frames per clip.
-        size: Height and width of the frames in pixels.
-        version: To be raised when the files change for another reason.
-    """
-
-    names: tuple[str, ...]
-    labels: tuple[int, ...]
-    num_classes: int
-    seed: int = 0
-    seconds: float = 0.4
-    rate: int = 8_000
-    frames: int = 2
-    size: int = 64
-    version: int = 2
-
-    def write(self, audio_folder: Path, frames_folder: Path) -> None:
-        """Write `<name>.wav` and `<name>/00000.jpg, 00030.jpg, ...` (as from a video of 30 frames per second)."""
-        for index, (name, label) in enumerate(zip(self.names, self.labels, strict=True)):
-            random: Any = np.random.default_rng((self.seed, index))
-            sound = tone_waveform(label, self.num_classes, random, rate=self.rate, seconds=self.seconds)
-            write_wav(audio_folder / f"{name}.wav", sound, self.rate)
-            for number in range(self.frames):
-                picture = striped_picture(label, self.num_classes, random, size=self.size)
-                write_jpg(frames_folder / name / f"{30 * number:05d}.jpg", picture, quality=75)

@@ -22,10 +22,10 @@ from recipe_common.data.samples.audiovisual import (
     index_files,
     listed,
 )
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.splits import Split, hold_out
 from recipe_common.data.samples.youtube import clip_key
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 from recipe_common.models.fusion import FUSIONS, describe
 from recipe_common.recipe import Data
 
@@ -47,7 +47,7 @@ CLIP_DEFAULTS: dict[str, Any] = {
 
 
 @attrs.frozen
-class Places:
+class ClipLayout:
     """Where the media of a dataset are under its root, as patterns such as `audio/train/*`.
 
     Args:
@@ -92,7 +92,7 @@ class Places:
         raise RecipeError(
             f"Expected in {root}: {'; '.join(missing)}; or videos in {' or '.join(self.videos)}. "
             f"Found {listing(root)}. Fix: point --data-root to the folder that holds them, or leave it out to train on "
-            "a small generated set."
+            "a small synthetic set."
         )
 
     def find_file(self, root: Path, names: Sequence[str]) -> Path | None:

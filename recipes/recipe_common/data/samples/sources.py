@@ -31,8 +31,8 @@ class Source:
         read: `read(media, seed=...)` gives the tensor. Seed None: as in evaluation, always the same; else as in
             training, a function of the seed.
         check: Decodes all of it; raises a RecipeError if that fails.
-        compact: From the length of the shorter side, in pixels, to which pictures may be scaled down, to the
-            `Compact` (`recipe_common.data.cache.compact`) that a cache keeps; None if it cannot be kept. It makes of
+        pipeline: From the length of the shorter side, in pixels, to which pictures may be scaled down, to the
+            `Pipeline` (`recipe_common.data.cache.pipelines`) that a cache keeps; None if it cannot be kept. It makes of
             the same media and seed the tensors of `read`, but for that scaling.
     """
 
@@ -42,7 +42,7 @@ class Source:
     find: Callable[[Row], Any]
     read: Callable[..., Any]
     check: Callable[[Any], object]
-    compact: Callable[[int], Any] | None = None
+    pipeline: Callable[[int], Any] | None = None
 
 
 @attrs.frozen
@@ -91,7 +91,7 @@ class SampleDataset(Dataset[tuple[Any, ...]]):
 
 
 @attrs.frozen
-class Parts:
+class SplitSamples:
     """The samples of each part, a line for each thing a person should know, and one for each sample left out."""
 
     train: tuple[Sample, ...]
@@ -102,7 +102,7 @@ class Parts:
 
 
 @attrs.frozen
-class Reader:
+class SampleFinder:
     """Looks up the samples of a split on disk.
 
     Args:
@@ -117,7 +117,7 @@ class Reader:
     min_found: float
     skip_bad: bool
 
-    def read(self, split: Split) -> Parts:
+    def read(self, split: Split) -> SplitSamples:
         """Find the samples of all parts.
 
         Raises:
@@ -131,7 +131,7 @@ class Reader:
             summary += lines
             skipped += left_out
         summary += self._empty_classes(samples["train"])
-        return Parts(**samples, summary=tuple(summary), skipped=tuple(skipped))
+        return SplitSamples(**samples, summary=tuple(summary), skipped=tuple(skipped))
 
     def _part(self, part: str, rows: Sequence[Row]) -> tuple[tuple[Sample, ...], list[str], list[str]]:
         found, absent = self._find(rows)

@@ -18,8 +18,8 @@ CONTRAST = 3
 
 
 @attrs.frozen
-class DigitsAndSounds:
-    """What the generated set depends on.
+class SyntheticDigits:
+    """What the synthetic set depends on.
 
     Args:
         image_noise: Standard deviation of the noise of a handwritten digit, in units of the brightness range.
@@ -77,7 +77,7 @@ def enlarged(pictures: Array, size: int) -> NDArray[np.uint8]:
 
 
 def formants(size: int, random: np.random.Generator, count: int = 3) -> Array:
-    """Return the spectrogram of a made-up word: bands of energy whose pitch glides.
+    """Return the spectrogram of a synthetic word: bands of energy whose pitch glides.
 
     Returns:
         Shape (size, size), frequency by time, with mean 0 and standard deviation 1.

@@ -1,4 +1,4 @@
-"""Small made-up sets of clips with events, as files and as features by segment.
+"""Small synthetic sets of clips with events, as files and as features by segment.
 
 Sound alone is easy but for some clips, pictures are hard, and what is around an event does not tell its class.
 """
@@ -10,8 +10,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from recipe_common.data.datasets.ave import AUDIO, LISTS, frames_name
-from recipe_common.data.readers import segment_features as files
+from recipe_common.data.datasets.ave import segment_features as files
+from recipe_common.data.datasets.ave.clips import AUDIO, LISTS, frames_name
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.synthetic.media import striped_picture, tone_waveform, write_jpg, write_wav
 from recipe_common.errors import require
@@ -20,8 +20,8 @@ PARTS = ("train", "val", "test")
 
 
 @attrs.frozen
-class MadeUpEvents:
-    """What a generated set of clips depends on; a clip is a function of its place in its list and the seed.
+class SyntheticEvents:
+    """What a synthetic set of clips depends on; a clip is a function of its place in its list and the seed.
 
     Args:
         classes: Class names.
@@ -69,8 +69,8 @@ class MadeUpEvents:
 
 
 @attrs.frozen
-class MadeUpFeatures:
-    """What a generated set of features by segment depends on.
+class SyntheticSegmentFeatures:
+    """What a synthetic set of features by segment depends on.
 
     In a segment of the event sound and one cell of the feature map hold the pattern of the class; in a segment of
     background at most one of them does. Patterns are faint in the feature map.

@@ -1,4 +1,4 @@
-"""Made-up brains with a tumour, whose parts show in different modalities."""
+"""Synthetic brains with a tumour, whose parts show in different modalities."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from recipe_common.data.datasets.brats import SUFFIX
 from recipe_common.data.prepare.nifti import normalised, write_case
 
 # How much brighter than the brain, whose mean is 5, each part is: core without enhancement, oedema, enhancing rim.
@@ -20,8 +21,8 @@ CORE, OEDEMA, RIM = 1, 2, 3
 
 
 @attrs.frozen
-class MadeUpBrains:
-    """What a generated set of volumes depends on; a case is a function of its number and the seed.
+class SyntheticBrains:
+    """What a synthetic set of volumes depends on; a case is a function of its number and the seed.
 
     Args:
         cases: Names of the files by folder.
@@ -73,3 +74,10 @@ class MadeUpBrains:
         scaled = (grid - centre[:, None, None, None]) / radii[:, None, None, None]
         distance: NDArray[Any] = np.sqrt((scaled**2).sum(axis=0))
         return distance
+
+
+def _names(first: int, count: int) -> tuple[str, ...]:
+    return tuple(f"BraTS2021_{number:05d}{SUFFIX}" for number in range(first, first + count))
+
+
+SYNTHETIC = SyntheticBrains((("train", _names(0, 40)), ("valid", _names(40, 8)), ("test", _names(48, 8))))

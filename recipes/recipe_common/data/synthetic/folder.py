@@ -1,4 +1,4 @@
-"""Where the recipes keep the small sets that they generate."""
+"""Folders of the small synthetic sets that recipes write."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,8 +10,8 @@ CACHE = Path(__file__).parents[3] / "data"
 LOCK = ".lock"
 
 
-def generated_folder(name: str, key: object, write: Callable[[Path], None], cache: Path = CACHE) -> Path:
-    """Return the folder of a generated set, making it at the first call; another process that wants it waits.
+def synthetic_folder(name: str, key: object, write: Callable[[Path], None], cache: Path = CACHE) -> Path:
+    """Return the folder of a synthetic set, making it at the first call; another process that wants it waits.
 
     The set appears in one step, so that a kill leaves nothing half-made.
 
@@ -20,7 +20,7 @@ def generated_folder(name: str, key: object, write: Callable[[Path], None], cach
         key: All that the files depend on, such as an attrs record or a tuple; its repr names the folder. Holds a
             version, to be raised when the files change for another reason than the settings.
         write: Writes the set into an empty folder.
-        cache: Where generated sets are kept.
+        cache: Where synthetic sets are kept.
     """
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     folder = cache / name / digest

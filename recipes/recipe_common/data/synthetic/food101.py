@@ -1,4 +1,4 @@
-"""A small set in the layout of UPMC Food-101: generated pictures and titles, and two tiny networks to encode them."""
+"""A small set in the layout of UPMC Food-101: synthetic pictures and titles, and two tiny networks to encode them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from recipe_common.data.datasets.food101 import read_titles
+from recipe_common.data.datasets.food101.lists import read_titles
+from recipe_common.data.datasets.food101.sources import picture_entry_of, text_entry_of
 from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
-from recipe_common.data.readers.image_text import picture_entry_of, text_entry_of
 from recipe_common.data.synthetic.media import striped_picture
 from recipe_common.errors import require
 
-NOTE = "GENERATED: pictures of stripes, made-up titles, and networks with random weights. Nothing here is real data.\n"
+NOTE = "SYNTHETIC: pictures of stripes, invented titles, and networks with random weights. Nothing here is real data.\n"
 DISHES = {
     "cheese_plate": ("brie", "grapes", "crackers"),
     "cheesecake": ("cream", "vanilla", "biscuits"),
@@ -39,8 +39,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @attrs.frozen
-class MadeUpDishes:
-    """What a generated set depends on.
+class SyntheticDishes:
+    """What a synthetic set depends on.
 
     A title names its dish, is vague about it, or names another one; a picture shows stripes of a direction and a tint.
 
@@ -74,7 +74,7 @@ class MadeUpDishes:
     def write(self, root: Path) -> None:
         """Write lists, pictures, the networks `models/image` and `models/text`, and their features."""
         random = np.random.default_rng(self.seed)
-        (root / "GENERATED.txt").write_text(NOTE)
+        (root / "SYNTHETIC.txt").write_text(NOTE)
         for part, size in zip(("train", "test"), self.sizes, strict=True):
             self._write_part(root, part, size, random)
         image, text = self._write_networks(root / "models")

@@ -1,4 +1,4 @@
-"""A generated set in the layout of MMIN's features."""
+"""A synthetic set in the layout of MMIN's features."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from recipe_common.errors import require
 
 
 @attrs.frozen
-class MadeUpUtterances:
-    """What a generated set depends on. Text nearly gives the class away; voice and face hold less of it.
+class SyntheticUtterances:
+    """What a synthetic set depends on. Text nearly gives the class away; voice and face hold less of it.
 
     Args:
         parts: Utterances for training, validation and test.

@@ -1,4 +1,4 @@
-"""Sounds and pictures of made-up classes, easy to hear and hard to see.
+"""Sounds and pictures of synthetic classes, easy to hear and hard to see.
 
 A class sounds like one pitch with its overtones; in some clips a second class is heard as loudly, so that sound alone
 cannot tell. A class looks like faint stripes of one direction on a faintly tinted ground, under noise. Training both

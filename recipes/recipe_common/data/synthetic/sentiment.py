@@ -1,4 +1,4 @@
-"""Sequence features of made-up people who like or dislike something: text nearly says it, voice and face say less."""
+"""Sequence features of synthetic people who like or dislike something: text nearly says it, voice and face say less."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIFTHS = 15
 
 
 @attrs.frozen
-class MadeUpSequences:
+class SyntheticSequences:
     """What a packed file in the format of MultiBench depends on.
 
     Args:
@@ -45,7 +45,7 @@ class MadeUpSequences:
     @property
     def shapes(self) -> Shapes:
         """What the file holds."""
-        return Shapes("generated", *((self.steps, size) for size in self.sizes))
+        return Shapes("synthetic", *((self.steps, size) for size in self.sizes))
 
     def write(self, path: Path) -> None:
         """Write the file; it has what the real ones have: -inf in the audio and a segment without text."""
@@ -74,13 +74,13 @@ class MadeUpSequences:
         content["text"][-1] = 0
         content["labels"] = sentiment.astype(np.float32).reshape(count, 1, 1)
         content["id"] = np.array(
-            [[f"made_up_{split}_{row // 5}", str(row % 5), str(row % 5 + 1)] for row in range(count)]
+            [[f"synthetic_{split}_{row // 5}", str(row % 5), str(row % 5 + 1)] for row in range(count)]
         )
         return content
 
 
 @attrs.frozen
-class MadeUpTalks:
+class SyntheticSpeech:
     """What the files that AGM's code reads for CMU-MOSEI depend on: words and mel spectrograms by segment.
 
     Args:
@@ -118,7 +118,7 @@ class MadeUpTalks:
         for split, count in zip(SPLITS.values(), self.parts, strict=True):
             sentiment = sentiments(random, count)
             said = misheard(random, sentiment, self.ambiguous)
-            names = [f"made_up_{split}_{row // 5}[{row % 5}]" for row in range(count)]
+            names = [f"synthetic_{split}_{row // 5}[{row % 5}]" for row in range(count)]
             sentences = [self._sentence(random, value) for value in said]
             mels = [self._audio(random, value / 3 * self.strength * direction) for value in sentiment]
             _dump(root / f"{split}_sentences.p", dict(zip(names, sentences, strict=True)))

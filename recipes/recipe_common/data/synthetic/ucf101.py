@@ -1,4 +1,4 @@
-"""A small generated set in the format of UCF-101: six kinds of motion that are easy to tell by flow, hard by picture.
+"""A small synthetic set in the format of UCF-101: six kinds of motion that are easy to tell by flow, hard by picture.
 
 The kinds stay the same when a clip is mirrored. In some clips the flow shows no motion; the pictures, faint stripes
 under noise, hold what such clips lack.
@@ -19,8 +19,8 @@ TEST_GROUPS = range(1, 8)
 
 
 @attrs.frozen
-class MadeUpMotion:
-    """What the generated set depends on; a clip is a function of its name and the seed.
+class SyntheticMotion:
+    """What the synthetic set depends on; a clip is a function of its name and the seed.
 
     Args:
         groups: Groups of clips per class; those in `TEST_GROUPS` are for testing.

@@ -11,8 +11,8 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from recipe_common.data.cache.compact import CompactMatrix
-from recipe_common.data.datasets.ave import seconds_of
+from recipe_common.data.cache.pipelines import TensorPipeline
+from recipe_common.data.datasets.ave.clips import seconds_of
 from recipe_common.data.readers.audio import Spectrogram, above
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.readers.waveforms import read_waveform
@@ -129,12 +129,12 @@ def event_audio_source(folder: Path, read: EventSpectrogram | StartSpectrogram |
     """Return the source of `folder/<video id>.wav` with its event, or of stored spectrograms of events."""
     if isinstance(read, StoredSpectrogram):
         return audio_source([folder], read)
-    compact = partial(_compact_sound, read)
-    return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read, compact)
+    pipeline = partial(_sound_pipeline, read)
+    return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read, pipeline)
 
 
-def _compact_sound(read: EventSpectrogram | StartSpectrogram, short_side: int) -> CompactMatrix:
-    return CompactMatrix(read, _event_files, _event_seconds)
+def _sound_pipeline(read: EventSpectrogram | StartSpectrogram, short_side: int) -> TensorPipeline:
+    return TensorPipeline(read, _event_files, _event_seconds)
 
 
 def _event_files(event: EventFile) -> tuple[Path, ...]:

@@ -7,10 +7,10 @@ import attrs
 
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
 from recipe_common.data.samples.audiovisual import existing
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split, random_split
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 LISTS = ("trainSet.txt", "valSet.txt", "testSet.txt")
 ANNOTATIONS = "Annotations.txt"
@@ -148,7 +148,7 @@ def find_event_folders(root: Path, fps: int, *, stored: bool, prepare: str) -> E
     raise RecipeError(
         f"Expected {' and '.join(missing)}. Found in {base}: {listing(base)}. Fix: point --data-root to the folder "
         f"that holds {VIDEOS}/, {AUDIO}/ and the lists, choose another --audio-frontend, or leave --data-root out to "
-        "train on a small generated set."
+        "train on a small synthetic set."
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from recipe_common.data.datasets.food101 import clean_title, picture_path, read_titles, split_titles, title
+from recipe_common.data.datasets.food101.lists import clean_title, picture_path, read_titles, split_titles, title
 from recipe_common.errors import RecipeError
 
-from .titles_tree import CLASSES, record, write_json, write_kaggle
+from .food101_tree import CLASSES, record, write_json, write_kaggle
 
 
 @pytest.fixture

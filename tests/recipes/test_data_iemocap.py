@@ -14,10 +14,10 @@ import torch
 
 from recipe_common.data.datasets.iemocap import FeatureFile, find_root, read_split, read_statistics, sources
 from recipe_common.data.samples.lists import Row
-from recipe_common.data.synthetic.iemocap import MadeUpUtterances
+from recipe_common.data.synthetic.iemocap import SyntheticUtterances
 from recipe_common.errors import RecipeError
 
-from .mmin_tree import SIZES, names, write_features, write_h5, write_list, write_tree
+from .iemocap_tree import SIZES, names, write_features, write_h5, write_list, write_tree
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 LENGTHS = {"text": 4, "audio": 2, "vision": 3}
@@ -190,10 +190,10 @@ def test_other_processes_open_the_file_anew(tmp_path: Path) -> None:
         assert pool.apply(_read_elsewhere, (file, "a")) == 18
 
 
-def test_made_up_utterances_are_the_same_every_time(tmp_path: Path) -> None:
-    made_up = MadeUpUtterances(parts=(6, 4, 4))
+def test_synthetic_utterances_are_the_same_every_time(tmp_path: Path) -> None:
+    synthetic = SyntheticUtterances(parts=(6, 4, 4))
     for folder in ("one", "two"):
-        made_up.write(tmp_path / folder)
+        synthetic.write(tmp_path / folder)
     for name in SIZES:
         with h5py.File(tmp_path / "one" / name) as one, h5py.File(tmp_path / "two" / name) as two:
             assert set(one) == set(two)
@@ -204,8 +204,8 @@ def test_made_up_utterances_are_the_same_every_time(tmp_path: Path) -> None:
     assert (swapped.val, swapped.test) == (splits[0].test, splits[0].val)
 
 
-def test_made_up_audio_is_normalised_by_its_training_frames(tmp_path: Path) -> None:
-    MadeUpUtterances(parts=(30, 4, 4)).write(tmp_path)
+def test_synthetic_audio_is_normalised_by_its_training_frames(tmp_path: Path) -> None:
+    SyntheticUtterances(parts=(30, 4, 4)).write(tmp_path)
     split = read_split(tmp_path, 1, CLASSES)
     _, audio, _ = sources(tmp_path, 1, {"text": 6, "audio": 24, "vision": 8})
     with h5py.File(tmp_path / "A" / "comparE.h5") as file:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from recipe_common.arguments import positive_int
-from recipe_common.data.datasets.food101 import FORMATS, TitleLists, read_titles
-from recipe_common.data.features.networks import KEEP, Entry
+from recipe_common.data.cache.store import Entry
+from recipe_common.data.datasets.food101.lists import FORMATS, TitleLists, read_titles
+from recipe_common.data.datasets.food101.sources import picture_entry_of, text_entry_of
+from recipe_common.data.features.networks import KEEP
 from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
 from recipe_common.data.prepare.engine import prepare_parser, verify
-from recipe_common.data.readers.image_text import picture_entry_of, text_entry_of
 from recipe_common.models.pretrained import local_folder
 
 MOST_WORKERS = 8

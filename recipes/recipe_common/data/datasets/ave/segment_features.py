@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.sources import SHOWN
 from recipe_common.errors import RecipeError, message, require
+from recipe_common.files import listing
 
 AUDIO, VISUAL = "audio_feature.h5", "visual_feature.h5"
 LABELS = ("right_labels.h5", "right_label.h5")
@@ -140,7 +140,7 @@ def _find(folder: Path) -> dict[str, Path]:
     if missing:
         raise RecipeError(
             f"Expected {', '.join(names)} in {folder}. Found {listing(folder)}; missing: {', '.join(missing)}. "
-            "Fix: point --data-root to the folder of all six files, or leave it out to train on a small generated set."
+            "Fix: point --data-root to the folder of all six files, or leave it out to train on a small synthetic set."
         )
     return paths
 

@@ -10,7 +10,7 @@ from recipe_common.data.datasets.ucf101 import find_folders, hold_out_groups, re
 from recipe_common.data.samples.lists import Row
 from recipe_common.errors import RecipeError
 
-from .ucf_tree import CLASSES, names, write_clip, write_lists
+from .ucf101_tree import CLASSES, names, write_clip, write_lists
 
 
 def write(path: Path, text: str) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_common.data.datasets.ur_funny import RELEASE, SIZES, STEPS, read_humor
+from recipe_common.data.datasets.ur_funny import RELEASE, SIZES, STEPS, read_ur_funny
 from recipe_common.errors import RecipeError
 
 VOCABULARY = 9
@@ -63,7 +63,7 @@ def test_the_packed_file_is_found_and_moved_to_the_left(tmp_path: Path) -> None:
     content["train"]["text"][2] = 0
     content["valid"]["labels"][0] = -1
     dump(tmp_path / "humor.pkl", content)
-    humor = read_humor(tmp_path)
+    humor = read_ur_funny(tmp_path)
     assert humor.path == tmp_path / "humor.pkl"
     assert humor.skipped == ()
     train = humor.splits["train"]
@@ -75,12 +75,12 @@ def test_the_packed_file_is_found_and_moved_to_the_left(tmp_path: Path) -> None:
         assert not getattr(train, modality)[0, 40:].any()
     assert humor.splits["val"].labels.tolist() == [-1, 1]
     (tmp_path / "humor.pkl").rename(tmp_path / "renamed")
-    assert len(read_humor(tmp_path / "renamed").splits["train"]) == 2
+    assert len(read_ur_funny(tmp_path / "renamed").splits["train"]) == 2
 
 
 def test_all_of_the_release(tmp_path: Path) -> None:
     content = release()
-    humor = read_humor(write(tmp_path, content))
+    humor = read_ur_funny(write(tmp_path, content))
     assert humor.skipped == ()
     train = humor.splits["train"]
     assert {name: part.ids for name, part in humor.splits.items()} == {
@@ -107,7 +107,7 @@ def test_what_the_release_lacks_is_left_out_and_listed(tmp_path: Path) -> None:
     for name in ("covarep_features_sdk.pkl", "openface_features_sdk.pkl"):
         content[name][4]["punchline_features"] = []
     content["covarep_features_sdk.pkl"][5]["punchline_features"][0][7] = float("-inf")
-    humor = read_humor(write(tmp_path, content))
+    humor = read_ur_funny(write(tmp_path, content))
     assert humor.splits["train"].ids == ("3",)
     assert humor.skipped == (
         "train: 1: not in covarep_features_sdk.pkl, humor_label_sdk.pkl",
@@ -144,16 +144,16 @@ def test_what_does_not_belong_is_refused(tmp_path: Path, change: Any, found: str
     content = release()
     change(content)
     with pytest.raises(RecipeError, match=found):
-        read_humor(write(tmp_path, content))
+        read_ur_funny(write(tmp_path, content))
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"Expected humor.pkl, or the files of the release .*Found an empty folder"):
-        read_humor(tmp_path)
+        read_ur_funny(tmp_path)
     content = release()
     del content["word_embedding_list.pkl"]
     with pytest.raises(RecipeError, match=r"Found of the release all but word_embedding_list.pkl. Fix: download what"):
-        read_humor(write(tmp_path, content))
+        read_ur_funny(write(tmp_path, content))
     assert set(content) < set(RELEASE)
 
 
@@ -162,4 +162,4 @@ def test_a_file_of_another_dataset_is_told_apart(tmp_path: Path) -> None:
     content["test"]["vision"] = content["test"]["vision"][:, :, :35]
     dump(tmp_path / "humor.pkl", content)
     with pytest.raises(RecipeError, match=r"packed by MultiBench: text \(N, 50, 300\), audio .*Found in test: .*35"):
-        read_humor(tmp_path)
+        read_ur_funny(tmp_path)

@@ -11,8 +11,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from recipe_common.data.datasets.food101 import clean_title, picture_path, title
-from recipe_common.data.features.networks import Entry
+from recipe_common.data.cache.store import Entry
+from recipe_common.data.datasets.food101.lists import clean_title, picture_path, title
 from recipe_common.data.features.pictures import picture_entry, read_picture
 from recipe_common.data.features.store import find_store
 from recipe_common.data.features.texts import check_length, text_entry, tokenized

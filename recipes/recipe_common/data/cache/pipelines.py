@@ -1,9 +1,9 @@
-"""What of a sample is worth keeping: decoded, small, and with everything that is random still ahead.
+"""Input pipelines in three steps, of which the first is cached: decoding, random choices, batches.
 
-A `Compact` is the way of one modality from its files to the tensor of a batch in three steps. `decode` is done once and
-kept (`cache.py`). `pick` chooses what a sample needs in an epoch, by its seed. `finish` makes the tensor of a batch, on
-the CPU; or `pack` makes few tensors of small numbers, which travel to the device, and `finish_packed` does the same
-work there for the whole batch at once.
+A `Pipeline` leads from the files of one modality to the tensor of a batch. `decode` is done once, its small tensors are
+kept in the cache, and nothing in it is random. `pick` chooses the parts of a sample that an epoch needs, by its seed.
+`finish` makes the tensor of a batch on the CPU; or `pack` makes few tensors of small numbers, which travel to the
+device, and `finish_packed` does the same work there for the whole batch at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ INT16_SCALE = 1 / 32_768
 Packed = tuple[Tensor, ...]
 
 
-class Compact(Protocol):
-    """The way of one modality. `media` is what its `Source.find` gives."""
+class Pipeline(Protocol):
+    """The input pipeline of one modality. `media` is what its `Source.find` gives."""
 
     @property
     def settings(self) -> str:
@@ -64,7 +64,7 @@ def no_note(media: Any) -> str:
 
 
 @attrs.frozen
-class CompactSound:
+class WaveformPipeline:
     """Keeps waveforms: 16-bit samples where the file has mono ones at the wanted rate, else float32, resampled.
 
     Args:
@@ -120,7 +120,7 @@ def as_float(waveform: Tensor) -> Tensor:
 
 
 @attrs.frozen
-class CompactMatrix:
+class TensorPipeline:
     """Keeps the finished tensor of a front end in which nothing is random: nothing is left to compute.
 
     Args:
@@ -160,15 +160,15 @@ class CompactMatrix:
         return torch.stack(list(picked), out=finished)
 
 
-def compact_sound(front_end: Callable[..., Tensor], short_side: int) -> Compact:
+def sound_pipeline(front_end: Callable[..., Tensor], short_side: int) -> Pipeline:
     """Return how to keep what a front end reads: waveforms before spectrograms, otherwise its finished tensors."""
     if isinstance(front_end, Spectrogram | WindowSpectrogram):
-        return CompactSound(front_end)
-    return CompactMatrix(front_end)
+        return WaveformPipeline(front_end)
+    return TensorPipeline(front_end)
 
 
 @attrs.frozen
-class CompactFrames:
+class FramesPipeline:
     """Keeps the frames of a clip as uint8, scaled down until their shorter side has `short_side` pixels.
 
     Args:

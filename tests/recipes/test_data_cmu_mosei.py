@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_common.data.datasets.cmu_mosei import MELS, clean_words, read_mosei, read_talks
+from recipe_common.data.datasets.cmu_mosei import MELS, clean_words, read_mosei, read_speech
 from recipe_common.data.readers.packed_sequences import Shapes
 from recipe_common.errors import RecipeError
 
@@ -113,7 +113,7 @@ def test_words_are_cleaned_as_in_the_agm_code() -> None:
 def test_words_and_mel_spectrograms(tmp_path: Path) -> None:
     content = talks()
     content["train_mels.p"]["a[2]"][0, 0] = -np.inf
-    found = read_talks(write_talks(tmp_path, content), tokens=5)
+    found = read_speech(write_talks(tmp_path, content), tokens=5)
     train = found.splits["train"]
     assert train.ids == ("a[0]", "a[10]", "a[2]")
     assert train.text.dtype == torch.int64
@@ -137,20 +137,20 @@ def test_segments_without_words_or_audio_are_left_out_and_listed(tmp_path: Path)
     content = talks()
     del content["train_mels.p"]["a[0]"], content["train_sentences.p"]["a[0]"], content["valid_mels.p"]["b[1]"]
     content["train_mels.p"]["nobody[0]"] = np.zeros((1, MELS))  # has no sentiment: does not count
-    found = read_talks(write_talks(tmp_path, content), tokens=5)
+    found = read_speech(write_talks(tmp_path, content), tokens=5)
     assert found.skipped == ("train: a[0]: no sentences or mels", "val: b[1]: no mels")
     assert found.splits["train"].ids == ("a[10]", "a[2]")
     assert "train: 2 of 3 segments" in found.summary
 
 
 def test_without_word_vectors_training_words_get_random_ones(tmp_path: Path) -> None:
-    found = read_talks(write_talks(tmp_path, talks(), vocabulary=False), tokens=5)
+    found = read_speech(write_talks(tmp_path, talks(), vocabulary=False), tokens=5)
     # Sorted: hate 2, i 3, it 4, love 5, well made 6; unknown 1.
     assert found.splits["train"].text[:, :3].tolist() == [[3, 5, 4], [6, 0, 0], [3, 2, 0]]
     assert found.splits["val"].text[0, :2].tolist() == [5, 1]
     assert found.vectors.shape == (7, 300)
     assert found.summary[0].startswith("word vectors: random")
-    again = read_talks(tmp_path, tokens=5)
+    again = read_speech(tmp_path, tokens=5)
     torch.testing.assert_close(again.vectors, found.vectors)
 
 
@@ -176,4 +176,4 @@ def test_what_does_not_belong_is_refused(tmp_path: Path, change: Any, found: str
     change(content, tmp_path)
     write_talks(tmp_path, content, vocabulary=False)
     with pytest.raises(RecipeError, match=found):
-        read_talks(tmp_path, tokens=5)
+        read_speech(tmp_path, tokens=5)

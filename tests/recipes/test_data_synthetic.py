@@ -1,4 +1,4 @@
-"""The generated sets: the same files every time, in real formats, made in one step."""
+"""The synthetic sets: the same files every time, in real formats, made in one step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 import soundfile
 from PIL import Image
 
-from recipe_common.data.samples.audiovisual import MadeUpClips
-from recipe_common.data.synthetic.folder import LOCK, generated_folder
+from recipe_common.data.synthetic.clips import SyntheticClips
+from recipe_common.data.synthetic.folder import LOCK, synthetic_folder
 from recipe_common.data.synthetic.media import striped_picture, tone_waveform
 from recipe_common.files import PARTIAL, lock
 
-SMALL = MadeUpClips(names=("a", "b", "c"), labels=(0, 1, 5), num_classes=6)
+SMALL = SyntheticClips(names=("a", "b", "c"), labels=(0, 1, 5), num_classes=6)
 
 
-def make(cache: Path, clips: MadeUpClips = SMALL) -> Path:
-    return generated_folder("small", clips, lambda root: clips.write(root / "AudioWAV", root / "frames"), cache)
+def make(cache: Path, clips: SyntheticClips = SMALL) -> Path:
+    return synthetic_folder("small", clips, lambda root: clips.write(root / "AudioWAV", root / "frames"), cache)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -59,7 +59,7 @@ def refuse(root: Path) -> None:
 
 def test_a_finished_set_is_not_made_again(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    assert generated_folder("small", SMALL, refuse, tmp_path) == folder
+    assert synthetic_folder("small", SMALL, refuse, tmp_path) == folder
 
 
 def test_an_interrupted_set_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_an_interrupted_set_is_not_taken_for_a_finished_one(tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generated_folder("small", SMALL, killed, tmp_path)
+        synthetic_folder("small", SMALL, killed, tmp_path)
     assert [path.name for path in (tmp_path / "small").iterdir()] == [".lock"]
     assert len(contents(make(tmp_path))) == 3 + 6
 
@@ -90,7 +90,7 @@ def test_who_wants_a_set_that_another_makes_waits_for_it(tmp_path: Path) -> None
     with ThreadPoolExecutor() as pool:
         with (folder.parent / LOCK).open("a") as handle:
             assert lock(handle, wait=True)
-            waiting = pool.submit(generated_folder, "small", SMALL, refuse, tmp_path)
+            waiting = pool.submit(synthetic_folder, "small", SMALL, refuse, tmp_path)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.2)
             away.rename(folder)
@@ -102,7 +102,7 @@ def test_a_set_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        generated_folder("small", SMALL, full, tmp_path)
+        synthetic_folder("small", SMALL, full, tmp_path)
 
 
 @pytest.mark.parametrize("num_classes", [6, 31])

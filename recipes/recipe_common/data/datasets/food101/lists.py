@@ -12,10 +12,10 @@ from typing import Any
 
 import attrs
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split, hold_out
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 FORMATS = ("csv", "json")
 FILES = {
@@ -144,7 +144,7 @@ def _choose(root: Path, wanted: str) -> tuple[str, list[str]]:
     raise RecipeError(
         f"Expected in {root}: {' or '.join(_layout(name) for name in FORMATS if wanted in ('auto', name))}. "
         f"Found {listing(root)}.{_hint(root, present)} Fix: point --data-root to the folder that holds them, or leave "
-        "it out to train on a small generated set."
+        "it out to train on a small synthetic set."
     )
 
 

@@ -1,17 +1,25 @@
-"""Where a dataset of wav files and frame folders lies on disk."""
+"""CREMA-D on disk: its classes, the layouts in use, and the lists of the published split."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 
-from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.lists import Row, read_list
+from recipe_common.data.samples.splits import VAL_SHARE, Split, check_disjoint, hold_out
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
+
+CLASS_ORDERS = {
+    "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark
+    "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),  # Diagnosing & Re-learning, MMPareto
+}
 
 
 @attrs.frozen
 class Layout:
-    """What the folders of a dataset may be called.
+    """Names that the folders of the dataset may have.
 
     Args:
         audio: Folders of NAME.wav, any one of which is enough.
@@ -48,7 +56,7 @@ class Layout:
         raise RecipeError(
             f"Expected in {root}: wav files in {' or '.join(self.audio)}, and frames in {self.frames}/NAME/*.jpg or "
             f"videos in {self.videos}. Found {listing(root)}. Fix: point --data-root to the folder that holds them, "
-            "or leave it out to train on a small generated set."
+            "or leave it out to train on a small synthetic set."
         )
 
     def audio_folder(self, root: Path) -> Path:
@@ -77,10 +85,38 @@ class Folders:
     lists: Path | None
 
 
-def listing(folder: Path, shown: int = 8) -> str:
-    """Say what is in a folder, for error messages."""
-    if not folder.is_dir():
-        return "no such folder"
-    names = sorted(path.name for path in folder.iterdir())
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return (", ".join(names[:shown]) or "an empty folder") + more
+def layout_of(fps: int) -> Layout:
+    """Return the folder names of the official download and of the OGM-GE and AGM code, for frames at `fps`."""
+    return Layout(
+        audio=("AudioWAV", "Audio", "audio"),
+        frames=f"Image-{fps:02d}-FPS",
+        videos="VideoFlash",
+        lists=(".", "CREMAD", "data/CREMAD"),
+        name=re.compile(r"\d{4}_[A-Z]{3}_([A-Z]{3})_[A-Z]{1,2}"),
+        prepare=f"python recipes/cremad.py prepare --data-root {{root}} --fps {fps}",
+    )
+
+
+def listed_split(folder: Path, classes: Sequence[str], seed: int, *, validation: bool = True) -> tuple[Split, str]:
+    """Read `train.csv` and `test.csv`, and `val.csv` and `my_train.csv` (what is left of train.csv) where they exist.
+
+    Without `val.csv`, one ninth of every class of train.csv is held out: for CREMA-D 744 clips, as many as in test.csv.
+    Without `validation`, all of train.csv is for training.
+
+    Returns:
+        The split, and a line that says where it comes from.
+    """
+    train, test = (read_list(folder / name, classes) for name in ("train.csv", "test.csv"))
+    if not validation:
+        split, origin = Split(train, (), test), f"lists in {folder}; nothing held out for validation"
+    elif (folder / "val.csv").is_file():
+        val = read_list(folder / "val.csv", classes)
+        mine = folder / "my_train.csv"
+        held = {row.name for row in val}
+        rest = read_list(mine, classes) if mine.is_file() else tuple(row for row in train if row.name not in held)
+        split, origin = Split(rest, val, test), f"lists in {folder}, val.csv included"
+    else:
+        split = Split(*hold_out(train, VAL_SHARE, seed), test)
+        origin = f"lists in {folder}; for validation 1/9 of every class of train.csv, seed {seed}"
+    check_disjoint(split)
+    return split, origin
