@@ -30,7 +30,7 @@ __all__ = [
 
 Preset = Literal["official", "paper"]
 Check = Callable[[Any], str | None]
-NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model")
+NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model", "classes", "accuracy", "validation")
 """The values of `Method.needs`."""
 
 
@@ -76,7 +76,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) -> Any:
+def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING, short: Any = attrs.NOTHING) -> Any:
     """Declare an option of a method.
 
     Args:
@@ -84,6 +84,7 @@ def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) 
         check: Returns ``None`` for a valid value, else words for the expected ones (``gt``, ``one_of``, ...).
         doc: One phrase with unit and range, printed by `modbalance show METHOD` and in the docs.
         paper: Value of the paper preset, where the paper differs from its code.
+        short: Value for a training of a few epochs, where the default would never come to act in one.
     """
 
     def validate(method: Method, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -94,6 +95,8 @@ def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) 
             )
 
     metadata = {"doc": doc, "paper": default if paper is attrs.NOTHING else paper}
+    if short is not attrs.NOTHING:
+        metadata["short"] = short
     return attrs.field(default=default, validator=validate, metadata=metadata)
 
 
@@ -119,6 +122,8 @@ class Method:
         name: Name of the method, equal to the name of its entry point.
         needs: Inputs of the hooks: any of ``unimodal_logits``, ``features``, ``target``, ``loss_fn``, ``model``. The
             model is asked for when the optimizer is built, a fitting target in the criterion, the rest on first use.
+            And what the data must have: ``classes``, one class index per sample as the target; ``accuracy``, that of
+            each modality; ``validation``, samples that are held out of training.
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.

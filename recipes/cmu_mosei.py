@@ -14,12 +14,11 @@ Hyper-parameters are those of BalanceBenchmark, or of AGM (Li et al., ICCV 2023)
 from the former by default: nobody attends to padding, segments without text are left out, and no batch is dropped.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -36,9 +35,10 @@ from recipe_common.models.fusion import ConcatFusion, LateFusionNet, describe
 from recipe_common.models.guided_attention import GuidedAttentionNet
 from recipe_common.models.sequence import STEPS, TransformerEncoder
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.declaration import flag
+from recipe_common.settings.shared import Settings
 from recipe_common.tasks.sentiment import (
     CLASSES,
-    NOT_FOR_REGRESSION,
     SEVEN,
     ZEROS,
     binary_labels,
@@ -54,20 +54,31 @@ SIZES = {"transformer": (1024, 2), "agm": (512, 6)}
 SYNTHETIC, SYNTHETIC_SPEECH = SyntheticSequences(), SyntheticSpeech()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its models."""
-    add = parser.add_argument_group("CMU-MOSEI").add_argument
-    add("--model", choices=tuple(SIZES), help="three transformers, or AGM's network of words and mel spectrograms")
-    add("--features", choices=tuple(FILES), help="which packed file")
-    add("--task", choices=("binary", "seven", "regression"), help="positive or not, seven classes, or a number")
-    add("--zero", choices=ZEROS, help="what a sentiment of 0 counts as; in regression it chooses the headline")
-    add("--drop-empty", action=argparse.BooleanOptionalAction, help="leave out segments without text")
-    add("--tokens", type=positive_int, help="words and audio steps that AGM's network gets")
-    add("--width", type=positive_int, help="a multiple of 4, the number of heads; default 1024, for agm 512")
-    add("--layers", type=positive_int, help="default 2, for agm 6")
-    add("--step", choices=STEPS, help="step of a transformer that answers")
-    add("--mask", action=argparse.BooleanOptionalAction, help="do not attend to padding; BalanceBenchmark does")
-    add("--batch-loss", choices=("mean", "sum"), help="over the samples of a batch; AGM sums")
+@attrs.frozen(kw_only=True)
+class MoseiSettings:
+    """Settings of this dataset and its models."""
+
+    title: ClassVar[str] = "CMU-MOSEI"
+
+    model: str = flag(
+        "transformer", "three transformers, or AGM's network of words and mel spectrograms", choices=tuple(SIZES)
+    )
+    # Ours: the configuration of BalanceBenchmark takes features that are not aligned.
+    features: str = flag("aligned", "which packed file", choices=tuple(FILES))
+    task: str = flag("binary", "positive or not, seven classes, or a number", choices=("binary", "seven", "regression"))
+    zero: str = flag(
+        "positive", "what a sentiment of 0 counts as; in regression it chooses the headline", choices=ZEROS
+    )
+    # Ours: BalanceBenchmark keeps segments without text, and attends to padding.
+    drop_empty: bool = flag(True, "leave out segments without text")
+    tokens: int = flag(60, "words and audio steps that AGM's network gets", number=positive_int)
+    width: int | None = flag(
+        None, "a multiple of 4, the number of heads; default 1024, for agm 512", number=positive_int
+    )
+    layers: int | None = flag(None, "default 2, for agm 6", number=positive_int)
+    step: str = flag("last", "step of a transformer that answers", choices=STEPS)
+    mask: bool = flag(True, "do not attend to padding; BalanceBenchmark does")
+    batch_loss: str = flag("mean", "over the samples of a batch; AGM sums", choices=("mean", "sum"))
 
 
 @attrs.frozen
@@ -85,35 +96,38 @@ class MoseiData(Data):
     vectors: Tensor | None = None
 
 
-def load(args: argparse.Namespace) -> Data:
+def load(settings: Settings[MoseiSettings]) -> Data:
     """Read the segments; without `--data-root` those of a small synthetic set."""
-    parts, modalities, vectors, notes = read(args)
+    own, validation = settings.own, settings.data.validation
+    parts, modalities, vectors, notes = read(settings)
     train, val, test = parts["train"], parts["val"], parts["test"]
-    dataset = partial(in_memory, args, modalities)
+    dataset = partial(in_memory, own, modalities)
     return MoseiData(
-        train=dataset(train) if args.validation else dataset(train, val),
-        val=dataset(val) if args.validation else dataset(),
+        train=dataset(train) if validation else dataset(train, val),
+        val=dataset(val) if validation else dataset(),
         test=dataset(test),
-        classes={"binary": CLASSES, "seven": SEVEN, "regression": ()}[args.task],
+        classes={"binary": CLASSES, "seven": SEVEN, "regression": ()}[own.task],
         modalities=modalities,
-        synthetic=args.data_root is None,
+        synthetic=settings.data.is_synthetic,
         summary=(*notes.summary, *(balance_line(name, part) for name, part in parts.items())),
-        task=task_of(args),
-        excluded=excluded(args),
+        task=task_of(own),
+        excluded=excluded(settings),
         skipped=notes.skipped,
         vectors=vectors,
     )
 
 
-def read(args: argparse.Namespace) -> tuple[Mapping[str, Packed | SpeechSplit], tuple[str, ...], Tensor | None, Notes]:
+def read(
+    settings: Settings[MoseiSettings],
+) -> tuple[Mapping[str, Packed | SpeechSplit], tuple[str, ...], Tensor | None, Notes]:
     """Return the splits, their modalities, the word vectors of AGM's files, and what a person should know."""
-    is_small = args.data_root is None
-    root = synthetic_root() if is_small else Path(args.data_root)
-    if args.model == "agm":
-        talks = read_speech(root, args.tokens, SYNTHETIC_SPEECH.mels if is_small else MELS)
+    own, is_small = settings.own, settings.data.is_synthetic
+    root = settings.data.data_root or synthetic_root()
+    if own.model == "agm":
+        talks = read_speech(root, own.tokens, SYNTHETIC_SPEECH.mels if is_small else MELS)
         return talks.splits, SPOKEN, talks.vectors, Notes((f"data: {root}", *talks.summary), talks.skipped)
-    kind, shapes = ("aligned", SYNTHETIC.shapes) if is_small else (args.features, None)
-    path, splits = read_mosei(root, kind, shapes, drop_empty=args.drop_empty)
+    kind, shapes = ("aligned", SYNTHETIC.shapes) if is_small else (own.features, None)
+    path, splits = read_mosei(root, kind, shapes, drop_empty=own.drop_empty)
     return splits, MODALITIES, None, Notes((f"data: {path}", *(part.summary(name) for name, part in splits.items())))
 
 
@@ -123,16 +137,16 @@ def balance_line(split: str, part: Packed | SpeechSplit) -> str:
     return f"{split}: {counts[0]:,} positive, {counts[1]:,} of exactly 0, {counts[2]:,} negative"
 
 
-def in_memory(args: argparse.Namespace, modalities: tuple[str, ...], *parts: Packed | SpeechSplit) -> TensorSet:
+def in_memory(own: MoseiSettings, modalities: tuple[str, ...], *parts: Packed | SpeechSplit) -> TensorSet:
     """Return the segments of all parts with the targets of `--task`."""
     if not parts:
         return TensorSet([[] for _ in modalities], [])
     inputs, labels = [all_of(parts, modality) for modality in modalities], all_of(parts, "labels")
-    if args.task == "regression":
+    if own.task == "regression":
         return TensorSet(inputs, labels[:, None])
-    if args.task == "seven":
+    if own.task == "seven":
         return TensorSet(inputs, seven_labels(labels))
-    classes, rows = binary_labels(labels, args.zero)
+    classes, rows = binary_labels(labels, own.zero)
     return TensorSet(inputs if len(rows) == len(labels) else [values[rows] for values in inputs], classes)
 
 
@@ -141,22 +155,20 @@ def all_of(parts: tuple[Packed | SpeechSplit, ...], name: str) -> Tensor:
     return torch.cat([getattr(part, name) for part in parts]) if len(parts) > 1 else getattr(parts[0], name)
 
 
-def task_of(args: argparse.Namespace) -> Task:
+def task_of(own: MoseiSettings) -> Task:
     """Return what `--task` trains and measures."""
-    if args.task == "regression":
-        return sentiment_regression(args.zero, loss=partial(nn.L1Loss, reduction=args.batch_loss))
-    loss = partial(nn.CrossEntropyLoss, reduction=args.batch_loss)
-    return classification(len(SEVEN), loss) if args.task == "seven" else sentiment_binary(args.zero, loss=loss)
+    if own.task == "regression":
+        return sentiment_regression(own.zero, loss=partial(nn.L1Loss, reduction=own.batch_loss))
+    loss = partial(nn.CrossEntropyLoss, reduction=own.batch_loss)
+    return classification(len(SEVEN), loss) if own.task == "seven" else sentiment_binary(own.zero, loss=loss)
 
 
-def excluded(args: argparse.Namespace) -> dict[str, str]:
-    """Say which methods do not apply to `--task`."""
-    if args.task != "regression":
+def excluded(settings: Settings[MoseiSettings]) -> dict[str, str]:
+    """Return the methods that do not apply to `--task` with the options that are given, and why."""
+    given = {each.name: each.value for each in settings.run.option if each.method in (None, "cggm")}
+    if settings.own.task != "regression" or given.get("metric") == "sign":
         return {}
-    if {"metric=sign", "cggm.metric=sign"} & set(args.option):
-        return NOT_FOR_REGRESSION
-    cggm = "its probes are judged by their accuracy; in a regression add --option cggm.metric=sign"
-    return {**NOT_FOR_REGRESSION, "cggm": cggm}
+    return {"cggm": "its probes are judged by their accuracy; in a regression add --option cggm.metric=sign"}
 
 
 def synthetic_root() -> Path:
@@ -172,22 +184,23 @@ def synthetic_root() -> Path:
     return synthetic_folder("cmu_mosei", (SYNTHETIC, SYNTHETIC_SPEECH), write)
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
+def build_model(settings: Settings[MoseiSettings], data: Data) -> nn.Module:
     *sample, _ = data.train[0, 0]
     outputs = len(data.classes) or 1
-    width, layers = args.width or SIZES[args.model][0], args.layers or SIZES[args.model][1]
+    own = settings.own
+    width, layers = own.width or SIZES[own.model][0], own.layers or SIZES[own.model][1]
     if isinstance(data, MoseiData) and data.vectors is not None:
-        sizes = {"tokens": args.tokens, "width": width, "layers": layers, "hidden": 2 * width}
+        sizes = {"tokens": own.tokens, "width": width, "layers": layers, "hidden": 2 * width}
         return GuidedAttentionNet(data.vectors, sample[1].shape[-1], outputs, **sizes)
     encoders = {
-        modality: TransformerEncoder(sequence.shape[-1], width, heads=4, layers=layers, step=args.step, mask=args.mask)
+        modality: TransformerEncoder(sequence.shape[-1], width, heads=4, layers=layers, step=own.step, mask=own.mask)
         for modality, sequence in zip(MODALITIES, sample, strict=True)
     }
     return LateFusionNet(encoders, ConcatFusion(dict.fromkeys(encoders, width), outputs))
 
 
-def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    return describe(SPOKEN if args.model == "agm" else MODALITIES)
+def balance(settings: Settings[MoseiSettings]) -> Mapping[str, Any]:
+    return describe(SPOKEN if settings.own.model == "agm" else MODALITIES)
 
 
 # BalanceBenchmark, with all parameters: the default is to scale 4-D convolutions, and here are none.
@@ -196,7 +209,7 @@ OGM = {"alpha": 0.3, "start_epoch": 10, "end_epoch": 80, "param_filter": "all"}
 RECIPE = Recipe(
     name="cmu_mosei",
     title="CMU-MOSEI: sentiment by text, audio and vision",
-    add_arguments=add_arguments,
+    settings=MoseiSettings,
     defaults={
         # Configuration of BalanceBenchmark, and its encoder for this dataset.
         "epochs": 30,
@@ -207,18 +220,6 @@ RECIPE = Recipe(
         "step_size": 10,
         "gamma": 0.1,
         "seed": 42,
-        "model": "transformer",
-        "task": "binary",
-        "zero": "positive",
-        "step": "last",
-        "batch_loss": "mean",
-        "width": None,
-        "layers": None,
-        "tokens": 60,
-        # Ours: it takes features that are not aligned, attends to padding and keeps segments without text.
-        "features": "aligned",
-        "mask": True,
-        "drop_empty": True,
     },
     synthetic_defaults={
         "width": 32,

@@ -18,60 +18,70 @@ is selected on a tenth of the training list, a frame of each third of a clip is 
 modality are counted and reported.
 """
 
-import argparse
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.cli import main
-from recipe_common.data.cache.feed import add_feed_arguments
 from recipe_common.data.datasets.kinetics_sounds import CLASSES, PLACES, read_split, video_jobs
-from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import prepare_videos
 from recipe_common.data.samples.clips import (
-    CLIP_DEFAULTS,
-    add_clip_arguments,
-    add_short_side,
-    balance,
+    ClipPreparation,
+    ClipSettings,
     open_clips,
     with_validation,
 )
 from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.models.clips import audio_visual_net
+from recipe_common.models.fusion import describe
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.declaration import flag, group
+from recipe_common.settings.shared import Settings
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its model."""
-    add = parser.add_argument_group("Kinetics-Sounds").add_argument
-    add_clip_arguments(add)
-    add_feed_arguments(parser)
-    add("--train-list", metavar="FILE", help="instead of my_train.txt; clip name and label, by commas or spaces")
-    add("--test-list", metavar="FILE", help="instead of my_test.txt")
+@attrs.frozen(kw_only=True)
+class KineticsSettings:
+    """Settings of this dataset and its model."""
+
+    title: ClassVar[str] = "Kinetics-Sounds"
+
+    clips: ClipSettings = group(ClipSettings)
+    train_list: str | None = flag(
+        None, "instead of my_train.txt; clip name and label, by commas or spaces", metavar="FILE"
+    )
+    test_list: str | None = flag(None, "instead of my_test.txt", metavar="FILE")
 
 
-def load(args: argparse.Namespace) -> Data:
+def load(settings: Settings[KineticsSettings]) -> Data:
     """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
-    root = synthetic_root() if args.data_root is None else Path(args.data_root)
-    folders = PLACES.find(root, args)
-    split, origin = with_validation(*read_split(args, root), args)
-    return open_clips(args, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
+    own, root = settings.own, settings.data.data_root or synthetic_root()
+    folders = PLACES.find(root, own.clips)
+    listed, origin = read_split(root, own.train_list, own.test_list)
+    split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
+    return open_clips(settings, own.clips, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
 
 
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were videos that could not be read."""
-    parser = prepare_parser("kinetics_sounds.py prepare", "Frames, one per second, and sound from the videos.")
-    add_short_side(parser)
-    args = parser.parse_args(arguments)
-    if args.verify:
-        return verify(args.data_root, workers=args.workers)
-    jobs = video_jobs(args.data_root)
-    return prepare_videos(args.data_root, jobs, fps=1, workers=args.workers, short_side=args.short_side)
+    settings = parse_preparation(
+        ClipPreparation, "kinetics_sounds.py prepare", "Frames, one per second, and sound from the videos.", arguments
+    )
+    root, workers = settings.data_root, settings.workers
+    if settings.verify:
+        return verify(root, workers=workers)
+    return prepare_videos(root, video_jobs(root), fps=1, workers=workers, short_side=settings.short_side)
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return audio_visual_net(len(data.classes), args.fusion)
+def build_model(settings: Settings[KineticsSettings], data: Data) -> nn.Module:
+    return audio_visual_net(len(data.classes), settings.own.clips.fusion)
+
+
+def balance(settings: Settings[KineticsSettings]) -> Mapping[str, Any]:
+    return describe(("audio", "visual"), settings.own.clips.fusion)
 
 
 OGM = {"alpha": 0.1, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE code; it names no value for this dataset
@@ -79,7 +89,7 @@ OGM = {"alpha": 0.1, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE 
 RECIPE = Recipe(
     name="kinetics_sounds",
     title="Kinetics-Sounds: audio-visual action recognition",
-    add_arguments=add_arguments,
+    settings=KineticsSettings,
     defaults={
         # main.py of the OGM-GE code.
         "epochs": 100,
@@ -90,11 +100,8 @@ RECIPE = Recipe(
         "step_size": 70,
         "gamma": 0.1,
         # Its process_audio.py and dataset code: Kaldi filter banks (1024, 128), three frames.
-        **CLIP_DEFAULTS,
         "audio_frontend": "fbank",
         "frames": 3,
-        "train_list": None,
-        "test_list": None,
     },
     synthetic_defaults={
         # Half a second of sound as (48, 40) filter banks, one (64, 64) picture, and larger steps.

@@ -18,68 +18,76 @@ of the training clips; evaluation takes the centre 5 s of sound and the centre f
 random ones; clips that lack a modality are counted and reported.
 """
 
-import argparse
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.cache.feed import add_feed_arguments
 from recipe_common.data.datasets.vggsound import PLACES, read_split, video_job
-from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import find_videos, prepare_videos
 from recipe_common.data.samples.clips import (
-    CLIP_DEFAULTS,
-    add_clip_arguments,
-    add_short_side,
-    balance,
+    ClipPreparation,
+    ClipSettings,
     open_clips,
     with_validation,
 )
 from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_root
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import audio_visual_net
+from recipe_common.models.fusion import describe
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.declaration import flag, group
+from recipe_common.settings.shared import Settings
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its model."""
-    add = parser.add_argument_group("VGGSound").add_argument
-    add_clip_arguments(add)
-    add_feed_arguments(parser)
-    add("--num-classes", type=positive_int, metavar="C", help="how many labels the csv file must have")
+@attrs.frozen(kw_only=True)
+class VggsoundSettings:
+    """Settings of this dataset and its model."""
+
+    title: ClassVar[str] = "VGGSound"
+
+    clips: ClipSettings = group(ClipSettings)
+    num_classes: int = flag(309, "how many labels the csv file must have", number=positive_int, metavar="C")
 
 
-def load(args: argparse.Namespace) -> Data:
+def load(settings: Settings[VggsoundSettings]) -> Data:
     """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
-    root = synthetic_root() if args.data_root is None else Path(args.data_root)
+    own, root = settings.own, settings.data.data_root or synthetic_root()
     listed, origin = read_split(root)
     classes = tuple(sorted({row.label for part in (listed.train, listed.test) for row in part}))
-    if len(classes) != args.num_classes:
+    if len(classes) != own.num_classes:
         raise RecipeError(
-            f"Expected {args.num_classes} labels in {origin}. Found {len(classes)}. Fix: restore the file, or pass "
+            f"Expected {own.num_classes} labels in {origin}. Found {len(classes)}. Fix: restore the file, or pass "
             f"--num-classes {len(classes)} if it is meant to be a part of the dataset."
         )
-    folders = PLACES.find(root, args)
-    split, origin = with_validation(listed, origin, args)
-    return open_clips(args, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
+    folders = PLACES.find(root, own.clips)
+    split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
+    return open_clips(settings, own.clips, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
 
 
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were videos that could not be read."""
-    parser = prepare_parser("vggsound.py prepare", "Frames, one per second, and sound from the videos.")
-    add_short_side(parser)
-    args = parser.parse_args(arguments)
-    if args.verify:
-        return verify(args.data_root, workers=args.workers)
-    jobs = [video_job(args.data_root, video) for video in find_videos(args.data_root, PLACES.videos)]
-    return prepare_videos(args.data_root, jobs, fps=1, workers=args.workers, short_side=args.short_side)
+    settings = parse_preparation(
+        ClipPreparation, "vggsound.py prepare", "Frames, one per second, and sound from the videos.", arguments
+    )
+    root, workers = settings.data_root, settings.workers
+    if settings.verify:
+        return verify(root, workers=workers)
+    jobs = [video_job(root, video) for video in find_videos(root, PLACES.videos)]
+    return prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return audio_visual_net(len(data.classes), args.fusion)
+def build_model(settings: Settings[VggsoundSettings], data: Data) -> nn.Module:
+    return audio_visual_net(len(data.classes), settings.own.clips.fusion)
+
+
+def balance(settings: Settings[VggsoundSettings]) -> Mapping[str, Any]:
+    return describe(("audio", "visual"), settings.own.clips.fusion)
 
 
 OGM = {"alpha": 0.1, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE code, advice for VGGSound
@@ -89,7 +97,7 @@ OFFICIAL = {"select": "test", "validation": False, "crop": "random", "frame_choi
 RECIPE = Recipe(
     name="vggsound",
     title="VGGSound: audio-visual event recognition",
-    add_arguments=add_arguments,
+    settings=VggsoundSettings,
     defaults={
         # main.py of the OGM-GE code.
         "epochs": 100,
@@ -100,10 +108,8 @@ RECIPE = Recipe(
         "step_size": 70,
         "gamma": 0.1,
         # Its dataset code: 5 of 10 s at 16 kHz, log magnitude of a (129, 626) spectrogram, three frames.
-        **CLIP_DEFAULTS,
         "audio_frontend": "stft16k",
         "frames": 3,
-        "num_classes": 309,
     },
     synthetic_defaults={
         # 0.4 s of 0.8 s as a (64, 64) spectrogram, one (64, 64) picture, and larger steps.

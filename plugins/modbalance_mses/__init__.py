@@ -45,7 +45,9 @@ class MSES(WindowedMethod):
     name: ClassVar[str] = "mses"
     min_modalities = 2
 
-    patience: int = option(80, integer(0), "epochs that a modality goes on after its best one; it stops after more")
+    patience: int = option(
+        80, integer(0), "epochs that a modality goes on after its best one; it stops after more", short=3
+    )
     freeze: str = option(
         "official", one_of("official", "hard"), "gradient of a stopped modality: times 0, or None", paper="hard"
     )

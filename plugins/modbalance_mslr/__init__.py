@@ -50,6 +50,7 @@ class MSLR(WindowedMethod):
     """
 
     name: ClassVar[str] = "mslr"
+    needs = frozenset({"accuracy"})
     min_modalities = 2
 
     end_epoch: int | None = option(

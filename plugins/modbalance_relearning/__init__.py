@@ -52,11 +52,11 @@ class Relearning(Method):
     """
 
     name: ClassVar[str] = "relearning"
-    needs = frozenset({"model"})
+    needs = frozenset({"model", "classes", "validation"})
 
     lam: float = option(3.0, ge(0), "strength of the re-learning, dimensionless, >= 0")
-    period: int = option(20, integer(1), "epochs from one re-learning to the next")
-    count: int = option(3, integer(1), "how many times encoders re-learn")
+    period: int = option(20, integer(1), "epochs from one re-learning to the next", short=3)
+    count: int = option(3, integer(1), "how many times encoders re-learn", short=2)
     offset: int = option(
         0, integer(-1), "first epoch that ends with re-learning, 0-based; 0: `period`, -1: `period` - 1", paper=-1
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,8 @@ import attrs
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from recipe_common.settings.declaration import Flag, flags_of
+from recipe_common.settings.shared import Settings
 from recipe_common.tasks.task import Task, classification
 
 
@@ -27,10 +28,11 @@ class Data:
         synthetic: Whether the data are synthetic, written by the recipe. The view says so.
         summary: Lines for the start of a run: what was found, what was skipped, which split is in use.
         task: What is trained and measured; default: to tell ``classes`` apart.
-        excluded: Methods that do not apply to these data, and why.
+        excluded: Methods that do not apply to these data for another reason than `Task.lacks`, and why.
         skipped: A line for each listed sample that is absent or unreadable.
         collate: Makes a batch of samples; default: torch's.
         penalty: Added to the loss in training: a function of the model, called after its forward, and the target.
+        chosen: Values of settings that were left open and that the data decide, such as a file that was found.
     """
 
     train: Dataset[Any]
@@ -45,6 +47,7 @@ class Data:
     skipped: tuple[str, ...] = attrs.field(default=())
     collate: Callable[[Any], Any] | None = attrs.field(default=None)
     penalty: Callable[[nn.Module, Tensor], Tensor] | None = attrs.field(default=None)
+    chosen: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -54,35 +57,53 @@ class Recipe:
     Attributes:
         name: Short name for files and messages, such as ``"cremad"``.
         title: One line for people.
-        add_arguments: Adds the flags of the dataset and of the model. A flag that is not given must be None.
-        defaults: Values of unset flags on real data: those of the paper.
+        settings: Class of the settings of the dataset and of the model, with their defaults.
+        defaults: Values of other settings on real data: those of the paper.
         synthetic_defaults: What differs on the synthetic set, which is used without ``--data-root``.
         method_options: For each method, its options on this dataset.
         load: Reads the data once per call of the command line.
         build_model: Returns the network, with fresh weights drawn from torch's global generator.
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
-        synthetic_options: For each method, what of its options differs on the synthetic set; see `SYNTHETIC_OPTIONS`.
+        synthetic_options: For each method, what of its options differs on the synthetic set;
+            options with a ``short`` value have that there anyway.
         option_values: Values of options that have no literal, by method, option and name: what stands on the command
             line and in run folders is the name.
-        protocols: For each protocol besides ``fair``, the values of unset flags that reproduce what a paper did.
+        protocols: For each protocol besides ``fair``, the values of settings that reproduce what a paper did.
         subcommand: What is typed before the flags, where a script holds several recipes.
         commands: Sub-commands, such as ``prepare``. Each takes the arguments behind its name, returns an exit code.
+
+    Raises:
+        ValueError: If a table of values names no setting.
+        RecipeError: If it has a value of another type or out of bounds.
     """
 
     name: str
     title: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
+    settings: type[Any]
     defaults: Mapping[str, Any]
     synthetic_defaults: Mapping[str, Any]
     method_options: Mapping[str, Mapping[str, Any]]
-    load: Callable[[argparse.Namespace], Data]
-    build_model: Callable[[argparse.Namespace, Data], nn.Module]
-    balance: Callable[[argparse.Namespace], Mapping[str, Any]]
+    load: Callable[[Settings[Any]], Data]
+    build_model: Callable[[Settings[Any], Data], nn.Module]
+    balance: Callable[[Settings[Any]], Mapping[str, Any]]
     synthetic_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     option_values: Mapping[str, Mapping[str, Mapping[str, Any]]] = attrs.field(factory=dict)
     protocols: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     subcommand: tuple[str, ...] = ()
     commands: Mapping[str, Callable[[list[str]], int]] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        known = self.flags
+        for values in (self.defaults, self.synthetic_defaults, *self.protocols.values()):
+            for name, value in values.items():
+                if name not in known:
+                    raise ValueError(f"Recipe `{self.name}` has no setting `{name}`.")
+                known[name].check(value)
+
+    @property
+    def flags(self) -> dict[str, Flag]:
+        """All settings of the recipe by name, the shared ones first."""
+        return flags_of(Settings, self.settings)
 
     def with_values(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return options of ``method`` with values in the place of their names in ``option_values``."""

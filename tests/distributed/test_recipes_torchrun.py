@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import signal
@@ -150,10 +149,9 @@ def test_an_error_of_the_first_rank_ends_all(tmp_path: Path) -> None:
     [({"jobs": 2, "batch_size": 4}, "--jobs 2"), ({"jobs": None, "batch_size": 5}, "a multiple of 2")],
 )
 def test_flags_that_processes_cannot_share_are_refused(flags: dict[str, Any], message: str) -> None:
-    args = argparse.Namespace(**flags)
-    ALONE.check(args)
+    ALONE.check(**flags)
     with pytest.raises(RecipeError, match=message):
-        Ranks(1, 2, 1).check(args)
+        Ranks(1, 2, 1).check(**flags)
 
 
 def test_a_rank_chooses_its_own_device() -> None:

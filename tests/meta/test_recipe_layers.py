@@ -9,7 +9,7 @@ import pytest
 
 COMMON = Path(__file__).parents[2] / "recipes" / "recipe_common"
 LAYERS = (
-    *("errors", "files", "arguments"),
+    *("errors", "files", "arguments", "settings"),
     *("tasks", "models", "recipe", "data", "report", "training", "comparison", "cli"),
 )
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe_common.cli import build_parser
 from recipe_common.data.synthetic.media import write_jpg, write_wav
 from recipe_common.recipe import Data, Recipe
-from recipe_common.training.settings import resolve
+
+from .call import settings_of
 
 
 def write_clips(root: Path, count: int = 64, *, size: tuple[int, int] = (360, 480), frames: int = 3) -> Path:
@@ -40,4 +40,4 @@ def write_clips(root: Path, count: int = 64, *, size: tuple[int, int] = (360, 48
 
 def open_data(recipe: Recipe, *flags: str) -> Data:
     """Read data as the command line does."""
-    return recipe.load(resolve(build_parser(recipe).parse_args(flags), recipe))
+    return recipe.load(settings_of(recipe, *flags))

@@ -15,11 +15,12 @@ import ucf101
 import vggsound
 from recipe_common import arguments
 from recipe_common.cli import build_parser
-from recipe_common.data.cache.feed import add_feed_arguments
+from recipe_common.data.cache.feed import FeedSettings
 from recipe_common.data.datasets.ave.sound import EventSpectrogram
-from recipe_common.data.readers.audio import Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments
+from recipe_common.data.readers.audio import AudioSettings, Fbank, Spectrogram, WindowSpectrogram
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.errors import RecipeError
+from recipe_common.settings.command_line import add_flags
 from recipes.tiny_recipe import RECIPE
 
 
@@ -63,8 +64,8 @@ def test_numbers_out_of_bounds_are_explained(kind: str, good: tuple[str, ...], b
 )
 def test_flags_refuse_such_numbers(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = build_parser(RECIPE)
-    add_audio_arguments(parser.add_argument)
-    add_feed_arguments(parser)
+    add_flags(parser, AudioSettings)
+    add_flags(parser, FeedSettings)
     with pytest.raises(SystemExit) as stopped:
         parser.parse_args(flags.split())
     assert stopped.value.code == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from sklearn.datasets import load_digits
 
 import av_mnist
 from modbalance import BalancedOptimizer, list_methods
-from recipe_common.cli import build_parser, main
+from recipe_common.cli import main
 from recipe_common.data.synthetic.av_mnist import SyntheticDigits, enlarged, formants
 from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import LateFusionNet
 from recipe_common.models.maxout import MaxoutFusion
 from recipe_common.models.small import SMALL_SIZE, SmallEncoder
 from recipe_common.recipe import Data
-from recipe_common.training.settings import BUILTIN, resolve
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import resolve
+from recipes.call import values_of
 
 NUM_TRAIN, NUM_TEST = 40, 20
 EIGHT_AND_NONE = ["none", *(each.name for each in list_methods() if each.method is not None)]
@@ -45,10 +46,8 @@ def root(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "data")
 
 
-def settings(data_root: Path | None, **changes: Any) -> argparse.Namespace:
-    given = build_parser(av_mnist.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), "val_size": 10, **changes}
-    return resolve(argparse.Namespace(**{**vars(given), **flags}), av_mnist.RECIPE)
+def settings(data_root: Path | None, **changes: Any) -> Settings[av_mnist.AvMnistSettings]:
+    return resolve({"data_root": data_root, "val_size": 10, **changes}, av_mnist.RECIPE)
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
@@ -98,10 +97,11 @@ def test_the_published_splits(
 
 def test_the_protocols_are_those_of_the_papers(root: Path) -> None:
     agm = settings(root, protocol="official")
-    assert (agm.lr, agm.batch_size, agm.epochs, agm.seed, agm.select) == (1e-4, 64, 99, 999, "test")
+    names = ("lr", "batch_size", "epochs", "seed", "select")
+    assert values_of(agm, *names) == (1e-4, 64, 99, 999, "test")
     multibench = settings(root, protocol="multibench")
-    assert (multibench.lr, multibench.batch_size, multibench.epochs, multibench.momentum) == (0.1, 40, 30, 0.0)
-    assert multibench.model == "lenet"
+    names = ("lr", "batch_size", "epochs", "momentum", "model")
+    assert values_of(multibench, *names) == (0.1, 40, 30, 0.0, "lenet")
 
 
 def test_a_validation_part_as_large_as_the_training_part_is_refused(root: Path) -> None:
@@ -186,27 +186,27 @@ def test_a_digit_without_samples_is_reported(root: Path) -> None:
     ],
 )
 def test_models_have_their_size_and_their_parts(root: Path, flags: dict[str, Any], parameters: int) -> None:
-    args = settings(root, **flags)
-    model = av_mnist.build_model(args, load(root, **flags)).eval()
+    chosen = settings(root, **flags)
+    model = av_mnist.build_model(chosen, load(root, **flags)).eval()
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     with torch.no_grad():
         assert model(torch.rand(2, 1, 112, 112), torch.rand(2, 1, 28, 28)).shape == (2, 10)
-    description = av_mnist.balance(args)
+    description = av_mnist.balance(chosen)
     paths = [*description["modalities"].values(), description["fusion"], *description.get("unimodal", {}).values()]
     assert all(model.get_submodule(path) is not None for path in paths)
-    assert ("unimodal" in description) == (args.fusion == "sum")
+    assert ("unimodal" in description) == (chosen.own.fusion == "sum")
 
 
 def test_a_model_with_its_own_head_takes_no_other(root: Path) -> None:
-    args = settings(root, model="maxout", fusion="sum")
+    chosen = settings(root, model="maxout", fusion="sum")
     with pytest.raises(RecipeError, match=r"--model maxout can have\. Found --fusion sum"):
-        av_mnist.build_model(args, load(root))
+        av_mnist.build_model(chosen, load(root))
 
 
 def test_lenets_refuse_pictures_that_vanish() -> None:
-    args = settings(None, model="lenet")
+    chosen = settings(None, model="lenet")
     with pytest.raises(RecipeError, match=r"audio of at least 64 pixels.*Found 28"):
-        av_mnist.build_model(args, load(None))
+        av_mnist.build_model(chosen, load(None))
 
 
 def narrow_maxout() -> torch.nn.Module:
@@ -218,9 +218,9 @@ def narrow_maxout() -> torch.nn.Module:
 @pytest.mark.parametrize("flags", [{"model": "maxout"}, {"model": "lenet"}, {"model": "small", "fusion": "sum"}])
 @pytest.mark.parametrize("method", EIGHT_AND_NONE)
 def test_every_method_fits_every_head(root: Path, flags: dict[str, Any], method: str) -> None:
-    args = settings(root, methods=[method], **flags)
-    model = av_mnist.build_model(args, load(root)) if args.model != "maxout" else narrow_maxout()
-    options = {**av_mnist.balance(args), **av_mnist.RECIPE.method_options.get(method, {})}
+    chosen = settings(root, methods=(method,), **flags)
+    model = av_mnist.build_model(chosen, load(root)) if chosen.own.model != "maxout" else narrow_maxout()
+    options = {**av_mnist.balance(chosen), **av_mnist.RECIPE.method_options.get(method, {})}
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **options)
     criterion = optimizer.criterion(torch.nn.CrossEntropyLoss())
     before = [parameter.clone() for parameter in model.parameters()]
@@ -293,12 +293,3 @@ def test_a_short_run_on_the_small_set(tmp_path: Path) -> None:
 def test_a_short_run_on_the_real_layout(root: Path, tmp_path: Path) -> None:
     arguments = ["--data-root", str(root), "--val-size", "10", "--model", "lenet", "--epochs", "1", "--batch-size", "8"]
     assert main(av_mnist.RECIPE, [*arguments, "--limit-batches", "2", "--output", str(tmp_path / "out")]) == 0
-
-
-def test_every_flag_of_the_recipe_has_a_default() -> None:
-    parser = argparse.ArgumentParser()
-    av_mnist.add_arguments(parser)
-    known = set(av_mnist.RECIPE.defaults) | set(BUILTIN)
-    assert set(vars(parser.parse_args([]))) <= set(av_mnist.RECIPE.defaults)
-    changes = [av_mnist.RECIPE.synthetic_defaults, *av_mnist.RECIPE.protocols.values()]
-    assert all(set(change) <= known | {"clip_grad_norm"} for change in changes)

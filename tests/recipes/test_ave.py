@@ -15,7 +15,7 @@ from PIL import Image
 
 import ave
 from ave import CLASSES, RECIPE
-from recipe_common.cli import build_parser, main
+from recipe_common.cli import main
 from recipe_common.data.datasets.ave.clips import event_split, first_of_each, read_events, seconds_of
 from recipe_common.data.datasets.ave.sound import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
 from recipe_common.data.prepare.video import write_frames
@@ -25,7 +25,7 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.data.synthetic.ave import SyntheticEvents
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
-from recipe_common.training.settings import resolve
+from recipes.call import settings_of
 from recipes.tiny_videos import write_video
 
 BELL, CAT = "Church bell", "Cat"
@@ -69,8 +69,7 @@ def tree(root: Path) -> Path:
 
 
 def load(root: Path, *flags: str) -> Data:
-    given = build_parser(RECIPE).parse_args(["--data-root", str(root), "--min-found", "0.5", *flags])
-    return ave.load(resolve(given, RECIPE))
+    return ave.load(settings_of(RECIPE, "--data-root", root, "--min-found", "0.5", *flags))
 
 
 def test_classes_are_28_and_ordered_as_published() -> None:

@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 import ave
 from ave import EVENTS, RECIPE, SEGMENT_CLASSES
 from modbalance import BalancedOptimizer
-from recipe_common.cli import build_parser, main
+from recipe_common.cli import main
 from recipe_common.data.datasets.ave.segment_features import FeatureFile, read_segment_features
 from recipe_common.data.samples.sampler import ResumableBatchSampler
 from recipe_common.data.synthetic.ave import SyntheticSegmentFeatures
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
-from recipe_common.training.settings import resolve
+from recipes.call import settings_of
 
 FILES = {
     "audio_feature.h5",
@@ -56,8 +56,7 @@ def tree(root: Path) -> Path:
 
 
 def load(root: Path, *flags: str) -> Data:
-    given = build_parser(EVENTS).parse_args(["--data-root", str(root), *flags])
-    return ave.load_events(resolve(given, EVENTS))
+    return ave.load_events(settings_of(EVENTS, "--data-root", root, *flags))
 
 
 def test_samples_follow_the_orders(tmp_path: Path) -> None:
@@ -211,11 +210,11 @@ def test_synthetic_features_are_deterministic_and_in_the_real_format(tmp_path: P
 @pytest.mark.parametrize("method", ["agm", "cggm", "dgl", "mses", "mslr", "ogm", "ogm_ge"])
 def test_every_method_that_applies_trains_all_weights(tmp_path: Path, method: str) -> None:
     data = load(tree(tmp_path))
-    args = resolve(build_parser(EVENTS).parse_args(["--data-root", str(tmp_path)]), EVENTS)
+    settings = settings_of(EVENTS, "--data-root", tmp_path)
     torch.manual_seed(0)
-    model = ave.build_psp(args, data)
+    model = ave.build_psp(settings, data)
     inner = torch.optim.SGD(model.parameters(), lr=0.1)  # modbalance warns of Adam, where scaled gradients do little
-    described = {**ave.balance_psp(args), **EVENTS.method_options.get(method, {})}
+    described = {**ave.balance_psp(settings), **EVENTS.method_options.get(method, {})}
     optimizer = BalancedOptimizer(inner, method=method, model=model, **described)
     criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
     before = [parameter.detach().clone() for parameter in model.parameters()]

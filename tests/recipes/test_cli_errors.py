@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -12,6 +12,7 @@ import torch
 from recipe_common.cli import main
 from recipe_common.errors import RecipeError, require
 from recipe_common.recipe import Data
+from recipe_common.settings.shared import Settings
 from recipes.tiny_recipe import RECIPE, TinyDataset
 
 
@@ -54,8 +55,8 @@ def test_eval_of_a_file_that_is_no_checkpoint(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_an_empty_split_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def load(args: argparse.Namespace) -> Data:
-        return attrs.evolve(RECIPE.load(args), val=TinyDataset(0))
+    def load(settings: Settings[Any]) -> Data:
+        return attrs.evolve(RECIPE.load(settings), val=TinyDataset(0))
 
     assert main(attrs.evolve(RECIPE, load=load), ["--output", str(tmp_path)]) == 2
     assert "none in val" in capsys.readouterr().err

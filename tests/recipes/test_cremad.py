@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 import cremad
-from recipe_common.cli import build_parser
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
@@ -34,9 +32,7 @@ def root(tmp_path: Path, clips: list[str]) -> Path:
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
-    given = build_parser(cremad.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), **changes}
-    return cremad.load(resolve(argparse.Namespace(**{**vars(given), **flags}), cremad.RECIPE))
+    return cremad.load(resolve({"data_root": data_root, **changes}, cremad.RECIPE))
 
 
 def names_of(part: Any) -> list[str]:
@@ -174,9 +170,9 @@ def test_the_synthetic_set_is_read_as_real_data_is() -> None:
 
 @pytest.mark.parametrize("fusion", ["concat", "sum", "film", "gated"])
 def test_the_description_of_the_model_fits_it(root: Path, fusion: str) -> None:
-    args = argparse.Namespace(fusion=fusion)
-    model = cremad.build_model(args, load(root))
-    description = cremad.balance(args)
+    settings = resolve({"data_root": root, "fusion": fusion}, cremad.RECIPE)
+    model = cremad.build_model(settings, load(root))
+    description = cremad.balance(settings)
     paths = [*description["modalities"].values(), description["fusion"], *description.get("unimodal", {}).values()]
     assert all(model.get_submodule(path) is not None for path in paths)
     assert ("unimodal" in description) == (fusion == "sum")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from recipe_common.data.readers.audio import (
-    AUDIO_DEFAULTS,
+    AudioSettings,
     Fbank,
     Spectrogram,
     WindowSpectrogram,
-    add_audio_arguments,
     front_end,
 )
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.readers.waveforms import read_waveform
 from recipe_common.errors import RecipeError
+from recipe_common.settings.command_line import parse
 
 from .cremad_tree import write_wav
 
@@ -266,12 +265,8 @@ def test_stored_files_cannot_run_code(tmp_path: Path, ending: str, capsys: pytes
 
 
 def test_the_flags_choose_and_set_up_a_front_end() -> None:
-    parser = argparse.ArgumentParser()
-    add_audio_arguments(parser.add_argument)
-
     def chosen(*flags: str) -> object:
-        given = {name: value for name, value in vars(parser.parse_args([*flags])).items() if value is not None}
-        return front_end(argparse.Namespace(**{**AUDIO_DEFAULTS, "seed": 5, **given}))
+        return front_end(parse(AudioSettings, "x.py", "Reads sound.", flags), seed=5)
 
     assert chosen("--audio-frontend", "stft22k") == Spectrogram()
     assert chosen("--audio-frontend", "stft16k") == WindowSpectrogram(seed=5)

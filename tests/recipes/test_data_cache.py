@@ -26,9 +26,9 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import cremad
-from recipe_common.cli import build_parser, main
+from recipe_common.cli import main
 from recipe_common.data.cache.decoded import entries_of, open_cache
-from recipe_common.data.cache.feed import CachedDataset, beside, feed
+from recipe_common.data.cache.feed import CachedDataset, FeedSettings, beside, feed
 from recipe_common.data.cache.pipelines import WaveformPipeline
 from recipe_common.data.cache.shards import Shard, digest, write_shard
 from recipe_common.data.cache.store import Store
@@ -48,9 +48,10 @@ from recipe_common.training import run
 from recipe_common.training.interrupt import StopRequest
 from recipe_common.training.loaders import DeviceLoader, build_loaders
 from recipe_common.training.precision import Precision
-from recipe_common.training.settings import identity, resolve
+from recipe_common.training.settings import identity
 from recipes.two_step_training import StopAtLook
 
+from .call import settings_of
 from .cremad_sized_clips import open_data
 from .cremad_tree import LABELS, label_of, names, write_list
 from .ucf101_tree import write_clip
@@ -91,10 +92,9 @@ def parts_of(sources: tuple[Source, ...]) -> SplitSamples:
 
 
 def cached(root: Path, sources: tuple[Source, ...], *, training: bool = True, **flags: Any) -> CachedDataset:
-    args = resolve(build_parser(cremad.RECIPE).parse_args([]), cremad.RECIPE)
-    vars(args).update({"cache": str(root.parent / "cache"), "cache_workers": 1, **flags})
+    settings = FeedSettings(**{"cache": str(root.parent / "cache"), "cache_workers": 1, **flags})
     parts = parts_of(sources)
-    dataset = feed(args, root, parts, sources)(parts.train, training=training)
+    dataset = feed(settings, root, parts, sources, seed=0)(parts.train, training=training)
     assert isinstance(dataset, CachedDataset)
     return dataset
 
@@ -212,8 +212,8 @@ def test_the_flags_decide_where_batches_are_finished(root: Path) -> None:
     kinds = []
     for flag in ([], ["--device-transforms"], ["--no-device-transforms"]):
         flags = ["--data-root", str(root), "--cache", str(root.parent / "cache"), *SMALL, *flag]
-        args = resolve(build_parser(cremad.RECIPE).parse_args(flags), cremad.RECIPE)
-        loaders = build_loaders(args, cremad.load(args), Precision(torch.device("cpu"), None, False))
+        settings = settings_of(cremad.RECIPE, *flags)
+        loaders = build_loaders(settings, cremad.load(settings), Precision(torch.device("cpu"), None, False))
         kinds.append(isinstance(loaders.train, DeviceLoader))
         audio, visual, labels = next(iter(loaders.val))
         assert (audio.shape[1:], visual.shape[1:], labels.dtype) == ((1, 17, 26), (3, 1, 16, 16), torch.int64)
@@ -556,7 +556,7 @@ def test_a_run_is_continued_bitwise_in_the_middle_of_an_epoch(
 
 def test_where_the_cache_is_does_not_matter_but_whether_there_is_one_does(tmp_path: Path) -> None:
     def settings(*flags: str) -> dict[str, Any]:
-        return identity(resolve(build_parser(cremad.RECIPE).parse_args(flags), cremad.RECIPE), "none", {})
+        return identity(settings_of(cremad.RECIPE, *flags), "none", {})
 
     assert settings("--cache", "a") == settings("--cache", "b", "--cache-workers", "3", "--cache-size", "256")
     assert settings("--cache", "a") != settings()

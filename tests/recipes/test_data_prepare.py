@@ -21,10 +21,11 @@ import recipe_common
 from recipe_common.data.prepare.engine import (
     Failure,
     Item,
+    Preparation,
     _append,
     _process,
     checksum,
-    prepare_parser,
+    parse_preparation,
     read_manifest,
     run_prepare,
     verify,
@@ -303,11 +304,15 @@ def test_verify_without_a_manifest_is_explained(tmp_path: Path) -> None:
 
 
 def test_the_parser_has_the_flags_of_every_prepare(tmp_path: Path) -> None:
-    parser = prepare_parser("x.py prepare", "Makes things.")
-    args = parser.parse_args(["--data-root", str(tmp_path)])
-    assert (args.data_root, args.workers, args.verify) == (tmp_path, os.cpu_count(), False)
+    def parsed(*arguments: str) -> Preparation:
+        return parse_preparation(Preparation, "x.py prepare", "Makes things.", arguments)
+
+    settings = parsed("--data-root", str(tmp_path))
+    assert (settings.data_root, settings.workers, settings.verify) == (tmp_path, os.cpu_count(), False)
     with pytest.raises(SystemExit):
-        parser.parse_args(["--data-root", str(tmp_path), "--workers", "0"])
+        parsed("--data-root", str(tmp_path), "--workers", "0")
+    with pytest.raises(SystemExit):
+        parsed("--workers", "1")
 
 
 def children_of(parent: int) -> list[int]:

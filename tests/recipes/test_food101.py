@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import pickle
@@ -17,7 +16,7 @@ import transformers
 from PIL import Image
 
 import food101
-from recipe_common.cli import build_parser, main
+from recipe_common.cli import main
 from recipe_common.data.datasets.food101.lists import read_titles
 from recipe_common.data.datasets.food101.sources import PictureTransform, picture_entry_of, text_entry_of, token_source
 from recipe_common.data.features.pictures import FrozenPictures
@@ -32,7 +31,8 @@ from recipe_common.models.imagetext import TextEncoder, end_to_end_net, frozen_f
 from recipe_common.models.pretrained import load_network
 from recipe_common.recipe import Data
 from recipe_common.report.curves import Picture
-from recipe_common.training.settings import BUILTIN, resolve
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import resolve
 
 from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
@@ -67,10 +67,8 @@ def make_features(root: Path, models: Path, **changes: Any) -> None:
     prepare_features(root / "features", networks, workers=0)
 
 
-def resolved(data_root: Path | None, **changes: Any) -> argparse.Namespace:
-    given = build_parser(food101.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), **changes}
-    return resolve(argparse.Namespace(**{**vars(given), **flags}), food101.RECIPE)
+def resolved(data_root: Path | None, **changes: Any) -> Settings[food101.FoodSettings]:
+    return resolve({"data_root": data_root, **changes}, food101.RECIPE)
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
@@ -103,10 +101,9 @@ def test_features_labels_and_splits_come_together(root: Path) -> None:
 
 
 def test_the_features_become_settings_of_the_run(root: Path) -> None:
-    args = resolved(root, text_length=8, val_share=0.25)
-    food101.load(args)
-    assert args.image_features.startswith("image-")
-    assert (root / "features" / args.text_features / "spec.json").is_file()
+    chosen = load(root).chosen
+    assert chosen["image_features"].startswith("image-")
+    assert (root / "features" / chosen["text_features"] / "spec.json").is_file()
     again = resolved(root, text_length=8, val_share=0.25, image_features="image-000000000000")
     with pytest.raises(RecipeError, match="named image-000000000000"):
         food101.load(again)
@@ -227,9 +224,9 @@ def test_a_projection_may_be_shared() -> None:
 
 
 def test_a_shared_projection_cannot_be_scaled_for_each_modality(root: Path) -> None:
-    args = resolved(root, text_length=8, val_share=0.25, shared_projection=True)
+    settings = resolved(root, text_length=8, val_share=0.25, shared_projection=True)
     with pytest.raises(RecipeError, match="--balanced encoder"):
-        food101.build_model(args, food101.load(args))
+        food101.build_model(settings, food101.load(settings))
 
 
 def test_the_text_feature_is_the_pooled_one(models: Path) -> None:
@@ -340,18 +337,8 @@ def test_real_data_are_trained_on_and_evaluated(root: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("protocol", ["fair", *food101.RECIPE.protocols])
 def test_the_description_of_the_model_fits_it(root: Path, models: Path, protocol: str) -> None:
     changes = {"text_length": 8, "val_share": 0.25, "normalize": True, "text_model": str(models / "bert")}
-    args = resolved(root, protocol=protocol, **changes)
-    model = food101.build_model(args, food101.load(args))
-    description = food101.balance(args)
+    settings = resolved(root, protocol=protocol, **changes)
+    model = food101.build_model(settings, food101.load(settings))
+    description = food101.balance(settings)
     paths = [*description["modalities"].values(), description["fusion"]]
     assert all(list(model.get_submodule(path).parameters()) for path in paths)
-
-
-def test_every_flag_of_the_recipe_has_a_default() -> None:
-    parser = argparse.ArgumentParser()
-    food101.add_arguments(parser)
-    optional = {"features", "image_features", "text_features", "text_model", "resnet"}
-    assert set(vars(parser.parse_args([]))) - optional <= set(food101.RECIPE.defaults)
-    for values in (food101.RECIPE.synthetic_defaults, *food101.RECIPE.protocols.values()):
-        known = set(food101.RECIPE.defaults) | set(BUILTIN) | {"clip_grad_norm"}
-        assert set(values) <= known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,19 @@ from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError
 from recipe_common.models.msa import MSANet
 from recipe_common.recipe import Data
-from recipe_common.training.settings import BUILTIN
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import resolve
 
 from .iemocap_tree import names, write_features, write_h5, write_list, write_tree
 from .one_batch_training import all_methods, train_briefly
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
-    defaults = {**BUILTIN, **iemocap.RECIPE.defaults}
-    if data_root is None:
-        defaults |= iemocap.RECIPE.synthetic_defaults
-    return iemocap.load(argparse.Namespace(**{**defaults, "data_root": data_root, **changes}))
+    return iemocap.load(settings(data_root, **changes))
+
+
+def settings(data_root: Path | None, **changes: Any) -> Settings[iemocap.IemocapSettings]:
+    return resolve({"data_root": data_root, **changes}, iemocap.RECIPE)
 
 
 def names_of(part: Any) -> list[str]:
@@ -51,8 +52,7 @@ def test_the_tensors_and_classes_of_the_paper(tmp_path: Path) -> None:
 
 def test_the_model_of_the_paper(tmp_path: Path) -> None:
     write_tree(tmp_path)
-    args = argparse.Namespace(**iemocap.RECIPE.defaults)
-    model = iemocap.build_model(args, load(tmp_path))
+    model = iemocap.build_model(settings(tmp_path), load(tmp_path))
     layer = 4 * (40 * 40 + 40) + 40 * 160 + 160 + 160 * 40 + 40 + 4 * 40
     inputs = (6 + 5 + 4) * 40 + 3 * 40
     head = 2 * (40 * 40 + 40) + 40 * 4 + 4
@@ -63,7 +63,7 @@ def test_the_model_of_the_paper(tmp_path: Path) -> None:
 
 def test_without_validation_its_utterances_are_for_training(tmp_path: Path) -> None:
     utterances = write_tree(tmp_path)
-    data = load(tmp_path, validation=False)
+    data = load(tmp_path, validation=False, select="test")
     assert names_of(data.train) == utterances[:12]
     assert names_of(data.val) == []
 
@@ -129,16 +129,15 @@ def test_the_synthetic_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("method", all_methods())
 @pytest.mark.parametrize("balanced", ["branch", "encoder"])
 def test_every_method_trains(method: str, balanced: str) -> None:
-    small = {"layers": 1, "fusion_layers": 1, "width": 20, "balanced": balanced}
-    args = argparse.Namespace(**{**iemocap.RECIPE.defaults, **small})
+    small = settings(None, layers=1, fusion_layers=1, width=20, balanced=balanced)
     extra = {"period": 1, "offset": -1} if method == "relearning" else {}
-    losses = train_briefly(iemocap.RECIPE, args, load(None), method, **extra)
+    losses = train_briefly(iemocap.RECIPE, small, load(None), method, **extra)
     assert all(np.isfinite(losses))
 
 
 def test_ogm_scales_layers_that_are_no_convolutions() -> None:
     torch.manual_seed(0)
-    described = {**iemocap.balance(argparse.Namespace(balanced="branch")), **iemocap.RECIPE.method_options["ogm"]}
+    described = {**iemocap.balance(settings(None)), **iemocap.RECIPE.method_options["ogm"]}
     model = MSANet({"text": 6, "audio": 5, "vision": 4}, 4, 1, 1, width=20)
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), "ogm", model=model, **described)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())

@@ -23,6 +23,7 @@ from recipe_common.data.samples.youtube import clip_key
 from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.errors import RecipeError
 
+from .call import settings_of
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
 from .tiny_videos import write_video
 
@@ -325,7 +326,7 @@ def test_a_missing_root_and_videos_that_are_not_prepared_are_explained(tmp_path:
 def test_other_folders_can_be_named(root: Path) -> None:
     (root / "audio").rename(root / "my_sounds")
     (root / "visual").rename(root / "my_frames")
-    data = load(RECIPE, root, audio_dir=["my_sounds"], visual_dir=["my_*"])
+    data = load(RECIPE, root, audio_dir=("my_sounds",), visual_dir=("my_*",))
     assert names_of(data.test) == TEST
 
 
@@ -413,8 +414,7 @@ def test_the_synthetic_set_has_the_real_format() -> None:
 
 def test_the_model_has_two_encoders_and_a_head_of_31_classes(root: Path) -> None:
     data = load(RECIPE, root, **SMALL)
-    args = type("Args", (), {"fusion": "concat"})
-    model = kinetics_sounds.build_model(args, data)  # type: ignore[arg-type]
+    model = kinetics_sounds.build_model(settings_of(RECIPE), data)
     encoders = [sum(p.numel() for p in model.get_submodule(name).parameters()) for name in ("audio_net", "visual_net")]
     assert encoders == [11_170_240, 11_176_512]
     assert sum(p.numel() for p in model.parameters()) == sum(encoders) + 1024 * 31 + 31

@@ -194,7 +194,7 @@ def test_a_trial_that_fails_does_not_end_the_sweep(tmp_path: Path, capsys: pytes
         (("--search", "plain=yes,no"), "true or false for a switch"),
         (("--search", "lr=1:2", "--storage", "nowhere"), "Expected a database at nowhere"),
         (("--search", "lr=1:2", "--sampler", "grid"), "categories only"),
-        (("--search", "lr=1:2", "--methods", "all"), "--search method=none,ogm_ge"),
+        (("--search", "lr=1:2", "--methods", "all"), "--search method=none,agm,cggm"),
         (("--search", "method=none,all"), "Found none all"),
         (("--search", "ogm_ge.alpha=0.1:1.0"), "Found `ogm_ge.alpha`, which none of them would use"),
         (("--search", "method=none,ogm", "ogm_ge.alpha=1,2"), "--search method=none,ogm,ogm_ge"),
@@ -232,7 +232,8 @@ def test_methods_and_options_are_checked_before_the_first_trial(
 def test_a_method_that_does_not_apply_to_the_data_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = attrs.evolve(RECIPE, load=lambda args: attrs.evolve(RECIPE.load(args), excluded={"ogm": "it is loud"}))
+    excluded = {"ogm": "it is loud"}
+    recipe = attrs.evolve(RECIPE, load=lambda settings: attrs.evolve(RECIPE.load(settings), excluded=excluded))
     assert main(recipe, ["sweep", "--output", str(tmp_path), "--search", "method=none,ogm"]) == 2
     assert "Found ogm: it is loud" in capsys.readouterr().err
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from recipe_common.cli import main
 from recipe_common.comparison import compare
 from recipe_common.recipe import Data, Recipe
 from recipe_common.report.curves import Picture
+from recipe_common.settings.shared import Settings
 from recipe_common.tasks.task import CollectingMeter, Metric, Task, classification
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
@@ -32,8 +32,8 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 def with_data(**changes: Any) -> Recipe:
-    def load(args: argparse.Namespace) -> Data:
-        return attrs.evolve(tiny_recipe.load(args), **changes)
+    def load(settings: Settings[Any]) -> Data:
+        return attrs.evolve(tiny_recipe.load(settings), **changes)
 
     return attrs.evolve(RECIPE, load=load)
 

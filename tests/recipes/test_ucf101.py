@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torchvision.models import resnet18
 
 import ucf101
-from recipe_common.cli import build_parser, main
+from recipe_common.cli import main
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.data.synthetic.ucf101 import MOTIONS, SyntheticMotion, motion
 from recipe_common.errors import RecipeError
@@ -23,6 +22,7 @@ from recipe_common.models.weights import read_state_dict
 from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
 
+from .call import settings_of, values_of
 from .test_data_optical_flow import write_moving
 from .ucf101_tree import CLASSES, names, write_clip, write_lists
 
@@ -37,9 +37,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
-    given = build_parser(ucf101.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), **changes}
-    return ucf101.load(resolve(argparse.Namespace(**{**vars(given), **flags}), ucf101.RECIPE))
+    return ucf101.load(resolve({"data_root": data_root, **changes}, ucf101.RECIPE))
 
 
 def samples_of(part: Any) -> list[Any]:
@@ -91,16 +89,15 @@ def test_unreadable_clips_are_left_out_on_request(root: Path) -> None:
 
 
 def test_the_official_protocol_is_that_of_the_benchmark(root: Path) -> None:
-    given = build_parser(ucf101.RECIPE).parse_args(["--data-root", str(root), "--protocol", "official"])
-    args = resolve(given, ucf101.RECIPE)
-    assert (args.optimizer, args.lr, args.select, args.validation, args.flip) == (
+    settings = settings_of(ucf101.RECIPE, "--data-root", root, "--protocol", "official")
+    assert values_of(settings, "optimizer", "lr", "select", "validation", "flip") == (
         "adamw",
         1e-3,
         "test",
         False,
         "picture",
     )
-    data = ucf101.load(args)
+    data = ucf101.load(settings)
     assert [len(samples_of(part)) for part in (data.train, data.val, data.test)] == [54, 0, 18]
 
 

@@ -16,6 +16,7 @@ from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_ro
 from recipe_common.errors import RecipeError
 from vggsound import RECIPE
 
+from .call import settings_of
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
 from .tiny_videos import write_video
 
@@ -203,9 +204,8 @@ def test_the_synthetic_set_has_the_real_format() -> None:
 
 def test_the_head_has_309_classes_and_the_metrics_are_those_of_the_papers(root: Path) -> None:
     data = load(RECIPE, root, num_classes=3)
-    args = type("Args", (), {"fusion": "concat"})
     many = type("Data", (), {"classes": tuple(str(number) for number in range(309))})
-    model = vggsound.build_model(args, many)  # type: ignore[arg-type]
+    model = vggsound.build_model(settings_of(RECIPE), many)  # type: ignore[arg-type]
     assert sum(p.numel() for p in model.parameters()) == 11_170_240 + 11_176_512 + 1024 * 309 + 309
     assert {metric.key for metric in data.task.metrics} >= {"accuracy", "map", "macro_f1"}
 

@@ -1,6 +1,5 @@
 """Trains a recipe for two steps without evaluation and pictures; a request to stop at a chosen moment."""
 
-import argparse
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from modbalance import BalancedOptimizer
-from recipe_common.cli import build_parser
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.shared import Settings
 from recipe_common.training.interrupt import StopRequest
-from recipe_common.training.settings import options_of, resolve
+from recipe_common.training.settings import options_of
 
 
 class StopAtLook(StopRequest):
@@ -28,23 +27,18 @@ class StopAtLook(StopRequest):
         return self.looks_left == 0
 
 
-def flags(recipe: Recipe, *given: str) -> argparse.Namespace:
-    """Return what a command line resolves to."""
-    return resolve(build_parser(recipe).parse_args(list(given)), recipe)
-
-
 def batches(data: Data, size: int = 8) -> DataLoader[Any]:
     """Return the first two batches of the training samples."""
     keys = [[(0, index) for index in range(start, start + size)] for start in (0, size)]
     return DataLoader(data.train, batch_sampler=keys, collate_fn=data.collate)
 
 
-def train(recipe: Recipe, args: argparse.Namespace, data: Data, method: str) -> nn.Module:
+def train(recipe: Recipe, settings: Settings[Any], data: Data, method: str) -> nn.Module:
     """Take two steps and end the epoch; fail unless losses and weights stay finite and weights move."""
     torch.manual_seed(0)
-    model = recipe.build_model(args, data)
+    model = recipe.build_model(settings, data)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    described = {**recipe.balance(args), **options_of(method, args, recipe)}
+    described = {**recipe.balance(settings), **options_of(method, settings, recipe)}
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **described)
     criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
     loader = batches(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from typing import IO, Any
 
+import attrs
 from rich.console import Console
 
 from recipe_common.comparison.locks import folder_lock
@@ -21,6 +21,7 @@ from recipe_common.report.results import Run
 from recipe_common.report.view import Row
 from recipe_common.training.interrupt import INTERRUPTED, Interrupted
 from recipe_common.training.run import open_session, train
+from recipe_common.training.settings import from_json
 from recipe_common.training.trainer import reason
 
 COMMAND = "run-one"
@@ -82,14 +83,15 @@ class Messenger:
 
 def run_one(recipe: Recipe) -> int:
     """Train the run whose settings come through standard input, and tell the parent through standard output."""
-    settings = json.loads(sys.stdin.readline())
+    order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     messenger = Messenger(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)  # whatever else is printed goes to the log
-    args = argparse.Namespace(**settings)
     try:
-        session = open_session(recipe, args, Console())
-        each = next(each for each in make_plan(session) if each.run == Run(args.child, args.seed))
+        settings = from_json(recipe, order["settings"])
+        session = attrs.evolve(open_session(recipe, settings, Console()), is_child=True)
+        run = Run(order["method"], settings.optimisation.seed)
+        each = next(each for each in make_plan(session) if each.run == run)
         with folder_lock(each.folder.path):
             train(session, each.run.method, each.options, each.folder, messenger)
     except Interrupted:

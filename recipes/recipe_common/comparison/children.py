@@ -22,8 +22,10 @@ from recipe_common.comparison.screen import Screen
 from recipe_common.report.folder import LOG
 from recipe_common.report.results import Failure, Outcome, Result, Run
 from recipe_common.report.view import View
+from recipe_common.settings.declaration import changed
 from recipe_common.training.interrupt import INTERRUPTED, Interrupted, stop_on_signal
 from recipe_common.training.run import Session, finished_result
+from recipe_common.training.settings import as_json
 
 _POLL = 0.1  # seconds
 
@@ -62,11 +64,12 @@ class _Pool:
         self.outcomes: dict[Run, Outcome] = {}
         self.messages: Messages = queue.Queue()
         self._devices = Devices(session)
+        self.jobs = session.settings.comparison.jobs or 1
 
     def note_finished(self) -> None:
         """Take the results of runs that an earlier call has finished."""
         for each in list(self.waiting):
-            result = finished_result(each.folder, self.session.args.epochs)
+            result = finished_result(each.folder, self.session.settings.optimisation.epochs)
             if result is not None:
                 self.session.say(f"{each.run.method}: {each.folder.path} is finished; nothing to train.")
                 self.waiting.remove(each)
@@ -74,7 +77,7 @@ class _Pool:
 
     def fill(self) -> None:
         """Start as many runs as may go at a time."""
-        while self.waiting and len(self.children) < self.session.args.jobs:
+        while self.waiting and len(self.children) < self.jobs:
             each = self.waiting.pop(0)
             view = self.screen.view(each.run)
             self.children.append(Child(self.session, each, self._devices.take(), self.messages, view))
@@ -117,7 +120,7 @@ class Devices:
     """Hands out the device on which the fewest runs are."""
 
     def __init__(self, session: Session) -> None:
-        named = session.args.device
+        named = session.settings.machine.device
         count = torch.cuda.device_count() if named in ("auto", "cuda") else 0
         self.in_use = {f"cuda:{index}": 0 for index in range(count)} or {named: 0}
 
@@ -159,10 +162,11 @@ class Child:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
-        own = {"seed": plan.run.seed, "device": device, "child": plan.run.method, "jobs": None}
+        settings = changed(session.settings, seed=plan.run.seed, device=device, jobs=None)
+        order = {"method": plan.run.method, "settings": as_json(settings)}
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it died at once; its log says why
-            self._process.stdin.write(json.dumps({**vars(session.args), **own}) + "\n")
+            self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
         self._reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
         self._reader.start()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -26,6 +26,8 @@ from recipe_common.report.html import report_page
 from recipe_common.report.results import ONLY, Failure, Outcome, results_of
 from recipe_common.report.summary import Summary, summarize
 from recipe_common.report.tables import compared_runs, print_summary, write_tables
+from recipe_common.settings.declaration import changed
+from recipe_common.settings.shared import Settings
 from recipe_common.training.interrupt import Interrupted
 from recipe_common.training.job import check_methods
 from recipe_common.training.ranks import ALONE, Ranks
@@ -33,12 +35,12 @@ from recipe_common.training.run import Session, open_session, train, write_skipp
 from recipe_common.training.trainer import RunFailed, reason
 
 
-def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: Ranks = ALONE) -> Summary:
-    """Train all runs that the flags ask for, and write their tables and pictures.
+def compare(recipe: Recipe, settings: Settings[Any], console: Console, ranks: Ranks = ALONE) -> Summary:
+    """Train all runs that the settings ask for, and write their tables and pictures.
 
     Args:
         recipe: The recipe.
-        args: Resolved flags.
+        settings: All settings.
         console: Where a person reads.
         ranks: The processes that train each run together; the first one writes.
 
@@ -50,17 +52,19 @@ def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: R
         Interrupted: If somebody asked to stop.
         RecipeError: If nothing can be trained.
     """
-    session = ranks.in_turn(lambda: open_session(recipe, args, console, ranks))
+    session = ranks.in_turn(lambda: open_session(recipe, settings, console, ranks))
+    settings = session.settings
     plan = make_plan(session)
-    check_methods(recipe, args, session.data, session.precision, {each.run.method: each.options for each in plan})
-    output = Path(args.output)
+    options = {each.run.method: each.options for each in plan}
+    check_methods(recipe, settings, session.data, session.precision, options)
+    output, jobs = settings.run.output, settings.comparison.jobs
     with ExitStack() as stack:
-        ranks.on_first(lambda: _take(output, plan, args, stack))
+        ranks.on_first(lambda: _take(output, plan, settings, stack))
         ranks.on_first(lambda: write_skipped(session))
-        if not args.overwrite:
+        if not settings.run.overwrite:
             session.say(*_no_longer_shown(output, plan))
         screen = make_screen(console, session, plan)
-        outcomes = run_here(session, plan, screen) if args.jobs is None else run_in_processes(session, plan, screen)
+        outcomes = run_here(session, plan, screen) if jobs is None else run_in_processes(session, plan, screen)
         summary = summarize(outcomes, session.data.modalities, session.caption)
         files = ranks.on_first(lambda: write_report(output, summary, outcomes, plan, ranks))
         print_summary(console, summary)
@@ -69,10 +73,10 @@ def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: R
     return summary
 
 
-def _take(output: Path, plan: Sequence[RunPlan], args: argparse.Namespace, stack: ExitStack) -> None:
+def _take(output: Path, plan: Sequence[RunPlan], settings: Settings[Any], stack: ExitStack) -> None:
     """Keep others out of the output folder until ``stack`` is closed, and throw away what is to be trained anew."""
     stack.enter_context(folder_lock(output))
-    for each in [each for each in plan if each.must_be_cleared(args)]:
+    for each in [each for each in plan if each.must_be_cleared(settings)]:
         each.folder.clear()
 
 
@@ -118,10 +122,11 @@ def _ends_all(error: Exception, session: Session, plan: Sequence[RunPlan]) -> bo
 
 def session_of_seed(session: Session, seed: int) -> Session:
     """Return the session with another seed: its own augmentation, the same split."""
-    if seed == session.args.seed:
+    if seed == session.settings.optimisation.seed:
         return session
-    args = argparse.Namespace(**{**vars(session.args), "seed": seed})
-    return attrs.evolve(session, args=args, data=session.ranks.in_turn(lambda: session.recipe.load(args)))
+    settings = changed(session.settings, seed=seed)
+    data = session.ranks.in_turn(lambda: session.recipe.load(settings))
+    return attrs.evolve(session, settings=settings, data=data)
 
 
 def write_report(

@@ -42,10 +42,10 @@ class Screen(Protocol):
 
 def make_screen(console: Console, session: Session, plan: Sequence[RunPlan]) -> Screen:
     """Return a screen for all runs on a terminal, lines elsewhere; a single run has its own view."""
-    columns = Columns(session.data.modalities, session.args.select, session.data.task)
+    columns = Columns(session.data.modalities, session.settings.data.select, session.data.task)
     runs = [each.run for each in plan]
     if not console.is_terminal:
-        return Lines(console, columns, runs, at_once=session.args.jobs or 1)
+        return Lines(console, columns, runs, at_once=session.settings.comparison.jobs or 1)
     if len(runs) == 1:
         return OneRun(console, columns)
     return LiveScreen(console, columns, runs)

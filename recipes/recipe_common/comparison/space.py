@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from itertools import product
@@ -11,13 +10,15 @@ from typing import Any
 import attrs
 
 from recipe_common.errors import RecipeError
+from recipe_common.settings.declaration import flat
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import installed_methods
 
 METHOD = "method"
 """The name under which methods are searched over."""
 _CATEGORIES, _FLOAT, _INT, _LOG = "categories", "float", "int", "log"
 _FIXED = frozenset(
     {
-        *("search", "trials", "storage", "study", "sampler"),
         *("methods", "option", "select", "output", "resume", "update", "overwrite", "eval"),
     }
 )
@@ -29,7 +30,7 @@ class Space:
     """One dimension of the search.
 
     Attributes:
-        name: A flag (``lr``), ``method``, or an option of a method (``ogm_ge.alpha``).
+        name: A flag (``lr``), ``method``, or an option of a method (``METHOD.OPTION``).
         kind: ``categories``, ``float``, ``int`` or ``log``.
         values: The categories, or the two ends.
     """
@@ -133,12 +134,12 @@ def typed(name: str, value: Any) -> str:
     return {"true": f"--{flag}", "false": f"--no-{flag}"}.get(f"{value}".lower(), f"--{flag}={value}")
 
 
-def check_search(search: Sequence[Space], base: argparse.Namespace) -> list[str]:
+def check_search(search: Sequence[Space], base: Settings[Any]) -> list[str]:
     """Refuse what is no name of a flag or of an option that a trial would use.
 
     Args:
         search: The dimensions.
-        base: Resolved flags that all trials share.
+        base: Settings that all trials share.
 
     Returns:
         The methods that trials may train: those of the search, or else the one that is fixed.
@@ -148,13 +149,14 @@ def check_search(search: Sequence[Space], base: argparse.Namespace) -> list[str]
     """
     _check_names(base, search)
     methods = _methods(base, search)
-    _check_owners(methods, [*(space.name for space in search), *(text.partition("=")[0] for text in base.option)])
+    _check_owners(methods, [*(space.name for space in search), *(given.target for given in base.run.option)])
     return methods
 
 
-def _check_names(base: argparse.Namespace, search: Sequence[Space]) -> None:
+def _check_names(base: Settings[Any], search: Sequence[Space]) -> None:
+    names = flat(base).keys()
     for space in search:
-        is_flag = space.name in vars(base).keys() - _FIXED
+        is_flag = space.name in names - _FIXED
         if not space.method and space.name != METHOD and not is_flag:
             raise RecipeError(
                 f"Expected `--search` to name a flag of the training, `method` or METHOD.OPTION. Found `{space.name}`. "
@@ -162,15 +164,16 @@ def _check_names(base: argparse.Namespace, search: Sequence[Space]) -> None:
             )
 
 
-def _methods(base: argparse.Namespace, search: Sequence[Space]) -> list[str]:
+def _methods(base: Settings[Any], search: Sequence[Space]) -> list[str]:
     searched = [f"{value}" for space in search if space.name == METHOD for value in space.values]
-    if len(base.methods) > 1 or "all" in (*base.methods, *searched):
-        names = [name for name in base.methods if name != "all"]
+    fixed = list(base.run.methods)
+    if len(fixed) > 1 or "all" in (*fixed, *searched):
+        names = [name for name in fixed if name != "all"]
         raise RecipeError(
-            f"Expected one method per trial. Found {' '.join(searched or base.methods)}. "
-            f"Fix: --search method={','.join(names if len(names) > 1 else ['none', 'ogm_ge'])}"
+            f"Expected one method per trial. Found {' '.join(searched or fixed)}. "
+            f"Fix: --search method={','.join(names if len(names) > 1 else ['none', *installed_methods()])}"
         )
-    return searched or list(base.methods)
+    return searched or fixed
 
 
 def _check_owners(methods: Sequence[str], names: Sequence[str]) -> None:

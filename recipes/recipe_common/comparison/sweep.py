@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from rich.console import Console
@@ -19,14 +19,17 @@ from rich.table import Table
 from modbalance import ModbalanceError
 from recipe_common.arguments import positive_int
 from recipe_common.comparison.compare import compare
-from recipe_common.comparison.space import METHOD, Space, check_search, each_value, method_of, parse_space, typed
+from recipe_common.comparison.space import METHOD, Space, check_search, each_value, parse_space, typed
 from recipe_common.errors import RecipeError, require
 from recipe_common.recipe import Data, Recipe
 from recipe_common.report.folder import LOG, write_text
+from recipe_common.settings.command_line import read
+from recipe_common.settings.declaration import build, changed, flag
+from recipe_common.settings.shared import Settings
 from recipe_common.training.interrupt import INTERRUPTED, Interrupted
 from recipe_common.training.job import check_methods
 from recipe_common.training.precision import Precision, set_up
-from recipe_common.training.settings import choose_methods, options_of, resolve
+from recipe_common.training.settings import choose_methods, excluded_methods, options_of, resolve
 from recipe_common.training.trainer import reason
 
 COMMAND = "sweep"
@@ -35,14 +38,21 @@ _TRIAL, _TABLE, _DATABASE = "trial-", "sweep.csv", "sweep.db"
 _FAILURE = "failure"
 
 
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a sweep; all flags of a training are fixed values for all trials."""
-    add = parser.add_argument_group("sweep").add_argument
-    add("--search", nargs="+", action="extend", required=True, metavar="NAME=VALUES", help="what is searched over")
-    add("--trials", type=positive_int, default=20, help="trainings of this call; other calls may add to the study")
-    add("--storage", metavar="URL", help="database that all machines share; default: sqlite in the output folder")
-    add("--study", help="name of the study, and of its folder in the output; default: the recipe's, and no folder")
-    add("--sampler", choices=SAMPLERS, default="tpe")
+@attrs.frozen(kw_only=True)
+class SweepSettings:
+    """The search itself; all settings of a training are fixed values for all trials."""
+
+    title: ClassVar[str] = "sweep"
+
+    search: tuple[str, ...] = flag(help="what is searched over", metavar="NAME=VALUES", is_extended=True)
+    trials: int = flag(20, "trainings of this call; other calls may add to the study", number=positive_int)
+    storage: str | None = flag(
+        None, "database that all machines share; default: sqlite in the output folder", metavar="URL"
+    )
+    study: str | None = flag(
+        None, "name of the study, and of its folder in the output; default: the recipe's, and no folder"
+    )
+    sampler: str = flag("tpe", choices=SAMPLERS)
 
 
 def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[str], console: Console) -> int:
@@ -57,16 +67,17 @@ def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[s
     """
     optuna = require("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs the traceback of a trial of which we say the reason
-    given = parser.parse_args(arguments)
-    search = [parse_space(text) for text in given.search]
-    base = resolve(given, recipe)
+    given = read(parser, arguments)
+    own, base = build(SweepSettings, given), resolve(given, recipe)
+    search = [parse_space(text) for text in own.search]
     trials = _Trials(recipe, parser, arguments)
-    folder = _folder(recipe, given.study, Path(base.output))
+    folder = _folder(recipe, own.study, base.run.output)
     metric = _check(trials, base, search).task.headline
-    study = _open_study(optuna, recipe, given, Path(base.output), "maximize" if metric.higher_is_better else "minimize")
+    direction = "maximize" if metric.higher_is_better else "minimize"
+    study = _open_study(optuna, recipe, own, base.run.output, direction)
     # A fixed seed would try again what earlier calls, or other machines, have tried.
-    is_first = given.storage is None and not study.trials
-    study.sampler = _sampler(optuna, given.sampler, search, base.seed if is_first else None)
+    is_first = own.storage is None and not study.trials
+    study.sampler = _sampler(optuna, own.sampler, search, base.optimisation.seed if is_first else None)
 
     def objective(trial: Any) -> float:
         try:
@@ -78,7 +89,7 @@ def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[s
 
     is_interrupted = False
     try:
-        study.optimize(objective, n_trials=given.trials, catch=(TrialFailed,))
+        study.optimize(objective, n_trials=own.trials, catch=(TrialFailed,))
     except Interrupted:
         is_interrupted = True
     finally:
@@ -102,12 +113,12 @@ def _folder(recipe: Recipe, study: str | None, output: Path) -> Path:
     return output / study
 
 
-def _open_study(optuna: Any, recipe: Recipe, given: argparse.Namespace, output: Path, direction: str) -> Any:
+def _open_study(optuna: Any, recipe: Recipe, own: SweepSettings, output: Path, direction: str) -> Any:
     output.mkdir(parents=True, exist_ok=True)
-    storage = given.storage or f"sqlite:///{output / _DATABASE}"
+    storage = own.storage or f"sqlite:///{output / _DATABASE}"
     try:
         return optuna.create_study(
-            study_name=given.study or recipe.name, storage=storage, direction=direction, load_if_exists=True
+            study_name=own.study or recipe.name, storage=storage, direction=direction, load_if_exists=True
         )
     except Exception as error:  # whatever the drivers of the databases raise
         raise RecipeError(
@@ -122,7 +133,7 @@ class TrialFailed(Exception):
 
 @attrs.frozen
 class _Trials:
-    """Makes the flags of a trial; its values go through the parser, as if they had been typed behind the others."""
+    """Makes the settings of a trial; its values go through the parser, as if they had been typed behind the others."""
 
     recipe: Recipe
     parser: argparse.ArgumentParser
@@ -133,18 +144,18 @@ class _Trials:
         for value in space.values:
             _check_select(self.settings({space.name: value}))
 
-    def settings(self, values: Mapping[str, Any]) -> argparse.Namespace:
-        """Return the resolved flags of a trial, with the options of the method that it trains."""
-        args = resolve(self.flags(values), self.recipe)
-        args.option = [text for text in args.option if method_of(text.partition("=")[0]) in ("", args.methods[0])]
-        return args
+    def settings(self, values: Mapping[str, Any]) -> Settings[Any]:
+        """Return the settings of a trial, with the options of the method that it trains."""
+        settings = resolve(self.given(values), self.recipe)
+        own = (None, settings.run.methods[0])
+        return changed(settings, option=tuple(each for each in settings.run.option if each.method in own))
 
-    def flags(self, values: Mapping[str, Any]) -> argparse.Namespace:
-        """Return the parsed flags of a trial, not resolved."""
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the typed values of the flags that a trial is given."""
         given = [typed(name, value) for name, value in values.items() if name != METHOD]
         self.parser.exit_on_error = False
         try:
-            flags = self.parser.parse_args([*self.arguments, *given])
+            read_values = read(self.parser, [*self.arguments, *given])
         except argparse.ArgumentError as error:
             raise RecipeError(
                 f"Expected `--search` to give each flag a value that it takes. Found `{' '.join(given)}`: "
@@ -152,27 +163,27 @@ class _Trials:
                 "Fix: a value that --help names; true or false for a switch."
             ) from error
         if METHOD in values:
-            flags.methods = [f"{values[METHOD]}"]  # a second --methods might add to the first
-        return flags
+            read_values["methods"] = (f"{values[METHOD]}",)  # a second --methods might add to the first
+        return read_values
 
 
-def _check_select(args: argparse.Namespace) -> None:
-    if args.select != "val":
+def _check_select(settings: Settings[Any]) -> None:
+    if settings.data.select != "val":
         raise RecipeError(
-            f"Expected a sweep to choose by the validation split. Found `--select {args.select}`, given or of the "
-            "protocol. Fix: leave it out."
+            f"Expected a sweep to choose by the validation split. Found `--select {settings.data.select}`, given "
+            "or of the protocol. Fix: leave it out."
         )
 
 
-def _check(trials: _Trials, base: argparse.Namespace, search: Sequence[Space]) -> Data:
+def _check(trials: _Trials, base: Settings[Any], search: Sequence[Space]) -> Data:
     """Refuse, before the first trial, what no trial can be trained with; return the data, which tell what is scored."""
     _check_select(base)
     methods = check_search(search, base)
     for space in search:
         trials.check(space)
-    precision = set_up(base)
+    precision = set_up(base.machine)
     data = trials.recipe.load(base)
-    choose_methods(methods, data.excluded)
+    choose_methods(methods, excluded_methods(base, data))
     for method in methods:
         for combinations in each_value([space for space in search if space.method == method]):
             _check_one_of(trials, method, combinations, data, precision)
@@ -185,9 +196,10 @@ def _check_one_of(
     """Refuse a value that its method takes beside none of the other options' values; they may bound each other."""
     refusals = []
     for values in combinations:
-        args = trials.settings({**values, METHOD: method})
+        settings = trials.settings({**values, METHOD: method})
         try:
-            check_methods(trials.recipe, args, data, precision, {method: options_of(method, args, trials.recipe)})
+            options = {method: options_of(method, settings, trials.recipe)}
+            check_methods(trials.recipe, settings, data, precision, options)
         except ModbalanceError as error:
             refusals.append(error)
         else:
@@ -214,9 +226,8 @@ def _train(trials: _Trials, values: Mapping[str, Any], output: Path, console: Co
         TrialFailed: Whatever else ends it.
     """
     try:
-        args = trials.settings(values)
-        args.output, args.overwrite = str(output), True
-        summary = compare(trials.recipe, args, console)
+        settings = changed(trials.settings(values), output=output, overwrite=True)
+        summary = compare(trials.recipe, settings, console)
     except Interrupted:
         raise
     except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Collection, Iterator, Sequence
@@ -17,8 +16,19 @@ from recipe_common.errors import RecipeError, require
 from recipe_common.report.folder import SEED, RunFolder, write_text
 from recipe_common.report.results import Run
 from recipe_common.report.tables import compared_runs
+from recipe_common.settings.command_line import parse
+from recipe_common.settings.declaration import flag
 
 COMMAND = "telemetry"
+_DESCRIPTION = "What the methods of finished or running runs report of themselves."
+
+
+@attrs.frozen(kw_only=True)
+class TelemetrySettings:
+    """Which runs are read."""
+
+    output: Path = flag(Path("runs"), metavar="DIR")
+    methods: tuple[str, ...] | None = flag(None, "default: all that report something", metavar="NAME")
 
 
 @attrs.frozen
@@ -76,19 +86,16 @@ def telemetry(recipe: str, arguments: Sequence[str], console: Console) -> int:
     Raises:
         RecipeError: If there are no runs, or none that reported anything.
     """
-    parser = argparse.ArgumentParser(description="What the methods of finished or running runs report of themselves.")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=Path("runs") / recipe)
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="default: all that report something")
-    args = parser.parse_args(arguments)
-    sources = find_sources(args.output, recipe, args.methods)
-    chosen = choose(sources, compared_runs(args.output))
+    settings = parse(TelemetrySettings, None, _DESCRIPTION, arguments, {"output": Path("runs") / recipe})
+    sources = find_sources(settings.output, recipe, settings.methods)
+    chosen = choose(sources, compared_runs(settings.output))
     rows = [quantity.row() for quantity in read_telemetry(chosen)]
     if not rows:
         raise RecipeError(
-            f"Expected runs of methods that report something in {args.output}. Found none. "
+            f"Expected runs of methods that report something in {settings.output}. Found none. "
             "Fix: `--output` as it was in training."
         )
-    _write(args.output / "telemetry.csv", rows)
+    _write(settings.output / "telemetry.csv", rows)
     title = "quantiles and share of negative numbers: of all looks of all runs; last: mean over runs"
     table = Table(*rows[0], title=title, box=None)
     for row in rows:

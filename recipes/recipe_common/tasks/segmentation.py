@@ -130,4 +130,9 @@ def segmentation(regions: Regions, titles: Mapping[str, str], *, depth: int, wei
         weights: Of the classes, for the cross-entropy.
     """
     metrics = (Metric("dice", "mean Dice"), *(Metric(key, titles[key]) for key in regions))
-    return Task(metrics, lambda: CrossEntropyDiceLoss(weights), lambda: VolumeDice(regions, depth))
+    return Task(
+        metrics,
+        lambda: CrossEntropyDiceLoss(weights),
+        lambda: VolumeDice(regions, depth),
+        lacks={"classes": "a slice has pixels of all classes"},
+    )

@@ -39,11 +39,8 @@ BINARY = (
     Metric("macro_f1", "macro F1"),
     Metric("weighted_f1", "weighted F1"),
 )
-NOT_FOR_REGRESSION = {
-    "mslr": "its learning rates follow the accuracy of each modality, and a regression has errors instead",
-    "relearning": "it compares clusters of features with classes, and sentiment is a number",
-}
-"""Methods that do not apply to the regression of sentiment, and why."""
+LACKS = {"accuracy": "a regression has errors instead", "classes": "sentiment is a number"}
+"""Needs of methods that the regression of sentiment does not meet, and why."""
 
 
 def sentiment_regression(
@@ -73,6 +70,7 @@ def sentiment_regression(
         lambda: CollectingMeter(lambda prediction, target: regression_metrics(prediction, target, zero)),
         score="regression",
         chance=chance,
+        lacks=LACKS,
     )
 
 

@@ -74,6 +74,7 @@ class Task:
         meter: Makes a fresh meter for one evaluation.
         score: How well a modality does on a sample, for the methods: ``score=`` of ``BalancedOptimizer.criterion``.
         chance: Value of the headline that guessing reaches; None where nobody says.
+        lacks: What methods may need that this task does not have, by need, and why.
     """
 
     metrics: tuple[Metric, ...]
@@ -81,6 +82,7 @@ class Task:
     meter: Callable[[], Meter]
     score: str | Callable[..., Any] | None = None
     chance: float | None = None
+    lacks: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def headline(self) -> Metric:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from recipe_common.errors import RecipeError
+from recipe_common.settings.shared import MachineSettings
 from recipe_common.training.ranks import ALONE, Ranks
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,24 +39,24 @@ class Precision:
         return GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
 
-def set_up(args: argparse.Namespace, ranks: Ranks = ALONE) -> Precision:
-    """Choose the device of this rank and switch its determinism as ``args`` say.
+def set_up(settings: MachineSettings, ranks: Ranks = ALONE) -> Precision:
+    """Choose the device of this rank and switch its determinism as ``settings`` say.
 
     Raises:
         RecipeError: If the device is not there, or cannot do the number format.
     """
-    device = choose_device(args.device, ranks)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    dtype = _DTYPES[args.amp]
+    device = choose_device(settings.device, ranks)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    dtype = _DTYPES[settings.amp]
     if dtype is torch.float16 and device.type != "cuda":
         raise RecipeError(f"Expected a CUDA device for `--amp fp16`. Found `{device}`. Fix: --amp bf16, or --amp off")
     if device.type == "cuda":
         if not ranks.is_alone:
             torch.cuda.set_device(device)
-        torch.backends.cudnn.deterministic = args.deterministic
-        torch.backends.cudnn.benchmark = not args.deterministic
-    return Precision(device, dtype, args.channels_last)
+        torch.backends.cudnn.deterministic = settings.deterministic
+        torch.backends.cudnn.benchmark = not settings.deterministic
+    return Precision(device, dtype, settings.channels_last)
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:

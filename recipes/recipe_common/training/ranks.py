@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -73,7 +72,7 @@ class Ranks:
         """What is typed before the script."""
         return ["python"] if self.is_alone else ["torchrun", "--nproc-per-node", str(self.size)]
 
-    def check(self, args: argparse.Namespace) -> None:
+    def check(self, batch_size: int, jobs: int | None) -> None:
         """Refuse flags that do not go with several processes.
 
         Raises:
@@ -81,15 +80,15 @@ class Ranks:
         """
         if self.is_alone:
             return
-        if args.jobs is not None:
+        if jobs is not None:
             raise RecipeError(
                 f"Expected torchrun to train one run at a time on its {self.size} processes. "
-                f"Found `--jobs {args.jobs}`. Fix: leave one of them out."
+                f"Found `--jobs {jobs}`. Fix: leave one of them out."
             )
-        if args.batch_size % self.size:
+        if batch_size % self.size:
             raise RecipeError(
                 f"Expected a batch that {self.size} processes can share equally. Found `--batch-size "
-                f"{args.batch_size}`. Fix: a multiple of {self.size}."
+                f"{batch_size}`. Fix: a multiple of {self.size}."
             )
 
     def sum(self, tensor: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,21 @@ from recipe_common.report.folder import SEED, RunFolder, write_text
 from recipe_common.report.results import Caption, Result, Run
 from recipe_common.report.tables import print_scores
 from recipe_common.report.view import View
+from recipe_common.settings.declaration import changed
+from recipe_common.settings.shared import Settings
 from recipe_common.training import checkpoint
 from recipe_common.training.interrupt import stop_on_signal
 from recipe_common.training.job import Job, build_evaluator, build_job, build_model
 from recipe_common.training.loaders import build_loaders
 from recipe_common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
 from recipe_common.training.ranks import ALONE, Ranks
-from recipe_common.training.settings import choose_methods, identity
+from recipe_common.training.settings import as_json, choose_methods, excluded_methods, identity
 from recipe_common.training.trainer import Trainer, check_loss
 
 SKIPPED = "skipped.txt"
 _SHOWN = 10
 _RUN_SETTINGS = ("epochs", "workers", "jobs", "save_every")
+"""What else `config.json` says of the last call that trained a run."""
 
 
 @attrs.frozen
@@ -38,37 +40,41 @@ class Session:
 
     Attributes:
         recipe: The recipe.
-        args: Resolved flags.
+        settings: All settings.
         data: The data, read once.
         precision: Device and number format.
         console: Where a person reads.
         ranks: The processes that train each run together.
+        is_child: Whether this process trains one run of a comparison that another process leads.
     """
 
     recipe: Recipe
-    args: argparse.Namespace
+    settings: Settings[Any]
     data: Data
     precision: Precision
     console: Console
     ranks: Ranks = ALONE
+    is_child: bool = False
 
     @property
     def caption(self) -> Caption:
         """What a reader of the numbers must know."""
-        return Caption(self.recipe.title, self.data.synthetic, self.args.select, self.args.protocol, self.data.task)
+        settings = self.settings.data
+        return Caption(self.recipe.title, self.data.synthetic, settings.select, settings.protocol, self.data.task)
 
     @property
     def is_alone(self) -> bool:
         """Whether this process trains a single run."""
-        args = self.args
-        return args.child is not None or (len(args.methods) == 1 and args.seeds is None and not args.ceilings)
+        comparison = self.settings.comparison
+        is_one = len(self.settings.run.methods) == 1 and comparison.seeds is None and not comparison.ceilings
+        return self.is_child or is_one
 
     def folder(self, run: Run, options: Mapping[str, Any]) -> RunFolder:
         """Return the folder of one run: ``OUTPUT/METHOD``, with several seeds ``OUTPUT/METHOD/seed-SEED``."""
-        path = Path(self.args.output) / run.folder
-        if self.args.seeds is not None:
+        path = self.settings.run.output / run.folder
+        if self.settings.comparison.seeds is not None:
             path /= f"{SEED}{run.seed}"
-        return RunFolder(path, self.recipe.name, identity(self.args, run.method, options))
+        return RunFolder(path, self.recipe.name, identity(self.settings, run.method, options))
 
     def say(self, *lines: str) -> None:
         """Tell a person."""
@@ -76,25 +82,28 @@ class Session:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def open_session(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: Ranks = ALONE) -> Session:
+def open_session(recipe: Recipe, settings: Settings[Any], console: Console, ranks: Ranks = ALONE) -> Session:
     """Read the data and say what is about to happen."""
-    precision = set_up(args, ranks)
-    data = recipe.load(args)
-    _check_splits(data, args)
+    precision = set_up(settings.machine, ranks)
+    data = recipe.load(settings)
+    _check_splits(data, settings)
     lines = [recipe.title]
     if data.synthetic:
         lines.append("SYNTHETIC DATA: no --data-root given; a small synthetic set shows that everything works.")
-    lines += [*data.summary, *_skipped(data, args), f"device: {describe_device(precision)}"]
+    lines += [*data.summary, *_skipped(data, settings), f"device: {describe_device(precision)}"]
     if not ranks.is_alone:
-        lines.append(f"processes: {ranks.size}, with {args.batch_size // ranks.size} samples of each batch")
-    args.methods, left_out = choose_methods(args.methods, _excluded(data, args))
-    session = Session(recipe, args, data, precision, console, ranks)
+        lines.append(
+            f"processes: {ranks.size}, with {settings.optimisation.batch_size // ranks.size} samples of each batch"
+        )
+    methods, left_out = choose_methods(settings.run.methods, excluded_methods(settings, data))
+    complete = changed(settings, methods=methods, **data.chosen)
+    session = Session(recipe, complete, data, precision, console, ranks)
     session.say(*lines, *left_out)
     return session
 
 
-def _check_splits(data: Data, args: argparse.Namespace) -> None:
-    for name in ("train", "val", "test") if args.validation else ("train", "test"):
+def _check_splits(data: Data, settings: Settings[Any]) -> None:
+    for name in ("train", "val", "test") if settings.data.validation else ("train", "test"):
         if len(getattr(data, name)) == 0:
             raise RecipeError(
                 f"Expected samples in every split. Found none in {name}: {'; '.join(data.summary)}. "
@@ -102,30 +111,24 @@ def _check_splits(data: Data, args: argparse.Namespace) -> None:
             )
 
 
-def _skipped(data: Data, args: argparse.Namespace) -> list[str]:
+def _skipped(data: Data, settings: Settings[Any]) -> list[str]:
     """Say how much is absent or unreadable, and where `write_skipped` lists it."""
     if not data.skipped:
         return []
-    if args.strict:
+    if settings.data.strict:
         shown = "\n  ".join(data.skipped[:_SHOWN])
         raise RecipeError(
             f"Expected every listed sample, as --strict says. Found {len(data.skipped):,} absent or unreadable:\n  "
             f"{shown}\nFix: complete the data, or leave --strict out."
         )
-    where = "" if args.eval is not None else f"; their list: {Path(args.output) / SKIPPED}"
+    where = "" if settings.run.eval is not None else f"; their list: {settings.run.output / SKIPPED}"
     return [f"{len(data.skipped):,} listed samples are absent or unreadable and left out{where}"]
 
 
 def write_skipped(session: Session) -> None:
     """List what is absent or unreadable in the output folder."""
     if session.data.skipped:
-        write_text(Path(session.args.output) / SKIPPED, "\n".join(session.data.skipped) + "\n")
-
-
-def _excluded(data: Data, args: argparse.Namespace) -> dict[str, str]:
-    if args.validation:
-        return dict(data.excluded)
-    return {"relearning": "it compares training with validation data, and --no-validation leaves none", **data.excluded}
+        write_text(session.settings.run.output / SKIPPED, "\n".join(session.data.skipped) + "\n")
 
 
 def train(session: Session, method: str, options: Mapping[str, Any], folder: RunFolder, view: View) -> Result:
@@ -135,15 +138,16 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
         Interrupted: If somebody asked to stop.
         RunFailed: If training has diverged.
     """
-    args, ranks = session.args, session.ranks
-    if (finished := ranks.on_first(lambda: finished_result(folder, args.epochs))) is not None:
+    settings, ranks = session.settings, session.ranks
+    if (finished := ranks.on_first(lambda: finished_result(folder, settings.optimisation.epochs))) is not None:
         session.say(f"{method}: {folder.path} is finished; nothing to train.")
         return finished
     resumed = ranks.on_first(lambda: _saved_state(session, folder))
-    own = {name: getattr(args, name) for name in _RUN_SETTINGS}
+    values = as_json(settings)
+    own = {name: values[name] for name in _RUN_SETTINGS}
     ranks.on_first(lambda: folder.claim({**own, "device": describe_device(session.precision)}))
     reset_peak_memory(session.precision.device)
-    job = build_job(session.recipe, args, session.data, session.precision, method, options, ranks)
+    job = build_job(session.recipe, settings, session.data, session.precision, method, options, ranks)
     trainer = Trainer(job, folder, view)
     session.say(_description(job))
     if resumed is not None:
@@ -171,7 +175,7 @@ def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
     if not folder.last.exists():
         return None
     state = checkpoint.load(folder.last, checkpoint.STATE)
-    check_epochs(folder, session.args.epochs)
+    check_epochs(folder, session.settings.optimisation.epochs)
     if state["best"] is not None:
         checkpoint.load(folder.best)  # better missed now than after all epochs
     return state
@@ -195,8 +199,10 @@ def _tested(trainer: Trainer, memory: float | None) -> Result:
     job = trainer.job
     best = checkpoint.load(trainer.folder.best)
     job.model.load_state_dict(best["model"])
-    scores = job.evaluator(job.loaders.test, job.args.limit_batches)
-    return Result(job.method, job.args.seed, dict(best["row"]), scores.as_row("test"), trainer.history, memory)
+    scores = job.evaluator(job.loaders.test, job.settings.data.limit_batches)
+    return Result(
+        job.method, job.settings.optimisation.seed, dict(best["row"]), scores.as_row("test"), trainer.history, memory
+    )
 
 
 def _description(job: Job) -> str:
@@ -210,13 +216,13 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
     Raises:
         RecipeError: If the checkpoint was trained for other classes or another model.
     """
-    args, data = session.args, session.data
+    settings, data = session.settings, session.data
     if list(data.classes) != state["classes"]:
         raise RecipeError(
             f"Expected data with the classes of {path}, {state['classes']}. Found {list(data.classes)}. "
             "Fix: evaluate it with the data that it was trained on."
         )
-    model = build_model(session.recipe, args, data, session.precision, state["settings"]["method"])
+    model = build_model(session.recipe, settings, data, session.precision, state["settings"]["method"])
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -225,8 +231,8 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
             f"Expected weights of the model of these flags in {path}. Found others: {reason[:300]}. "
             "Fix: leave out the flags that change the model; those of the training are in the checkpoint."
         ) from error
-    evaluator = build_evaluator(session.recipe, args, data, model, session.precision)
-    loaders = build_loaders(args, data, session.precision)
-    splits = {"val": loaders.val, "test": loaders.test} if args.validation else {"test": loaders.test}
-    rows = {name: evaluator(loader, args.limit_batches).as_row(name) for name, loader in splits.items()}
+    evaluator = build_evaluator(session.recipe, settings, data, model, session.precision)
+    loaders = build_loaders(settings, data, session.precision)
+    splits = {"val": loaders.val, "test": loaders.test} if settings.data.validation else {"test": loaders.test}
+    rows = {name: evaluator(loader, settings.data.limit_batches).as_row(name) for name, loader in splits.items()}
     print_scores(session.console, rows, data.modalities, data.task, str(path))

@@ -62,15 +62,15 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self.sums = EpochSums(job.precision.device, job.ranks)
-        self.num_batches = batches_per_epoch(job.loaders.train, job.args.limit_batches)
-        self.split = "test" if job.args.select == "test" else "val"
-        self.num_steps: int = ceil(self.num_batches / job.args.accumulate)
+        self.num_batches = batches_per_epoch(job.loaders.train, job.settings.data.limit_batches)
+        self.split = "test" if job.settings.data.select == "test" else "val"
+        self.num_steps: int = ceil(self.num_batches / job.settings.optimisation.accumulate)
 
     @property
     def step_in_epoch(self) -> int:
         """Optimizer steps done in this epoch."""
         offset: int = self.job.loaders.sampler.offset
-        steps: int = ceil(offset / self.job.args.accumulate)
+        steps: int = ceil(offset / self.job.settings.optimisation.accumulate)
         return steps
 
     @property
@@ -87,9 +87,11 @@ class Trainer:
         """
         self.stop = stop
         self.events = EventLog(self.folder.events if self.job.ranks.is_first else None, self.step)
-        self.view.start(self.job.method, self.job.args.epochs, self.num_steps, self.step_in_epoch, self.history)
+        self.view.start(
+            self.job.method, self.job.settings.optimisation.epochs, self.num_steps, self.step_in_epoch, self.history
+        )
         try:
-            while self.epoch < self.job.args.epochs:
+            while self.epoch < self.job.settings.optimisation.epochs:
                 self._train_epoch()
                 self._end_epoch(self._evaluate())
         finally:
@@ -104,7 +106,7 @@ class Trainer:
         job.optimizer.epoch = self.epoch
         remaining = self.num_batches - job.loaders.sampler.offset
         waiting = Waiting()
-        steps = grouped(islice(job.loaders.train, remaining), job.args.accumulate)
+        steps = grouped(islice(job.loaders.train, remaining), job.settings.optimisation.accumulate)
         self.sums.start_clock()
         for batches in waiting.timed(steps):
             self._step(batches)
@@ -132,9 +134,9 @@ class Trainer:
         job.schedule.after_step()
 
     def _after_step(self) -> None:
-        args = self.job.args
+        run = self.job.settings.run
         step = self.step_in_epoch
-        is_look = step % args.log_every == 0 or step == self.num_steps
+        is_look = step % run.log_every == 0 or step == self.num_steps
         self.view.step_done()
         if is_look:
             metrics = self.job.optimizer.metrics()
@@ -145,7 +147,7 @@ class Trainer:
             self.events.step(self.step, loss, metrics)
         # Ranks agree on it, which is not for every step.
         must_stop = (is_look or self.job.ranks.is_alone) and self.job.ranks.any(bool(self.stop))
-        if must_stop or (args.save_every > 0 and step % args.save_every == 0):
+        if must_stop or (run.save_every > 0 and step % run.save_every == 0):
             self.sums.stop_clock()
             self.save()
             self.sums.start_clock()
@@ -169,7 +171,7 @@ class Trainer:
         loader = job.loaders.test if self.split == "test" else job.loaders.val
 
         def evaluated() -> dict[str, float]:
-            scores = job.evaluator(loader, job.args.limit_batches, self._leave_if_asked)
+            scores = job.evaluator(loader, job.settings.data.limit_batches, self._leave_if_asked)
             return row | scores.as_row(self.split) | self.sums.mean_coefficients()
 
         try:

@@ -1,11 +1,10 @@
 """How samples reach the model: read from their files one by one, or from a cache of decoded ones, batch by batch."""
 
-import argparse
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -18,6 +17,7 @@ from recipe_common.data.cache.store import Place, Store
 from recipe_common.data.samples.sampler import Key
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.data.samples.sources import Sample, SampleDataset, Source, SplitSamples, one_thread
+from recipe_common.settings.declaration import flag
 
 CACHE_SIZE = 256
 """Default of --cache-size: what papers scale videos to before they take random crops of 224 pixels."""
@@ -26,47 +26,56 @@ AUTO = "auto"
 Open = Callable[..., Dataset[tuple[Any, ...]]]
 
 
-def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of recipes whose samples are files."""
-    add = parser.add_argument_group("feed").add_argument
-    add("--cache", metavar="DIR", help="decode the data once into this folder; auto: beside the data")
-    add(
-        "--cache-size",
-        type=positive_int,
-        metavar="PIXELS",
-        help=f"shorter side of cached pictures, default {CACHE_SIZE}",
+@attrs.frozen(kw_only=True)
+class FeedSettings:
+    """Settings of recipes whose samples are files."""
+
+    title: ClassVar[str] = "feed"
+
+    cache: str | None = flag(
+        None, "decode the data once into this folder; auto: beside the data", metavar="DIR", is_identity=False
     )
-    add("--cache-workers", type=positive_int, metavar="N", help="processes that build the cache; default: one per core")
-    add(
-        "--device-transforms",
-        action=argparse.BooleanOptionalAction,
-        help="with --cache: spectrograms, crops and normalisation on the device; default: on CUDA",
+    cache_size: int | None = flag(
+        None, f"shorter side of cached pictures, default {CACHE_SIZE}", number=positive_int, metavar="PIXELS"
+    )
+    cache_workers: int | None = flag(
+        None,
+        "processes that build the cache; default: one per core",
+        number=positive_int,
+        metavar="N",
+        is_identity=False,
+    )
+    device_transforms: bool | None = flag(
+        None, "with --cache: spectrograms, crops and normalisation on the device; default: on CUDA"
     )
 
 
-def feed(args: argparse.Namespace, root: Path, parts: SplitSamples, sources: Sequence[Source]) -> Open:
+def feed(
+    settings: FeedSettings | None, root: Path, parts: SplitSamples, sources: Sequence[Source], *, seed: int
+) -> Open:
     """Return what opens the samples of one part: `opened(samples, training=...)`.
 
     Args:
-        args: With the flags of `add_feed_arguments`, or without any.
+        settings: How; None for samples that no cache can keep.
         root: Of the data.
         parts: All samples; a cache keeps them whatever part they are in.
         sources: One per modality.
+        seed: Of the augmentation.
 
     Raises:
         RecipeError: If the cache cannot be built or read.
     """
-    if getattr(args, "cache", None) is None:
-        return partial(SampleDataset, sources=sources, seed=args.seed)
-    folder = beside(root) if args.cache == AUTO else Path(args.cache)
+    if settings is None or settings.cache is None:
+        return partial(SampleDataset, sources=sources, seed=seed)
+    folder = beside(root) if settings.cache == AUTO else Path(settings.cache)
     samples = (*parts.train, *parts.val, *parts.test)
-    workers = args.cache_workers or os.cpu_count() or 1
-    short_side = args.cache_size or CACHE_SIZE
+    workers = settings.cache_workers or os.cpu_count() or 1
+    short_side = settings.cache_size or CACHE_SIZE
     kept = tuple(
         _kept(folder, source, [(sample, sample.media[index]) for sample in samples], short_side, workers)
         for index, source in enumerate(sources)
     )
-    return partial(CachedDataset, kept=kept, seed=args.seed)
+    return partial(CachedDataset, kept=kept, seed=seed, device_transforms=settings.device_transforms)
 
 
 def beside(root: Path) -> Path:
@@ -109,11 +118,20 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
         kept: Of each modality.
         training: Whether to augment.
         seed: Of the augmentation.
+        device_transforms: Whether batches are finished on the device; None: on CUDA.
     """
 
-    def __init__(self, samples: Sequence[Sample], kept: Sequence[CachedModality], *, training: bool, seed: int) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        kept: Sequence[CachedModality],
+        *,
+        training: bool,
+        seed: int,
+        device_transforms: bool | None = None,
+    ) -> None:
         self.samples, self.kept = tuple(samples), tuple(kept)
-        self.training, self.seed = training, seed
+        self.training, self.seed, self.device_transforms = training, seed, device_transforms
         self.places = [[each.places[sample] for sample in self.samples] for each in self.kept]
 
     def __len__(self) -> int:

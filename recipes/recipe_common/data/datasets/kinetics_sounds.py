@@ -1,6 +1,5 @@
 """Kinetics-Sounds on disk: its classes, the layouts in use, and which clips are for training."""
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,9 +73,9 @@ LIST_HEADERS = frozenset({"name", "clip", "label", "class"})
 MEDIA = (".wav", ".npy", ".pkl", ".pt", ".hdf5", "")
 
 
-def read_split(args: argparse.Namespace, root: Path) -> tuple[Split, str]:
+def read_split(root: Path, train_list: str | None, test_list: str | None) -> tuple[Split, str]:
     """Return the split and where it comes from: lists, a json file, or folders that are named after classes."""
-    train, test = list_files(root, {"train": args.train_list, "test": args.test_list})
+    train, test = list_files(root, {"train": train_list, "test": test_list})
     if train and test:
         rows = [read_clip_list(path, CLASSES) for path in (train, test)]
         return disjoint(Split(rows[0], (), rows[1])), f"{train}, {test}"

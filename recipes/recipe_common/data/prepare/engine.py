@@ -4,7 +4,6 @@ Every output appears in one step, by renaming a finished `.NAME.partial`, so tha
 finished item adds one line to `manifest.jsonl`; `--verify` compares the files with it.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -24,7 +23,10 @@ from recipe_common.arguments import positive_int
 from recipe_common.data.prepare.processes import in_processes, progress_bar
 from recipe_common.errors import RecipeError, message
 from recipe_common.files import DISK_FULL, lock, remove_partials
+from recipe_common.settings.command_line import parse
+from recipe_common.settings.declaration import flag
 
+P = TypeVar("P", bound="Preparation")
 MANIFEST = "manifest.jsonl"
 
 
@@ -49,13 +51,26 @@ class Failure:
     reason: str
 
 
-def prepare_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags of every `prepare`: --data-root, --workers and --verify."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes; default: one per core")
-    parser.add_argument("--verify", action="store_true", help=f"compare the files with {MANIFEST}; nothing is made")
-    return parser
+@attrs.frozen(kw_only=True)
+class Preparation:
+    """Settings of every `prepare`."""
+
+    data_root: Path = flag(metavar="DIR")
+    workers: int = flag(os.cpu_count() or 1, "processes; default: one per core", number=positive_int)
+    verify: bool = flag(False, f"compare the files with {MANIFEST}; nothing is made", is_one_way=True)
+
+
+def parse_preparation(kind: type[P], prog: str, description: str, arguments: Sequence[str], **defaults: Any) -> P:
+    """Return the settings of a `prepare`.
+
+    Args:
+        kind: Their class.
+        prog: Name of the command.
+        description: One line about it for `--help`.
+        arguments: What is typed behind the command.
+        **defaults: Values of flags that are not given, where they differ from those of the class.
+    """
+    return parse(kind, prog, description, arguments, defaults, allow_abbrev=False)
 
 
 def run_prepare(

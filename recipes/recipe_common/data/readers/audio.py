@@ -3,7 +3,6 @@
 Every front end is called with a path, and with a seed in training, and gives float32 of shape (1, ., .).
 """
 
-import argparse
 import math
 import zlib
 from collections.abc import Callable
@@ -21,13 +20,10 @@ from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.readers.waveforms import read_waveform, repeated, unreadable
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError, require
+from recipe_common.settings.declaration import flag
 
 FRONT_ENDS = ("stft22k", "stft16k", "fbank", "stored")
 CROPS = ("centre", "random")
-AUDIO_DEFAULTS: dict[str, Any] = dict.fromkeys(
-    ("audio_rate", "audio_seconds", "n_fft", "hop", "mel_bins", "fbank_frames")
-) | {"crop": "centre"}
-"""Values of the flags of `add_audio_arguments`, besides --audio-frontend; None is what the front end has."""
 
 
 class FrontEnd(Protocol):
@@ -43,39 +39,45 @@ class FrontEnd(Protocol):
         """Decode the file; raise a RecipeError if that fails."""
 
 
-def add_audio_arguments(add: Callable[..., Any]) -> None:
-    """Add the flags that choose and set up a front end.
+@attrs.frozen(kw_only=True)
+class AudioSettings:
+    """Which front end, and how it is set up; None is what the front end has."""
+
+    audio_frontend: str = flag(
+        "stft22k", "stored: spectrograms in npy, pkl or pt files instead of wav", choices=FRONT_ENDS
+    )
+    audio_rate: int | None = flag(None, "default: 22,050 (stft22k) or 16,000", number=positive_int, metavar="HZ")
+    audio_seconds: float | None = flag(
+        None, "stft22k: length, default 3; stft16k: window of twice that, 5", number=positive_float, metavar="S"
+    )
+    n_fft: int | None = flag(
+        None, "window of the spectrogram; default: 512 (stft22k) or 256", number=positive_int, metavar="SAMPLES"
+    )
+    hop: int | None = flag(
+        None, "step of the spectrogram; default: 353 (stft22k) or 128", number=positive_int, metavar="SAMPLES"
+    )
+    mel_bins: int | None = flag(None, "fbank: frequency bands, default 128", number=positive_int, metavar="N")
+    fbank_frames: int | None = flag(
+        None, "fbank: length in steps of 10 ms, default 1024", number=positive_int, metavar="N"
+    )
+    crop: str = flag("centre", "stft16k: which window is evaluated; training always takes a random one", choices=CROPS)
+
+
+def front_end(settings: AudioSettings, seed: int) -> FrontEnd:
+    """Return the front end that the settings describe.
 
     Args:
-        add: `add_argument` of a parser or group.
+        settings: The settings.
+        seed: Decides where windows are that are random in evaluation.
     """
-    add("--audio-frontend", choices=FRONT_ENDS, help="stored: spectrograms in npy, pkl or pt files instead of wav")
-    add("--audio-rate", type=positive_int, metavar="HZ", help="default: 22,050 (stft22k) or 16,000")
-    add(
-        "--audio-seconds",
-        type=positive_float,
-        metavar="S",
-        help="stft22k: length, default 3; stft16k: window of twice that, 5",
-    )
-    add(
-        "--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram; default: 512 (stft22k) or 256"
-    )
-    add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram; default: 353 (stft22k) or 128")
-    add("--mel-bins", type=positive_int, metavar="N", help="fbank: frequency bands, default 128")
-    add("--fbank-frames", type=positive_int, metavar="N", help="fbank: length in steps of 10 ms, default 1024")
-    add("--crop", choices=CROPS, help="stft16k: which window is evaluated; training always takes a random one")
-
-
-def front_end(args: argparse.Namespace) -> FrontEnd:
-    """Return the front end that the flags of `add_audio_arguments` describe."""
-    if args.audio_frontend == "stored":
+    if settings.audio_frontend == "stored":
         return StoredSpectrogram()
-    if args.audio_frontend == "fbank":
-        return Fbank(**_given(rate=args.audio_rate, bins=args.mel_bins, frames=args.fbank_frames))
-    stft = _given(rate=args.audio_rate, seconds=args.audio_seconds, n_fft=args.n_fft, hop=args.hop)
-    if args.audio_frontend == "stft22k":
+    if settings.audio_frontend == "fbank":
+        return Fbank(**_given(rate=settings.audio_rate, bins=settings.mel_bins, frames=settings.fbank_frames))
+    stft = _given(rate=settings.audio_rate, seconds=settings.audio_seconds, n_fft=settings.n_fft, hop=settings.hop)
+    if settings.audio_frontend == "stft22k":
         return Spectrogram(**stft)
-    return WindowSpectrogram(**stft, crop=args.crop, seed=args.seed)
+    return WindowSpectrogram(**stft, crop=settings.crop, seed=seed)
 
 
 def above(bound: float, flag: str) -> Callable[[object, "attrs.Attribute[Any]", float], None]:

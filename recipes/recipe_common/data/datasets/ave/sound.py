@@ -1,16 +1,16 @@
 """The sound of an event, or of the seconds around it."""
 
-import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import torch
 from attrs.validators import ge
 from torch import Tensor
 
+from recipe_common.arguments import positive_float, positive_int
 from recipe_common.data.cache.pipelines import TensorPipeline
 from recipe_common.data.datasets.ave.clips import seconds_of
 from recipe_common.data.readers.audio import Spectrogram, above
@@ -20,8 +20,10 @@ from recipe_common.data.samples.audiovisual import audio_source
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
 from recipe_common.errors import RecipeError, require
+from recipe_common.settings.declaration import flag
 
 FRONT_ENDS = ("event", "start", "dgl", "stored")
+SOUND = "event: its seconds, 10 s at 16 kHz; start: the first 3 s at 22 kHz; dgl: the same, refilled to (224, 224)"
 
 
 @attrs.frozen
@@ -114,15 +116,39 @@ class StartSpectrogram:
         return numbers[: self.refill**2].reshape(1, self.refill, self.refill)
 
 
-def event_front_end(args: argparse.Namespace) -> EventSpectrogram | StartSpectrogram | StoredSpectrogram:
-    """Return the front end named by --audio-frontend, with what is given of --audio-rate, -seconds, --n-fft, --hop."""
-    if args.audio_frontend == "stored":
+@attrs.frozen(kw_only=True)
+class EventAudioSettings:
+    """Which front end, and how it is set up; None is what the front end has."""
+
+    # video_preprocessing.py of the PMR code: the (257, 1004) spectrogram of the event.
+    audio_frontend: str = flag("event", f"{SOUND}; stored: Audio-1004-SE/ID.pkl", choices=FRONT_ENDS)
+    audio_rate: int | None = flag(
+        None, "sampling rate; default: that of the front end", number=positive_int, metavar="HZ"
+    )
+    audio_seconds: float | None = flag(
+        None, "length of the sound; default: that of the front end", number=positive_float, metavar="S"
+    )
+    n_fft: int | None = flag(None, "window of the spectrogram; default: 512", number=positive_int, metavar="SAMPLES")
+    hop: int | None = flag(
+        None, "step of the spectrogram; default: 159 (event) or 256", number=positive_int, metavar="SAMPLES"
+    )
+
+
+def event_front_end(settings: EventAudioSettings) -> EventSpectrogram | StartSpectrogram | StoredSpectrogram:
+    """Return the front end that the settings describe."""
+    name = settings.audio_frontend
+    if name == "stored":
         return StoredSpectrogram()
-    flags = {"rate": args.audio_rate, "seconds": args.audio_seconds, "n_fft": args.n_fft, "hop": args.hop}
-    given = {name: value for name, value in flags.items() if value is not None}
-    if args.audio_frontend == "event":
+    values = {
+        "rate": settings.audio_rate,
+        "seconds": settings.audio_seconds,
+        "n_fft": settings.n_fft,
+        "hop": settings.hop,
+    }
+    given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+    if name == "event":
         return EventSpectrogram(**given)
-    return StartSpectrogram(Spectrogram(**({"hop": 256} | given)), refill=224 if args.audio_frontend == "dgl" else 0)
+    return StartSpectrogram(Spectrogram(**({"hop": 256} | given)), refill=224 if name == "dgl" else 0)
 
 
 def event_audio_source(folder: Path, read: EventSpectrogram | StartSpectrogram | StoredSpectrogram) -> Source:

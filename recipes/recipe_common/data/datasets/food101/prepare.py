@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import torch
 
 from recipe_common.arguments import positive_int
@@ -17,11 +17,27 @@ from recipe_common.data.features.networks import KEEP
 from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
-from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
 from recipe_common.models.pretrained import local_folder
+from recipe_common.settings.declaration import flag
 
 MOST_WORKERS = 8
 """Each has a copy of a network."""
+
+
+@attrs.frozen(kw_only=True)
+class EncodeSettings(Preparation):
+    """Which lists and networks, and how samples go through them."""
+
+    features: Path | None = flag(None, "where they go; default: DATA_ROOT/features", metavar="DIR")
+    image_model: str | None = flag(None, "folder, or cached name; default: %(default)s", metavar="DIR")
+    text_model: str | None = flag(None, "folder, or cached name; default: %(default)s", metavar="DIR")
+    lists: str = flag("auto", "which lists are read if there are several", choices=("auto", *FORMATS))
+    keep: str = flag("all", "hidden states of all tokens, or of the first one alone", choices=KEEP)
+    normalize: bool = flag(True, "pixels normalised as the network expects (the default), or from 0 to 1 as in CGGM")
+    text_length: int = flag(50, "titles are cut or padded to this", number=positive_int, metavar="TOKENS")
+    device: str = flag("auto", "cpu, cuda, cuda:1, ...; default: CUDA if there")
+    batch_size: int = flag(64, "samples per pass of each process", number=positive_int)
 
 
 def encode_main(prog: str, arguments: list[str], classes: Sequence[str], image_model: str, text_model: str) -> int:
@@ -37,42 +53,31 @@ def encode_main(prog: str, arguments: list[str], classes: Sequence[str], image_m
     Returns:
         The exit status: 0, or 1 if pictures could not be read.
     """
-    args = _parser(prog, image_model, text_model).parse_args(arguments)
-    folder = args.features or args.data_root / "features"
-    if args.verify:
-        return verify(folder, workers=args.workers)
-    lists = read_titles(args.data_root, classes, args.lists)
-    image = local_folder(args.image_model, "--image-model", image_model)
-    text = local_folder(args.text_model, "--text-model", text_model)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    settings = parse_preparation(
+        EncodeSettings,
+        prog,
+        "Features of pictures and titles from frozen networks.",
+        arguments,
+        workers=min(MOST_WORKERS, os.cpu_count() or 1),
+        image_model=image_model,
+        text_model=text_model,
+    )
+    folder = settings.features or settings.data_root / "features"
+    if settings.verify:
+        return verify(folder, workers=settings.workers)
+    lists = read_titles(settings.data_root, classes, settings.lists)
+    image = local_folder(settings.image_model or image_model, "--image-model", image_model)
+    text = local_folder(settings.text_model or text_model, "--text-model", text_model)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
     networks = {
-        FrozenPictures(image, args.keep, device, args.batch_size, normalize=args.normalize): _pictures(lists),
-        FrozenTexts(text, args.keep, device, args.batch_size, length=args.text_length): [
+        FrozenPictures(image, settings.keep, device, settings.batch_size, normalize=settings.normalize): _pictures(
+            lists
+        ),
+        FrozenTexts(text, settings.keep, device, settings.batch_size, length=settings.text_length): [
             text_entry_of(row) for row in lists.rows
         ],
     }
-    return prepare_features(folder, networks, workers=args.workers)
-
-
-def _parser(prog: str, image_model: str, text_model: str) -> argparse.ArgumentParser:
-    parser = prepare_parser(prog, "Features of pictures and titles from frozen networks.")
-    parser.set_defaults(workers=min(MOST_WORKERS, os.cpu_count() or 1))
-    add = parser.add_argument
-    add("--features", type=Path, metavar="DIR", help="where they go; default: DATA_ROOT/features")
-    add("--image-model", default=image_model, metavar="DIR", help=f"folder, or cached name; default: {image_model}")
-    add("--text-model", default=text_model, metavar="DIR", help=f"folder, or cached name; default: {text_model}")
-    add("--lists", choices=("auto", *FORMATS), default="auto", help="which lists are read if there are several")
-    add("--keep", choices=KEEP, default="all", help="hidden states of all tokens, or of the first one alone")
-    add(
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="pixels normalised as the network expects (the default), or from 0 to 1 as in CGGM",
-    )
-    add("--text-length", type=positive_int, default=50, metavar="TOKENS", help="titles are cut or padded to this")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; default: CUDA if there")
-    add("--batch-size", type=positive_int, default=64, help="samples per pass of each process")
-    return parser
+    return prepare_features(folder, networks, workers=settings.workers)
 
 
 def _pictures(lists: TitleLists) -> list[Entry]:
