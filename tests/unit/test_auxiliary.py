@@ -93,7 +93,7 @@ def test_streams_of_batches_differ_by_step_micro_batch_and_rank(monkeypatch: pyt
     run = run_of()
     drawn = []
     for rank in range(2):
-        monkeypatch.setattr(type(run.ranks), "rank", property(lambda _, rank=rank: rank))
+        monkeypatch.setattr(type(run.ranks), "rank", rank)
         for run.steps in range(2):
             for index in range(2):
                 with batch_rng(Batch(run, index=index)):
