@@ -30,6 +30,7 @@ from modbalance._training import Training
 from modbalance.context import Batch, EpochData, Run, Step
 from modbalance.errors import CheckpointError, ConfigError, ObservationError
 from modbalance.method import Method, WindowedMethod
+from modbalance.scores import Score
 
 Sums = dict[str, Tensor]
 
@@ -116,7 +117,7 @@ class Lifecycle:
         """The methods that replace the logits in the current epoch."""
         return self.hooks.implementers("modbalance_logits", self.active)
 
-    def set_loss(self, loss_fn: Callable[..., Tensor], scorer: Any) -> None:
+    def set_loss(self, loss_fn: Callable[..., Tensor], scorer: Score) -> None:
         """Take over the loss and the score of the latest `opt.criterion`, for methods that measure between epochs."""
         self.training.loss_fn, self.training.scorer = loss_fn, scorer
 

@@ -137,7 +137,7 @@ def plugin_manager(plugins: Mapping[str, object]) -> pluggy.PluginManager:
     """Return a manager of its own with ``plugins`` registered by name.
 
     Raises:
-        PluginLoadError: A hook is misspelt, unmarked, or asks for arguments that it does not get.
+        PluginLoadError: A hook is misspelt, unmarked, or has arguments that it does not get.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)

@@ -1,4 +1,4 @@
-"""State of one training that all methods of an optimizer share; methods see it through `modbalance.context.Run`."""
+"""State of one training that all methods of an optimizer share; methods reach it through `modbalance.context.Run`."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def full(batch: Batch, *, training: bool = False, no_gradient: str = "") -> dict
 def factored(batch: Batch, *, no_gradient: str = "") -> dict[Coalition, Tensor]:
     """Return the logits of the proper coalitions in eval mode by one pass of each encoder, and one of a masked sample.
 
-    Exact where no encoder sees another modality's input, and nothing but its own input tells samples apart. Arguments
-    and errors are those of `full`.
+    Exact where features depend on the input of their own modality and of their own sample alone. Arguments and errors
+    are those of `full`.
     """
     with _without_recomputation(no_gradient):
         seen, masked = _features_in_eval(batch), _features_in_eval(batch, masked=True)
@@ -72,7 +72,7 @@ def factored(batch: Batch, *, no_gradient: str = "") -> dict[Coalition, Tensor]:
 
 
 def choose(batch: Batch, expected: Mapping[Coalition, Tensor], *, hint: str = "") -> str:
-    """Return "factored" if that form is exact, "full" with a warning if not, "auto" if this batch does not tell.
+    """Return "factored" if that form is exact, "full" with a warning if not, "auto" if this batch does not show it.
 
     Each encoder must be blind to the inputs of the others, and both forms must yield the same. Two host reads; all
     ranks agree.
@@ -80,7 +80,7 @@ def choose(batch: Batch, expected: Mapping[Coalition, Tensor], *, hint: str = ""
     Args:
         batch: The batch to compare on.
         expected: The logits that `full` returned for it.
-        hint: Last sentence of the warning, such as the option that asks for the full form.
+        hint: Last sentence of the warning, such as the option for the full form.
     """
     vote, reason = _vote(batch, expected)
     verdict = batch.run._training.ranks.minimum(vote, batch.logits.device)
@@ -155,7 +155,7 @@ def _why_not_separate(batch: Batch) -> str | None:
     args, kwargs = forward.inputs or ((), {})
     inputs = structure.inputs.read(args, kwargs, structure.modalities)
     if {id(t) for t in tensors_in((args, kwargs))} - {id(t) for t in tensors_in(tuple(inputs.values()))}:
-        return "the model takes tensors that belong to no modality (`inputs=` says which do)"
+        return "the model takes tensors that belong to no modality (name theirs in `inputs=`)"
     with torch.no_grad():
         features, differences = _features_in_eval(batch), []
         if set(features) != set(inputs):

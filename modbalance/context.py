@@ -32,7 +32,7 @@ Forwarder = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 
 @attrs.frozen(eq=False)
 class Run:
-    """One training with one optimizer, as one method sees it: values are logged under the name of the method."""
+    """One training with one optimizer, for one method: values are logged under its name."""
 
     _training: Training
     _prefix: str = "modbalance"
@@ -376,7 +376,7 @@ class Batch:
 
 @attrs.define(eq=False)
 class Step:
-    """One optimizer step, as one method sees it.
+    """One optimizer step, for one method.
 
     Attributes:
         run: The run.

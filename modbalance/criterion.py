@@ -99,8 +99,8 @@ class Criterion(nn.Module):
         keys = f" in a mapping with {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
         example = 0 if isinstance(output, tuple | list) else "logits"
         raise ConfigError(
-            f"The criterion should receive the logits as a tensor. Found {type(found).__name__}{given}{keys}: say "
-            f"where they are, `opt.criterion(loss_fn, logits_of={example!r})`; a name, an index or a callable."
+            f"The criterion should receive the logits as a tensor. Found {type(found).__name__}{given}{keys}: name "
+            f"their place, `opt.criterion(loss_fn, logits_of={example!r})`; a name, an index or a callable."
         )
 
     def _batch(

@@ -78,7 +78,7 @@ def modbalance_losses(batch: Batch) -> Mapping[str, Tensor]:  # type: ignore[emp
 def modbalance_coefficients(step: Step) -> Mapping[str, Tensor]:  # type: ignore[empty-body]
     """Return a 0-dim coefficient by modality. Called in `modulate()`, gradients still unmodulated.
 
-    The core multiplies the gradients of the encoder by it, where `Method.modulates` says so. A coefficient that is
+    The core multiplies the gradients of the encoder by it, where `Method.modulates` is true. A coefficient that is
     NaN or infinite acts as 1 and is counted in `metrics()`.
     """
 

@@ -60,7 +60,7 @@ class BalancedOptimizer(Wrapper):
         mask_value: Fill value of a removed input; a number, or a number by modality.
         unimodal: How unimodal logits are obtained: ``"auto"``, ``"slice"``, ``"zero"``, a mapping to own heads, or a
             callable from features to logits; see docs/usage.md.
-        preset: ``"official"``, the authors' code, or ``"paper"``, where the paper says something else.
+        preset: ``"official"``, the authors' code, or ``"paper"``, where the paper differs from its code.
         apply: ``"gradient"``: coefficients scale gradients.
         clip_grad_norm: Largest joint L2 norm of the gradients, > 0; larger ones are scaled down after modulation.
             ``None``: that of the method's preset, else no clip.

@@ -16,7 +16,8 @@ from modbalance.scores import require_classes, row_mask
 __all__ = ["accuracy", "epoch_results", "scalar"]
 
 Sums = tuple[Tensor, Tensor]
-_NUMBERS = "pass numbers, larger for better, as `opt.end_epoch(metrics=...)`"
+# With braces for `str.format`.
+_NUMBERS = "pass numbers, larger for better, `opt.end_epoch(metrics={{'accuracy': {{...}}}})`"
 
 
 def epoch_results(method: Method, run: Run, data: EpochData, quantity: Literal["accuracy", "loss"]) -> dict[str, float]:
@@ -95,7 +96,7 @@ def _accuracy(batch: Batch, logits: Tensor) -> Sums:
     loss_fn = batch.run.loss_fn
     require_classes(loss_fn, "The accuracy of each modality", _NUMBERS)
     ignore_index = getattr(loss_fn, "ignore_index", -100)
-    return accuracy(logits, batch.target, fix=f"for other tasks {_NUMBERS}", ignore_index=ignore_index)
+    return accuracy(logits, batch.target, fix=f"for other tasks {_NUMBERS.format()}", ignore_index=ignore_index)
 
 
 def _loss(batch: Batch, logits: Tensor) -> Sums:

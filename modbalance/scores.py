@@ -1,7 +1,7 @@
 """Scores: how well a modality does, per task.
 
 A score is a callable `(logits, target) -> (score, mask)`: one number per element, larger for better, and a boolean
-mask of the same shape that says which elements count (`None`: all).
+mask of the same shape, true for elements that count (`None`: all).
 """
 
 from __future__ import annotations

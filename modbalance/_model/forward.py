@@ -25,7 +25,7 @@ class Forward:
         features: By modality, as they enter the fusion.
         fusion_args: Positional arguments of the fusion, ``fusion_kwargs`` its keyword arguments.
         autocast_state: Device type, whether autocast was on, and its dtype, as the features entered the fusion.
-        logits: Fused logits of the criterion call, which tell two forwards apart where no hook sees them.
+        logits: Fused logits of the criterion call, which identify a forward where no hook saw it.
         logits_of: Picks the logits out of the model's output.
         is_claimed: Whether a criterion call came for it.
         is_observed: Whether a criterion call has gathered statistics of it already.

@@ -184,7 +184,7 @@ def _check_shapes(unimodal: Features, fused: Tensor) -> None:
 def agreement(found: Tensor, expected: Tensor, computed_in: torch.dtype) -> int:
     """Return a vote on whether two tensors are equal but for the rounding of ``computed_in`` (one host read).
 
-    Zeros, nothing and NaN say nothing.
+    Zeros alone, no elements and NaN are an abstention.
     """
     if found.shape != expected.shape:
         return NO

@@ -5,10 +5,16 @@ from types import ModuleType
 
 
 class RecipeError(Exception):
-    """Bad input to a recipe: the message says what was expected, what was found, and the fix.
+    """Bad input to a recipe, which the command line prints without a traceback before it exits with status 2.
 
-    The command line prints it without a traceback and exits with status 2.
+    Args:
+        should: What should be, as a sentence without its full stop, such as "`--option` should be like name=value".
+        found: What was found instead.
+        fix: What to do.
     """
+
+    def __init__(self, should: str, *, found: str | None = None, fix: str | None = None) -> None:
+        super().__init__(should if found is None else f"{should}. Found {found}: {fix}.")
 
 
 def message(error: BaseException) -> str:

@@ -64,12 +64,12 @@ class DeviceLoader(Loader):
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch with every tensor in its lists and mappings moved to ``device``."""
+    """Return a batch with every tensor in its lists and mappings moved to ``device``; other values stay as they are."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {name: to_device(value, device) for name, value in batch.items()}
-    return [to_device(value, device) for value in batch]
+    return [to_device(value, device) for value in batch] if isinstance(batch, list | tuple) else batch
 
 
 def build_loaders(settings: Settings[Any], data: Data, precision: Precision, ranks: Ranks = ALONE) -> Loaders:

@@ -14,6 +14,7 @@ import attrs
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from recipe_common.data.readers.audio import Spectrogram, WindowSpectrogram
 from recipe_common.data.readers.frames import Crop, Frames, normalisation, pixels_of, read_image
@@ -21,7 +22,8 @@ from recipe_common.data.readers.waveforms import read_samples
 from recipe_common.data.samples.batches import batch_tensor
 
 INT16_SCALE = 1 / 32_768
-Packed = tuple[Tensor, ...]
+Packed = tuple[Any, ...]
+"""Tensors, which travel to the device, and plain numbers about them, which stay on the host."""
 
 
 class Pipeline(Protocol):
@@ -207,13 +209,13 @@ class FramesPipeline:
         return self.frames.finish(picked)
 
     def pack(self, picked: Sequence[list[Crop]]) -> Packed:
-        """Return the parts (N, height, width, 3) of all clips in the size of the largest, and (N, 3): sizes, flips."""
+        """Return the parts of all clips, padded to the size of the largest, with their sizes and flips."""
         return pack_crops([crop for crops in picked for crop in crops])
 
     def finish_packed(self, packed: Packed) -> Tensor:
         """Return the frames, (B, 3, count, size, size); not rounded to whole levels, as they are on the CPU."""
-        pictures, table = packed
-        resized = resample(pictures, table, self.frames.size)
+        pictures, sizes = packed
+        resized = resize_crops(pictures, sizes, self.frames.size)
         scale, shift = normalisation(pictures.device)
         clips = (resized * scale + shift).view(-1, self.frames.count, *resized.shape[1:])
         return clips.transpose(1, 2).contiguous()
@@ -229,48 +231,24 @@ def shrunk(picture: Image.Image, short_side: int) -> Image.Image:
 
 
 def pack_crops(crops: Sequence[Crop]) -> Packed:
-    """Return parts of pictures as one uint8 tensor (N, height, width, 3), and int64 (N, 3): heights, widths, flips."""
-    table = torch.tensor([(*crop.pixels.shape[:2], crop.is_flipped) for crop in crops])
-    height, width = table[:, :2].amax(dim=0).tolist()
-    pictures = batch_tensor(len(crops), height, width, 3, dtype=torch.uint8)  # what is not filled has no weight
+    """Return parts of pictures as one uint8 tensor (N, height, width, 3), and of each its height, width and flip."""
+    sizes = tuple((*crop.pixels.shape[:2], crop.is_flipped) for crop in crops)
+    height, width = (max(size[side] for size in sizes) for side in (0, 1))
+    pictures = batch_tensor(len(crops), height, width, 3, dtype=torch.uint8)
     for picture, crop in zip(pictures, crops, strict=True):
         picture[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
-    return pictures, table
+    return pictures, sizes
 
 
-def resample(pictures: Tensor, table: Tensor, size: int) -> Tensor:
-    """Resize, and flip, the parts that `pack_crops` gives, all at once and as Pillow does it, but for its rounding.
-
-    Resizing is linear in the pixels, and the same for all columns and all rows: two products with matrices of weights.
+def resize_crops(pictures: Tensor, sizes: Sequence[tuple[int, int, bool]], size: int) -> Tensor:
+    """Resize, and flip, the parts that `pack_crops` gives, by torch's antialiased bilinear filter.
 
     Returns:
         Levels of 0 to 255, float32 of shape (N, 3, size, size).
     """
-    number, height, width, channels = pictures.shape
-    rows = triangle_weights(table[:, 0], height, size)
-    columns = triangle_weights(table[:, 1], width, size)
-    columns = torch.where(table[:, 2, None, None] > 0, columns.flip(1), columns)
-    squeezed = rows @ pictures.float().flatten(2)  # (N, size, width * 3)
-    upright = squeezed.view(number, size, width, channels).permute(0, 3, 1, 2)
-    return upright @ columns.transpose(1, 2)[:, None]
-
-
-def triangle_weights(lengths: Tensor, total: int, size: int) -> Tensor:
-    """Return the weights with which Pillow's bilinear filter makes `size` pixels of the first `lengths` of `total`.
-
-    A new pixel is the mean of the old ones within its reach, weighed by their distance from its centre; its reach is
-    the length of a new pixel in old ones, and at least one.
-
-    Args:
-        lengths: Shape (N,).
-        total: Columns of the result; those beyond the length have no weight.
-        size: Rows of the result.
-
-    Returns:
-        float32 of shape (N, size, total); the sum of each row is 1.
-    """
-    scale = (lengths.double() / size)[:, None, None]
-    centres = (torch.arange(size, device=lengths.device) + 0.5)[None, :, None] * scale
-    places = (torch.arange(total, device=lengths.device) + 0.5)[None, None, :]
-    weights = (1 - (places - centres).abs() / scale.clamp(min=1)).clamp(min=0) * (places < lengths[:, None, None])
-    return (weights / weights.sum(dim=-1, keepdim=True)).float()
+    levels = torch.empty(len(sizes), 3, size, size, device=pictures.device)
+    for level, picture, (height, width, is_flipped) in zip(levels, pictures, sizes, strict=True):
+        part = picture[:height, :width].permute(2, 0, 1)[None].float()
+        resized = interpolate(part, (size, size), mode="bilinear", antialias=True)[0]
+        level.copy_(resized.flip(-1) if is_flipped else resized)
+    return levels

