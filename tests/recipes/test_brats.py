@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,23 @@ from torch.utils.data import default_collate
 import brats
 from modbalance import BalancedOptimizer
 from recipe_common.cli import build_parser, main
-from recipe_common.comparison import compare
 from recipe_common.data.datasets.brats import split_cases
 from recipe_common.data.readers.volumes import AllSlices, LabelledSlices
 from recipe_common.data.synthetic.brats import CONTRAST, MadeUpBrains
 from recipe_common.data.synthetic.folder import generated_folder
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
 from recipe_common.training.settings import BUILTIN, resolve
+from recipes.without_pictures import without_pictures
 
 from .brats_tree import PARTS, SHAPE, case_name, made_up_case, write_folders, write_h5, write_raw
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_pictures() -> Iterator[None]:
     """Drawing takes longer than training here, and has tests of its own."""
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+    with without_pictures():
+        yield
 
 
 SMALL = {"crop": 16, "eval_crop": 32}

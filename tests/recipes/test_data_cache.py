@@ -41,13 +41,13 @@ from recipe_common.data.samples.sampler import ResumableBatchSampler
 from recipe_common.data.samples.sources import Parts, Reader, SampleDataset, Source
 from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError
-from recipe_common.report.curves import Picture
 from recipe_common.training import run
 from recipe_common.training.interrupt import StopRequest
 from recipe_common.training.loaders import DeviceLoader, build_loaders
 from recipe_common.training.precision import Precision
 from recipe_common.training.settings import identity, resolve
 from recipes.two_step_training import StopAtLook
+from recipes.without_pictures import without_pictures
 
 from .cremad_sized_clips import open_data
 from .cremad_tree import LABELS, label_of, names, write_list
@@ -530,12 +530,18 @@ def weights(output: Path) -> dict[str, Any]:
     return model
 
 
+@pytest.fixture
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
+
+
+@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize("where", ["--no-device-transforms", "--device-transforms"])
 def test_a_run_is_continued_bitwise_in_the_middle_of_an_epoch(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     write_lists(root)
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
     flags = ["--data-root", str(root), "--cache", "auto", where, *SMALL]
     assert main(cremad.RECIPE, [*flags, "--output", str(tmp_path / "whole")]) == 0
     assert list(beside(root).glob("audio-*/*.safetensors"))

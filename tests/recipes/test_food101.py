@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,16 @@ from recipe_common.errors import RecipeError
 from recipe_common.models.imagetext import TextEncoder, end_to_end_net, frozen_feature_net
 from recipe_common.models.pretrained import load_network
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
 from recipe_common.training.settings import BUILTIN, resolve
+from recipes.without_pictures import without_pictures
 
 from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="module")

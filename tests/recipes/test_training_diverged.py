@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from recipe_common.cli import build_parser, main
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
 from recipe_common.report.folder import RunFolder
 from recipe_common.report.view import Columns, PlainView
 from recipe_common.training.checkpoint import load
@@ -24,6 +24,7 @@ from recipe_common.training.precision import set_up
 from recipe_common.training.settings import resolve
 from recipe_common.training.trainer import RunFailed, Trainer
 from recipes.tiny_recipe import RECIPE, TinyDataset
+from recipes.without_pictures import without_pictures
 
 
 class BrokenDataset(TinyDataset):
@@ -37,8 +38,9 @@ def _load_with_broken_test(args: argparse.Namespace) -> Data:
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 @pytest.mark.parametrize("select", ["val", "test"])
