@@ -23,6 +23,8 @@ from recipe_common.training.ranks import ALONE, Ranks
 from recipes.tiny_recipe import RECIPE
 from recipes.without_pictures import without_pictures
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "recipes" / "tiny_recipe.py"
 SINGLE_THREAD_AT_EXIT = TESTS / "recipes" / "single_thread_at_exit.py"

@@ -217,6 +217,7 @@ def test_every_flag_of_the_recipe_has_a_default() -> None:
     assert set(brats.RECIPE.generated_defaults) <= known | set(BUILTIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["deeplab", "unet"])
 def test_the_description_of_the_model_fits_it(model: str) -> None:
     args = settings(None, model=model, backbone="resnet50")
@@ -276,6 +277,7 @@ def test_relearning_does_not_apply(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "it clusters one feature per sample" in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_all_other_methods_run_on_the_generated_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "16", "--crop", "16", "--width", "1"]
     assert main(brats.RECIPE, [*flags, "--methods", "all", "--output", str(tmp_path)]) == 0
@@ -287,6 +289,7 @@ def test_all_other_methods_run_on_the_generated_set(tmp_path: Path, capsys: pyte
         assert {"test_dice", "test_wt", "test_tc", "test_et", "test_dice_flair"} <= set(result["test"])
 
 
+@pytest.mark.slow
 def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
     args = settings(root, protocol="official", backbone="resnet50", crop=32, eval_crop=32, batch_size=5)
     data = brats.load(args)
@@ -308,6 +311,7 @@ def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
     assert sum(metrics[f"cggm/coefficient/{name}"] for name in brats.MODALITIES) == pytest.approx(3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_prepare_is_a_command(tmp_path: Path) -> None:
     for number in range(2):
         write_raw(tmp_path, number)

@@ -26,6 +26,8 @@ from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE
 from recipes.without_pictures import without_pictures
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(tiny_recipe.__file__)
 PATH = os.pathsep.join(str(SCRIPT.parents[2] / name) for name in ("recipes", "tests"))
 BOTH = ("--methods", "none", "ogm_ge", "--seeds", "2", "--epochs", "2")

@@ -15,6 +15,8 @@ from recipe_common.training.trainer import Trainer
 from recipes.tiny_recipe import RECIPE
 from recipes.without_pictures import without_pictures
 
+pytestmark = pytest.mark.slow
+
 BINARY = bytes(range(255, -1, -1))
 
 

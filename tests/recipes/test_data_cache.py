@@ -437,6 +437,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing_half_written(root: Path, mo
     assert {path.name for path in (root.parent / "cache").glob("*/*")} == {".lock", "cache.json"}
 
 
+@pytest.mark.slow
 def test_processes_build_what_one_builds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 3)
     compact = CompactSound(SOUND)
@@ -484,6 +485,7 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_kill_while_building_loses_at_most_what_was_in_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root.parent / "cache"
     script = root.parent / "build.py"
@@ -536,6 +538,7 @@ def _no_pictures() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize("where", ["--no-device-transforms", "--device-transforms"])
 def test_a_run_is_continued_bitwise_in_the_middle_of_an_epoch(

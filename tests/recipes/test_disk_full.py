@@ -16,7 +16,7 @@ from recipes.without_pictures import without_pictures
 
 FULL = Path("/dev/full")
 """Takes no byte: there is no space left on this device."""
-pytestmark = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")]
 
 
 @pytest.fixture(autouse=True)

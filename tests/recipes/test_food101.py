@@ -314,6 +314,7 @@ def test_the_generated_set_is_always_the_same(tmp_path: Path) -> None:
     assert sums[0] == sums[1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # S of CGGM may be nearly 0 on so small a batch
 def test_all_methods_run_on_the_generated_set(tmp_path: Path) -> None:
     assert run(tmp_path, "--methods", "all", "--seed", "0") == 0
@@ -321,6 +322,7 @@ def test_all_methods_run_on_the_generated_set(tmp_path: Path) -> None:
     assert all(0 <= each["test"]["test_accuracy"] <= 1 for each in results)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")
 @pytest.mark.parametrize("protocol", ["official", "end-to-end", "benchmark"])
 def test_every_protocol_runs(tmp_path: Path, protocol: str) -> None:
@@ -332,6 +334,7 @@ def test_every_protocol_runs(tmp_path: Path, protocol: str) -> None:
     }
 
 
+@pytest.mark.slow
 def test_real_data_are_trained_on_and_evaluated(root: Path, tmp_path: Path) -> None:
     flags = ["--data-root", str(root), "--text-length", "8", "--val-share", "0.25", "--batch-size", "4"]
     assert run(tmp_path / "run", *flags) == 0

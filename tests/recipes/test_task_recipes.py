@@ -21,6 +21,8 @@ from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
 from recipes.without_pictures import without_pictures
 
+pytestmark = pytest.mark.slow
+
 ERROR = Metric("mae", "MAE", percent=False, higher_is_better=False)
 
 

@@ -23,6 +23,8 @@ from recipes.tiny_recipe import RECIPE
 from recipes.two_step_training import StopAtLook
 from recipes.without_pictures import without_pictures
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # The trainer asks after each step and after each validation batch: 6 steps and 3 batches per epoch.
 CLOCKS = ("seconds", "waiting")
