@@ -29,6 +29,7 @@ def wrapped(model: nn.Module, compiled: Any, method: str = "ogm") -> BalancedOpt
     return BalancedOptimizer(sgd(model), method, model=compiled, modalities=modalities, fusion="fusion_module")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ogm", "ogm_ge"])
 def test_a_compiled_model_trains_as_the_eager_one_without_graph_breaks(method: str) -> None:
     model, eager = audio_visual(), audio_visual()

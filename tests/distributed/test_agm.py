@@ -15,6 +15,8 @@ from support.models import Multimodal
 from support.ranks import on_ranks
 from support.training import Batch, balanced, batches, multimodal
 
+pytestmark = pytest.mark.slow
+
 Shares = list[tuple[int, int]]
 
 HALVES: Shares = [(0, 3), (3, 6)]

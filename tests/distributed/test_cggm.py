@@ -16,6 +16,8 @@ from modbalance_cggm import CGGM
 from support.ranks import on_ranks
 from support.training import Batch, batches, multimodal, sgd
 
+pytestmark = pytest.mark.slow
+
 Share = tuple[int, int]
 HALVES: list[Share] = [(0, 3), (3, 6)]
 WHOLE: Share = (0, 6)

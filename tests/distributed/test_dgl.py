@@ -14,6 +14,8 @@ from support.models import Multimodal
 from support.ranks import on_ranks
 from support.training import batches, multimodal, sgd
 
+pytestmark = pytest.mark.slow
+
 
 def model_for(head: str, has_unused: bool) -> Multimodal:
     model = multimodal("abc", head)

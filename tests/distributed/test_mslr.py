@@ -14,6 +14,8 @@ from support.models import Multimodal
 from support.ranks import on_ranks
 from support.training import batches, multimodal, sgd
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 6
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "mslr": [{"memory": 1, "mode": "grad"}, {"memory": 2, "mode": "lr"}],

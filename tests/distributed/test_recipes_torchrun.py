@@ -17,10 +17,12 @@ import torch
 
 from recipe_common.cli import main
 from recipe_common.errors import RecipeError
-from recipe_common.report.curves import Picture
 from recipe_common.training.precision import choose_device
 from recipe_common.training.ranks import ALONE, Ranks
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "recipes" / "tiny_recipe.py"
@@ -73,8 +75,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Picture, "save", lambda picture, path: [])
+    with without_pictures():
         yield
 
 

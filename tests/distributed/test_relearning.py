@@ -17,6 +17,8 @@ from support.models import AudioVisual, Multimodal
 from support.ranks import on_ranks
 from support.training import assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 
+pytestmark = pytest.mark.slow
+
 ALWAYS: dict[str, Any] = {"period": 1, "count": 100, "offset": -1}
 SIZE = 25  # odd: a DistributedSampler repeats a sample
 Loader = Any

@@ -16,6 +16,8 @@ from support.models import ConcatFusion, Multimodal
 from support.ranks import on_ranks
 from support.training import Batch, batches, multimodal, sgd
 
+pytestmark = pytest.mark.slow
+
 Shares = list[tuple[int, int]]
 
 HALVES: Shares = [(0, 3), (3, 6)]

@@ -169,6 +169,7 @@ def test_nothing_imports_the_folder_of_plugins() -> None:
 # Packaging
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_core_and_the_plugins_and_nothing_else(tmp_path: Path) -> None:
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(tmp_path), str(ROOT)]

@@ -138,6 +138,7 @@ def factory(kind: str, width: int) -> Any:
     return make
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     names=st.sampled_from(["ab", "abc", "abcd"]),
@@ -163,6 +164,7 @@ def test_cggm_equals_its_twin(
     assert_agree(names, head, data_for(names, size, seed), chosen, options)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     kinds=st.lists(st.sampled_from(sorted(ENCODERS)), min_size=2, max_size=4),
@@ -198,6 +200,7 @@ def test_presets(preset: str, names: str) -> None:
     assert_close(ours, theirs, 1e-12)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(names=st.sampled_from(["ab", "abcd"]), seed=st.integers(0, 1000), direction=DIRECTIONS)
 def test_regression_equals_its_twin(names: str, seed: int, direction: tuple[str, int]) -> None:

@@ -96,6 +96,7 @@ KINDS = st.lists(st.sampled_from(sorted(ENCODERS)), min_size=2, max_size=4)
 ACCURACY = st.sampled_from([0.2, 0.25, 0.4, 0.7, 1.0])
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     data=st.data(),
@@ -147,6 +148,7 @@ def test_mslr_equals_its_twin(
     assert_close(ours, theirs, 1e-12)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(modalities=st.integers(2, 4), micro=st.integers(2, 4), mode=st.sampled_from(["grad", "lr"]))
 def test_micro_batches_equal_the_twin_and_the_whole_batch(modalities: int, micro: int, mode: str) -> None:
@@ -189,6 +191,7 @@ def test_the_first_ratio_is_used_in_the_seventh_epoch() -> None:
 # MSES against its twin, which keeps every copy
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     data=st.data(),

@@ -610,6 +610,7 @@ def test_masked_passes_run_under_the_autocast_of_the_forward(inside: bool, head:
     assert 0 < kappas(optimizer)[0] != 1
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_as_the_eager_one() -> None:
     torch._dynamo.reset()
     model, eager = audio_visual(), audio_visual()

@@ -288,6 +288,7 @@ def test_a_step_runs_on_fake_tensors(unimodal: str) -> None:
     assert optimizer._lifecycle.training.steps == 2
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_as_the_eager_one_without_graph_breaks() -> None:
     torch._dynamo.reset()
     model, eager = audio_visual(), audio_visual()

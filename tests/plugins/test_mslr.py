@@ -317,6 +317,7 @@ def resumed_pair(method: str, steps_before: int, options: dict[str, Any], inner:
     assert_same_state(resumed.state_dict(), optimizer.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_before", [3, 4, 6, 8])
 @pytest.mark.parametrize("inner", ["SGD", "Adam"])
 @pytest.mark.parametrize(

@@ -283,6 +283,7 @@ def test_enlarging_keeps_the_corners_and_the_range() -> None:
     assert [large[0, row, column] for row in (0, -1) for column in (0, -1)] == [0, 255, 255, 0]
 
 
+@pytest.mark.slow
 def test_a_short_run_on_the_small_set(tmp_path: Path) -> None:
     arguments = ["--epochs", "1", "--limit-batches", "2", "--methods", "dgl", "--output", str(tmp_path)]
     assert main(av_mnist.RECIPE, arguments) == 0
@@ -290,6 +291,7 @@ def test_a_short_run_on_the_small_set(tmp_path: Path) -> None:
     assert 0 <= result["test"]["test_accuracy_audio"] <= 1
 
 
+@pytest.mark.slow
 def test_a_short_run_on_the_real_layout(root: Path, tmp_path: Path) -> None:
     arguments = ["--data-root", str(root), "--val-size", "10", "--model", "lenet", "--epochs", "1", "--batch-size", "8"]
     assert main(av_mnist.RECIPE, [*arguments, "--limit-batches", "2", "--output", str(tmp_path / "out")]) == 0

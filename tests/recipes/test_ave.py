@@ -338,6 +338,7 @@ def test_synthetic_set_is_deterministic_and_reads_as_real(tmp_path: Path) -> Non
     assert len(waveform) == 2 * rate
 
 
+@pytest.mark.slow
 def test_short_run_on_the_synthetic_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "4", "--output", str(tmp_path)]
     assert main(RECIPE, ["--methods", "none", "ogm_ge", *flags]) == 0

@@ -97,6 +97,7 @@ def test_maps_are_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ("visual_feature.h5", 0) in read
 
 
+@pytest.mark.slow
 def test_every_process_opens_the_file_itself(tmp_path: Path) -> None:
     data = load(tree(tmp_path))
     data.train[(0, 0)]  # open in this process
@@ -232,6 +233,7 @@ def test_every_method_that_applies_trains_all_weights(tmp_path: Path, method: st
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_short_run_on_the_synthetic_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "8", "--pair-weight", "1e6"]
     assert main(RECIPE, ["events", "--methods", "agm", *flags, "--output", str(tmp_path)]) == 0

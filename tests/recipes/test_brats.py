@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,24 @@ from torch.utils.data import default_collate
 import brats
 from modbalance import BalancedOptimizer
 from recipe_common.cli import main
-from recipe_common.comparison import compare
 from recipe_common.data.datasets.brats import MODALITIES, split_cases
 from recipe_common.data.readers.volumes import AllSlices, LabelledSlices
 from recipe_common.data.synthetic.brats import CONTRAST, SYNTHETIC, SyntheticBrains
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
 from recipe_common.settings.shared import Settings
 from recipe_common.training.settings import identity, options_of, resolve
+from recipes.without_pictures import without_pictures
 
 from .brats_tree import PARTS, SHAPE, case_name, synthetic_case, write_folders, write_h5, write_raw
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_pictures() -> Iterator[None]:
     """Drawing takes longer than training here, and has tests of its own."""
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+    with without_pictures():
+        yield
 
 
 SMALL = {"crop": 16, "eval_crop": 32}
@@ -207,6 +207,7 @@ def test_a_training_batch_of_one_slice_is_refused_where_batch_norm_cannot_take_i
     assert load(root, batch_size=4, model="unet").train is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["deeplab", "unet"])
 def test_the_description_of_the_model_fits_it(model: str) -> None:
     chosen = settings(None, model=model, backbone="resnet50")
@@ -276,6 +277,7 @@ def test_relearning_does_not_apply(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "it clusters one feature per sample" in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_all_other_methods_run_on_the_synthetic_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "16", "--crop", "16", "--width", "1"]
     assert main(brats.RECIPE, [*flags, "--methods", "all", "--output", str(tmp_path)]) == 0
@@ -288,6 +290,7 @@ def test_all_other_methods_run_on_the_synthetic_set(tmp_path: Path, capsys: pyte
         assert {"test_dice", "test_wt", "test_tc", "test_et", "test_dice_flair"} <= set(result["test"])
 
 
+@pytest.mark.slow
 def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
     chosen = settings(root, protocol="official", backbone="resnet50", crop=32, eval_crop=32, batch_size=5)
     data = brats.load(chosen)
@@ -310,6 +313,7 @@ def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
     assert sum(metrics[f"cggm/coefficient/{name}"] for name in MODALITIES) == pytest.approx(3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_prepare_is_a_command(tmp_path: Path) -> None:
     for number in range(2):
         write_raw(tmp_path, number)

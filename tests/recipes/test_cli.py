@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from recipe_common.cli import main
-from recipe_common.comparison import compare
-from recipe_common.report.curves import Picture
 from recipe_common.training.trainer import Trainer
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
 
 
 def _main(*arguments: str | Path | float) -> int:
@@ -29,10 +29,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_pictures(both: Path) -> Iterator[None]:
     """Leave out, but for `both`, what takes most of the time and has its own tests."""
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+    with without_pictures():
+        yield
 
 
 def test_a_comparison_leaves_all_its_files(both: Path) -> None:

@@ -182,6 +182,7 @@ def test_methods_for_regression(model: str) -> None:
     assert "--option cggm.metric=sign" in without_option.excluded["cggm"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # what scaling means to Adam
 def test_the_command_line(tmp_path: Path) -> None:
     given = ["--epochs", "2", "--limit-batches", "12", "--output", str(tmp_path)]
@@ -191,6 +192,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert scores["test_accuracy"] > 0.65
 
 
+@pytest.mark.slow
 def test_the_command_line_in_a_regression(tmp_path: Path) -> None:
     given = ["--task", "regression", "--zero", "excluded", "--epochs", "1", "--limit-batches", "3", *TINY]
     assert main(RECIPE, [*given, "--output", str(tmp_path)]) == 0

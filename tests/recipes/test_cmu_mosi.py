@@ -206,6 +206,7 @@ def test_the_synthetic_set_is_a_file_of_its_own_kind() -> None:
     assert len(data.test) == 120  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_synthetic_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--epochs", "2", "--batch-size", "24", "--output", str(tmp_path)]
     assert main(cmu_mosi.RECIPE, arguments) == 0
@@ -216,6 +217,7 @@ def test_the_synthetic_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.
     assert main(cmu_mosi.RECIPE, ["--eval", str(tmp_path / "none" / "best.pt"), "--output", str(tmp_path)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # S of CGGM may be nearly 0 on so small a batch
 @pytest.mark.parametrize("method", [name for name in all_methods() if name not in EXCLUDED])
 @pytest.mark.parametrize("changes", [{}, {"balanced": "encoder"}, {"model": "gru"}], ids=str)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from recipe_common.cli import main
 from recipe_common.comparison import compare
 from recipe_common.comparison.locks import folder_lock
 from recipe_common.errors import RecipeError
-from recipe_common.report.curves import Picture
 from recipe_common.report.folder import RunFolder
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(tiny_recipe.__file__)
 PATH = os.pathsep.join(str(SCRIPT.parents[2] / name) for name in ("recipes", "tests"))
@@ -31,10 +34,10 @@ BOTH = ("--methods", "none", "ogm_ge", "--seeds", "2", "--epochs", "2")
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PYTHONPATH", PATH)
+    with without_pictures():
+        yield
 
 
 def run(output: Path, *flags: str) -> int:

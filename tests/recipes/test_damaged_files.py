@@ -11,19 +11,18 @@ import pytest
 import torch
 
 from recipe_common.cli import main
-from recipe_common.comparison import compare
-from recipe_common.report.curves import Picture
 from recipe_common.training.trainer import Trainer
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
+
+pytestmark = pytest.mark.slow
 
 BINARY = bytes(range(255, -1, -1))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Picture, "save", lambda picture, path: [])
-        patch.setattr(compare, "write_figure", lambda figure, path: [])
+    with without_pictures():
         yield
 
 

@@ -134,6 +134,7 @@ def filter_banks(samples: NDArray[np.float64], rate: int, bins: int, size: int) 
     return np.array(rows)
 
 
+@pytest.mark.slow
 def test_filter_banks_equal_the_definition() -> None:
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 8_000).astype(np.float32).astype(np.float64) + 0.1
     found = Fbank().transform(torch.from_numpy(samples).float())

@@ -43,13 +43,13 @@ from recipe_common.data.samples.sources import SampleDataset, SampleFinder, Sour
 from recipe_common.data.samples.splits import Split
 from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.errors import RecipeError
-from recipe_common.report.curves import Picture
 from recipe_common.training import run
 from recipe_common.training.interrupt import StopRequest
 from recipe_common.training.loaders import DeviceLoader, build_loaders
 from recipe_common.training.precision import Precision
 from recipe_common.training.settings import identity
 from recipes.two_step_training import StopAtLook
+from recipes.without_pictures import without_pictures
 
 from .call import settings_of
 from .cremad_sized_clips import open_data
@@ -439,6 +439,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing_half_written(root: Path, mo
     assert {path.name for path in (root.parent / "cache").glob("*/*")} == {".lock", "cache.json"}
 
 
+@pytest.mark.slow
 def test_processes_build_what_one_builds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipe_common.data.cache.decoded.PER_SHARD", 3)
     pipeline = WaveformPipeline(SOUND)
@@ -486,6 +487,7 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_kill_while_building_loses_at_most_what_was_in_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root.parent / "cache"
     script = root.parent / "build.py"
@@ -532,12 +534,19 @@ def weights(output: Path) -> dict[str, Any]:
     return model
 
 
+@pytest.fixture
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize("where", ["--no-device-transforms", "--device-transforms"])
 def test_a_run_is_continued_bitwise_in_the_middle_of_an_epoch(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     write_lists(root)
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
     flags = ["--data-root", str(root), "--cache", "auto", where, *SMALL]
     assert main(cremad.RECIPE, [*flags, "--output", str(tmp_path / "whole")]) == 0
     assert list(beside(root).glob("audio-*/*.safetensors"))

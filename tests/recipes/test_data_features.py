@@ -68,6 +68,7 @@ def feature(store: FeatureStore, entry: Entry) -> torch.Tensor:
     return store.read(position)
 
 
+@pytest.mark.slow
 def test_pictures_are_resized_normalised_and_encoded(tmp_path: Path, models: Path, pictures: list[Entry]) -> None:
     network = FrozenPictures(models / "vit", batch_size=2)
     assert prepare(tmp_path / "features", network, pictures) == 0
@@ -391,6 +392,7 @@ def test_the_identity_is_that_of_the_content(tmp_path: Path, models: Path) -> No
     assert identity(copy) != identity(models / "bert")
 
 
+@pytest.mark.slow
 def test_the_command_writes_features_and_a_manifest_and_verifies(
     tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

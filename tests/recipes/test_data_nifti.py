@@ -57,6 +57,7 @@ def test_an_empty_modality_is_refused(fill: float) -> None:
         normalised(image)
 
 
+@pytest.mark.slow
 def test_prepare_makes_h5_files_and_lists_bad_cases(tmp_path: Path) -> None:
     good = write_raw(tmp_path / "BraTS2021_Training_Data", 3)
     write_raw(tmp_path / "unpacked", 7, suffix=".nii")

@@ -119,6 +119,7 @@ def test_a_second_run_touches_nothing(tmp_path: Path) -> None:
     assert (outputs(tmp_path), lines_of(tmp_path)) == (before, lines)
 
 
+@pytest.mark.slow
 def test_outputs_without_a_line_get_one_and_stay(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="cd")
     run(tmp_path, items)
@@ -140,6 +141,7 @@ def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     assert {name for name in before if after[name] != before[name]} == {"whole/one.txt"}
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="cd")
     run(tmp_path, items)
@@ -162,6 +164,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         run(tmp_path, items)
 
 
+@pytest.mark.slow
 def test_bad_sources_are_listed_and_the_others_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = write_sources(tmp_path, one="ab", two="bad", three="cd")
     assert run(tmp_path, items) == 1
@@ -195,6 +198,7 @@ def test_failures_give_their_reason_without_the_name_of_the_error(tmp_path: Path
         _process(item, partial(fail, ZeroDivisionError()), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="full", three="full", four="full")
     with pytest.raises(RecipeError, match=r"Expected room on the disk.*No space left"):
@@ -352,6 +356,7 @@ def start(root: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 def test_a_killed_run_continues_and_leaves_no_process(tmp_path: Path) -> None:
     items = write_sources(tmp_path, **{f"text{number:02d}": "x" * 20 for number in range(40)})

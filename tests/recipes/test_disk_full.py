@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from recipe_common.cli import main
 from recipe_common.comparison import compare
-from recipe_common.report.curves import Picture
 from recipe_common.report.events import EventLog
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
 
 FULL = Path("/dev/full")
 """Takes no byte: there is no space left on this device."""
-pytestmark = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")]
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 def _fill(path: Path) -> None:

@@ -97,6 +97,7 @@ def test_every_recipe_has_a_page_that_the_others_link_to(module: object) -> None
         assert f"{name}.md)" in index.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_help_needs_no_library_of_a_dataset() -> None:
     heavy = ("h5py", "transformers", "monai", "nibabel", "cv2", "av", "sklearn", "scipy", "optuna", "matplotlib")
     names = ", ".join(module.__name__ for module in MODULES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,17 @@ from recipe_common.errors import RecipeError
 from recipe_common.models.imagetext import TextEncoder, end_to_end_net, frozen_feature_net
 from recipe_common.models.pretrained import load_network
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
 from recipe_common.settings.shared import Settings
 from recipe_common.training.settings import resolve
+from recipes.without_pictures import without_pictures
 
 from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +311,7 @@ def test_the_synthetic_set_is_always_the_same(tmp_path: Path) -> None:
     assert sums[0] == sums[1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # S of CGGM may be nearly 0 on so small a batch
 def test_all_methods_run_on_the_synthetic_set(tmp_path: Path) -> None:
     assert run(tmp_path, "--methods", "all", "--seed", "0") == 0
@@ -316,6 +319,7 @@ def test_all_methods_run_on_the_synthetic_set(tmp_path: Path) -> None:
     assert all(0 <= each["test"]["test_accuracy"] <= 1 for each in results)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")
 @pytest.mark.parametrize("protocol", ["official", "end-to-end", "benchmark"])
 def test_every_protocol_runs(tmp_path: Path, protocol: str) -> None:
@@ -327,6 +331,7 @@ def test_every_protocol_runs(tmp_path: Path, protocol: str) -> None:
     }
 
 
+@pytest.mark.slow
 def test_real_data_are_trained_on_and_evaluated(root: Path, tmp_path: Path) -> None:
     flags = ["--data-root", str(root), "--text-length", "8", "--val-share", "0.25", "--batch-size", "4"]
     assert run(tmp_path / "run", *flags) == 0

@@ -116,6 +116,7 @@ def test_the_order_of_the_classes_is_checked_on_the_whole_corpus() -> None:
     assert "neutral 1,084 (1,708 expected), sad 1,708 (1,084 expected); only the names are affected" in line
 
 
+@pytest.mark.slow
 def test_the_synthetic_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--epochs", "2", "--batch-size", "24", "--output", str(tmp_path)]
     assert main(iemocap.RECIPE, arguments) == 0

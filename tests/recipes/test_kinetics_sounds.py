@@ -422,6 +422,7 @@ def test_the_model_has_two_encoders_and_a_head_of_31_classes(root: Path) -> None
     assert model.eval()(audio[None], visual[None]).shape == (1, 31)
 
 
+@pytest.mark.slow
 def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
     flags = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "4", "--image-size", "32", "--device", "cpu"]
     assert main(RECIPE, [*flags, "--methods", "ogm_ge", "--output", str(tmp_path)]) == 0

@@ -75,6 +75,7 @@ def test_comparison_in_markdown(tmp_path: Path) -> None:
     assert lines[-2] == "| none | 50.0% | 25.0% | 30.0% | 75.0% | 100.0% | 0.0% | 2 | 2.1 s | 2.00 | - |"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_pictures_are_drawn_with_and_without_coefficients(epochs: int, tmp_path: Path) -> None:
     numbers = range(1, epochs + 1)

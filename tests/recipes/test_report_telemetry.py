@@ -43,6 +43,7 @@ def test_a_quantity_is_summarized_over_looks_and_runs() -> None:
     assert row["negative"] == pytest.approx(10 / 101)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = ["--output", str(tmp_path)]
     assert main(RECIPE, ["--method", "ogm", "--epochs", "2", *output]) == 0

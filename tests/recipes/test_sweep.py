@@ -18,6 +18,8 @@ from recipe_common.report.curves import Picture
 from recipe_common.training.interrupt import Interrupted
 from recipes.tiny_recipe import RECIPE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

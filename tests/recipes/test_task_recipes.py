@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from recipe_common.cli import main
-from recipe_common.comparison import compare
 from recipe_common.recipe import Data, Recipe
-from recipe_common.report.curves import Picture
 from recipe_common.settings.shared import Settings
 from recipe_common.tasks.task import CollectingMeter, Metric, Task, classification
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
+from recipes.without_pictures import without_pictures
+
+pytestmark = pytest.mark.slow
 
 ERROR = Metric("mae", "MAE", percent=False, higher_is_better=False)
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "pictures" not in request.keywords:
-        monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-        monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+def _no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    with nullcontext() if "pictures" in request.keywords else without_pictures():
+        yield
 
 
 def with_data(**changes: Any) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from recipe_common.cli import main
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
 from recipe_common.report.folder import RunFolder
 from recipe_common.report.view import Columns, PlainView
 from recipe_common.settings.shared import Settings
@@ -25,6 +25,7 @@ from recipe_common.training.precision import set_up
 from recipe_common.training.trainer import RunFailed, Trainer
 from recipes.call import settings_of
 from recipes.tiny_recipe import RECIPE, TinyDataset
+from recipes.without_pictures import without_pictures
 
 
 class BrokenDataset(TinyDataset):
@@ -38,8 +39,9 @@ def _load_with_broken_test(settings: Settings[Any]) -> Data:
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 @pytest.mark.parametrize("select", ["val", "test"])

@@ -209,6 +209,7 @@ def test_prepare_without_videos_is_explained(tmp_path: Path, capsys: pytest.Capt
     assert "UCF-101/*/*.avi" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_on_the_synthetic_set(tmp_path: Path) -> None:
     arguments = ["--methods", "none", "ogm_ge", "--epochs", "1", "--limit-batches", "2", "--output", str(tmp_path)]
     assert main(ucf101.RECIPE, [*arguments, "--fusion", "sum", "--batch-size", "8", "--image-size", "32"]) == 0

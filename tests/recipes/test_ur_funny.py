@@ -147,6 +147,7 @@ def test_every_method_trains_every_head(method: str, fusion: str) -> None:
     train(RECIPE, settings, data, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [["--no-mask"], ["--model", "gru"], ["--model", "transformer"]])
 def test_agm_trains_the_other_models(given: list[str]) -> None:
     settings = settings_of(RECIPE, *given, *TINY)
@@ -162,6 +163,7 @@ def test_ogm_scales_the_encoders() -> None:
     assert moved & {"text_net", "audio_net", "vision_net"}
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path) -> None:
     assert main(RECIPE, ["--epochs", "2", "--limit-batches", "12", "--output", str(tmp_path)]) == 0
     scores = json.loads((tmp_path / "none" / "result.json").read_text())["test"]

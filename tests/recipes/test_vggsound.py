@@ -210,6 +210,7 @@ def test_the_head_has_309_classes_and_the_metrics_are_those_of_the_papers(root: 
     assert {metric.key for metric in data.task.metrics} >= {"accuracy", "map", "macro_f1"}
 
 
+@pytest.mark.slow
 def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
     flags = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "4", "--image-size", "32", "--device", "cpu"]
     assert main(RECIPE, [*flags, "--methods", "ogm_ge", "--output", str(tmp_path)]) == 0

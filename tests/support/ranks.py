@@ -17,6 +17,11 @@ import torch
 import torch.distributed as dist
 
 LIMIT = timedelta(seconds=120)
+PRELOADED = [
+    *("torch", "torch._dynamo", "modbalance", "sklearn.cluster", "sklearn.preprocessing", "pytest"),
+    *("support.models", "support.training", "support.reference"),
+]
+"""Modules that the ranks of several tests import: DDP needs `torch._dynamo`, Re-learning the clusters."""
 
 
 def on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
@@ -25,9 +30,9 @@ def on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> l
     Raises:
         RuntimeError: A rank failed or hung; the message holds the traceback of each that did.
     """
-    # A server that has imported torch (and what DDP imports of it) once forks the ranks: no threads are copied.
+    # A server that has imported once what ranks need forks them: no threads are copied.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo", "modbalance"])
+    context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = Path(function.__code__.co_filename)
