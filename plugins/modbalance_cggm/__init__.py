@@ -27,6 +27,7 @@ from modbalance import (
     state,
 )
 from modbalance.method import between, ge, gt, one_of
+from modbalance.scores import clearly_greater
 from modbalance_cggm.checks import is_head, is_interval, is_maker, is_probes
 from modbalance_cggm.guides import Guides, Kind, MakeOptimizer, build, feature_size, own_draws
 from modbalance_cggm.heads import Sizes, find_head, last_layer, matrix, reads_concatenation, slices, weight_of
@@ -99,7 +100,7 @@ class CGGM(Method):
         for name, epsilon_i, b_i in zip(step.run.modalities, epsilon, b, strict=True):
             step.run.log(f"metric/{name}", epsilon_i)
             step.run.log(f"probe_loss/{name}", step.stats[f"loss/{name}"] / step.stats[f"samples/{name}"])
-            step.run.count(f"large/{name}", b_i.abs() > LARGE, WARNING)
+            step.run.count(f"large/{name}", clearly_greater(b_i.abs(), LARGE), WARNING)
         return dict(zip(step.run.modalities, self.rho * b, strict=True))
 
     def balance(self, run: Run, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

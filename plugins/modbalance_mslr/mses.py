@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import attrs
+import torch
 from torch import Tensor
 
 from modbalance import CheckpointError, EpochData, Run, Step, WindowedMethod, hookimpl, option, state
 from modbalance.method import integer, one_of
+from modbalance.scores import clearly_greater
 
 from . import rewinding
 from .results import loss, of_epoch, scalar
@@ -79,11 +81,14 @@ class MSES(WindowedMethod):
         return [name for name, ratio in self.ratio.items() if ratio]
 
     def note(self, name: str, raw: float, epoch: int) -> None:
-        """Smooth, l~(e) = 0.6 l(e-1) + 0.4 l(e) with raw losses l, and note the epoch if l~ is strictly the lowest."""
+        """Smooth, l~(e) = 0.6 l(e-1) + 0.4 l(e) with raw losses l, and note the epoch if l~ is clearly the lowest.
+
+        Losses are measured in single precision; an equal one is no improvement.
+        """
         smoothed = PREVIOUS * self.losses[name] + CURRENT * raw if name in self.losses else raw
         self.losses[name] = raw
         self.ratio.setdefault(name, 1.0)
-        if name not in self.best or smoothed < self.best[name]["loss"]:
+        if name not in self.best or clearly_greater(self.best[name]["loss"], smoothed, torch.float32):
             # What is not finite is no result to beat.
             self.best[name] = {"loss": smoothed if math.isfinite(smoothed) else math.inf, "epoch": epoch}
 

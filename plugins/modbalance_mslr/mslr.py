@@ -13,6 +13,7 @@ from torch import Tensor
 from modbalance import ConfigError, EpochData, Run, Step, WindowedMethod, hookimpl, option, state
 from modbalance.errors import suggest
 from modbalance.method import integer, one_of, optional
+from modbalance.scores import clearly_greater
 
 from .results import accuracy, of_epoch, scalar
 
@@ -74,7 +75,8 @@ class MSLR(WindowedMethod):
         for modality in step.run.modalities:
             factor = self.factor(modality)
             moving = [p for _, p in step.run.parameters(modality) if p.grad is not None]
-            if moving and factor != 1 and math.isfinite(factor):
+            scales = clearly_greater(factor, 1) or clearly_greater(1, factor)
+            if moving and scales and math.isfinite(factor):
                 step.cache[modality] = factor, moving, [p.detach().clone() for p in moving]
 
     @hookimpl
