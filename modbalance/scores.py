@@ -1,4 +1,4 @@
-"""Scores: how well a modality does, per task.
+"""Scores: how well a modality does, per task; comparison of scores beyond rounding.
 
 A score is a callable `(logits, target) -> (score, mask)`: one number per element, larger for better, and a boolean
 mask of the same shape, true for elements that count (`None`: all).
@@ -7,8 +7,10 @@ mask of the same shape, true for elements that count (`None`: all).
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from types import FunctionType
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,11 @@ from modbalance.errors import ConfigError, suggest
 
 __all__ = [
     *("Score", "binary", "multilabel", "regression", "softmax"),
-    *("require_classes", "resolve", "row_mask", "widened"),
+    *("clearly_greater", "require_classes", "resolve", "row_mask", "widened"),
 ]
+
+# Sums over a batch, means over up to seven other modalities and a division are off by fewer units than this.
+_TIE_IN_UNITS = 32
 
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
@@ -110,6 +115,39 @@ def widened(tensor: Tensor) -> Tensor:
 def row_mask(rows: Tensor, tensor: Tensor) -> Tensor:
     """Return a boolean mask of samples, (B,), as (B, 1, ...) on the device of a tensor (B, ...)."""
     return rows.to(tensor.device).reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+@overload
+def clearly_greater(value: float, than: float, precision: torch.dtype | None = ...) -> bool: ...
+@overload
+def clearly_greater(value: Tensor | float, than: Tensor, precision: torch.dtype | None = ...) -> Tensor: ...
+@overload
+def clearly_greater(value: Tensor, than: float, precision: torch.dtype | None = ...) -> Tensor: ...
+def clearly_greater(value: Tensor | float, than: Tensor | float, precision: torch.dtype | None = None) -> Tensor | bool:
+    """Return whether ``value`` > ``than`` by more than rounding: beyond 32 units in the last place of ``than``.
+
+    Numbers that are equal on paper differ in their last digits, which depend on the order of sums and so on memory
+    alignment, thread count and rank. Every decision on such numbers goes through here: equal numbers are never
+    clearly greater. NaN compares false, infinity exceeds any finite number, any positive number exceeds 0. Tensors are
+    not read on the host.
+
+    Args:
+        value: A number, or a tensor of any shape.
+        than: The same; tensors are broadcast.
+        precision: Precision in which the numbers were computed; ``None``: the coarser one of the tensors, at least
+            single, or double for two numbers.
+
+    Returns:
+        A boolean tensor, or a bool for two numbers.
+    """
+    tensors = [widened(each) for each in (value, than) if isinstance(each, Tensor)]
+    dtypes = [each.dtype for each in tensors] or [torch.float64]
+    unit = max(torch.finfo(dtype).eps for dtype in ([precision] if precision else dtypes))
+    if isinstance(than, Tensor):
+        than = widened(than)
+        return value > than + (_TIE_IN_UNITS * unit * than.abs()).clamp(max=torch.finfo(than.dtype).max)
+    bound = than + min(_TIE_IN_UNITS * unit * abs(than), sys.float_info.max)
+    return widened(value) > bound if isinstance(value, Tensor) else value > bound
 
 
 def check_classes(logits: Tensor, target: Tensor) -> None:

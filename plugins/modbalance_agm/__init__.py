@@ -33,7 +33,7 @@ from modbalance import (
     state,
 )
 from modbalance.coalitions import Coalition, choose, factored, full, guard_buffers
-from modbalance.scores import widened
+from modbalance.scores import clearly_greater, widened
 from modbalance_agm.competition import competition_metric as competition_metric
 
 NO_GRADIENT = "masked_pass_grad=False"
@@ -131,7 +131,7 @@ class AGM(WindowedMethod):
         parameters = [p for p in step.run.optimized_parameters() if p.grad is not None]
         largest = torch.stack([gradients.values(p).abs().amax() for p in head]).amax()
         clip = (self.clip_norm / (gradients.norm(parameters) + 1e-6)).clamp(max=1)
-        gradients.scale_(parameters, clip.where(largest > self.clip_trigger, 1))
+        gradients.scale_(parameters, clip.where(clearly_greater(largest, self.clip_trigger), 1))
 
     @hookimpl
     def modbalance_after_step(self, step: Step) -> None:

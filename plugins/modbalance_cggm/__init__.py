@@ -31,6 +31,7 @@ from modbalance import (
     state,
 )
 from modbalance.auxiliary import batch_rng
+from modbalance.scores import clearly_greater
 from modbalance_cggm.heads import (
     METRICS,
     Head,
@@ -126,7 +127,7 @@ class CGGM(Method):
         for name, epsilon_i, b_i in zip(step.run.modalities, epsilon, b, strict=True):
             step.run.log(f"metric/{name}", epsilon_i)
             step.run.log(f"probe_loss/{name}", step.stats[f"loss/{name}"] / step.stats[f"samples/{name}"])
-            step.run.count(f"large/{name}", b_i.abs() > LARGE, WARNING)
+            step.run.count(f"large/{name}", clearly_greater(b_i.abs(), LARGE), WARNING)
         return dict(zip(step.run.modalities, self.rho * b, strict=True))  # g <- rho B_i g
 
     def balance(self, run: Run, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

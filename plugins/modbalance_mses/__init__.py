@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import attrs
+import torch
 from torch import Tensor
 
 from modbalance import (
@@ -28,6 +29,7 @@ from modbalance import (
     state,
 )
 from modbalance.results import epoch_results, scalar
+from modbalance.scores import clearly_greater
 from modbalance_mses import rewinding
 
 PREVIOUS, CURRENT = 0.6, 0.4  # weights of two raw losses in the smoothed one; no exponential average
@@ -95,11 +97,14 @@ class MSES(WindowedMethod):
         return [name for name, ratio in self.ratio.items() if ratio]
 
     def note(self, name: str, raw: float, epoch: int) -> None:
-        """Smooth the raw loss l_i(e), and note the epoch as the best, e*_i, if the result is strictly the lowest."""
+        """Smooth the raw loss l_i(e), and note the epoch as the best, e*_i, if the result is clearly the lowest.
+
+        Losses are measured in single precision; an equal one is no improvement.
+        """
         smoothed = PREVIOUS * self.losses[name] + CURRENT * raw if name in self.losses else raw  # 0.6 l(e-1) + 0.4 l(e)
         self.losses[name] = raw
         self.ratio.setdefault(name, 1.0)
-        if name not in self.best or smoothed < self.best[name]["loss"]:
+        if name not in self.best or clearly_greater(self.best[name]["loss"], smoothed, torch.float32):
             # A loss that is not finite is no result to beat.
             self.best[name] = {"loss": smoothed if math.isfinite(smoothed) else math.inf, "epoch": epoch}
 

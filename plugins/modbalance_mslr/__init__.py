@@ -30,6 +30,7 @@ from modbalance import (
     suggest,
 )
 from modbalance.results import epoch_results, scalar
+from modbalance.scores import clearly_greater
 
 
 def factors(value: Any) -> str | None:
@@ -90,7 +91,8 @@ class MSLR(WindowedMethod):
         for modality in step.run.modalities:
             factor = self.factor(modality)
             moving = [p for _, p in step.run.parameters(modality) if p.grad is not None]
-            if moving and factor != 1 and math.isfinite(factor):
+            scales = clearly_greater(factor, 1) or clearly_greater(1, factor)
+            if moving and scales and math.isfinite(factor):
                 step.cache[modality] = factor, moving, [p.detach().clone() for p in moving]
 
     @hookimpl

@@ -29,6 +29,7 @@ from modbalance import (
     option,
     optional,
 )
+from modbalance.scores import clearly_greater
 
 ParamFilter = str | Callable[[str, Tensor], bool]
 SELECTS: dict[str, Callable[[int], bool]] = {
@@ -88,7 +89,7 @@ class OGM(WindowedMethod):
         score = step.stats["score"] / step.stats["count"]
         rho = self.discrepancy(score)
         # Eq. 10: k_i = 1 - tanh(alpha rho_i) if rho_i > 1, else 1
-        k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift)), 1)
+        k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift).clamp(min=0)), 1)
         # x/0 saturates (k = 0), as in the authors' code. Of 0/0, or a score that is not finite, NaN is made, which the
         # core replaces by 1 and counts.
         k = k.where((score.sum().abs() < torch.inf) & (rho == rho), torch.nan)
@@ -100,12 +101,14 @@ class OGM(WindowedMethod):
         """Return the discrepancy ratios rho_i from the scores s_i; shapes (M,)."""
         others = score.repeat(len(score), 1)
         if self.ratio == "mean_others":  # Eq. 9 for M = 2: rho_i = s_i / s_j
-            return score / (others.fill_diagonal_(0).sum(1) / (len(score) - 1))
+            # Added one by one: the order of `sum` depends on memory alignment, and ranks would differ.
+            total = sum(others.fill_diagonal_(0).unbind(1), start=torch.zeros_like(score))
+            return score / (total / (len(score) - 1))
         return score / others.fill_diagonal_(torch.inf).amin(1)
 
     def is_ahead(self, rho: Tensor) -> Tensor:
         """Return which modalities are suppressed, boolean (M,); the authors' code breaks ties against the first."""
-        ahead = rho > 1
+        ahead = clearly_greater(rho, 1)
         if self.tie == "first":
             ahead = torch.cat([ahead[:1] | ~ahead.any(), ahead[1:]])
         return ahead
@@ -138,7 +141,7 @@ class OGMGE(OGM):
         """Add noise N(0, sigma^2) to each modulated tensor: g <- k_i g + epsilon."""
         sigma = step.cache.get("sigma") or self.sigma(step)
         for modality, coefficient in step.coefficients.items():
-            on = 1 if self.noise_on == "both" else coefficient < 1
+            on = 1 if self.noise_on == "both" else clearly_greater(1, coefficient)
             for parameter in step.parameters(modality):
                 generator = step.generator(parameter.device, self.seed)
                 gradients.add_noise_(gradients.values(parameter), on * sigma[parameter], generator)

@@ -102,7 +102,7 @@ class MSESTwin:
         self.inner.step()
 
     def end_epoch_with(self, losses: Sequence[float]) -> None:
-        """Smooth, compare, save, stop, rewind."""
+        """Smooth, compare (losses of single precision, beyond rounding), save, stop, rewind."""
         e, modalities = self.epoch, range(len(self.encoders))
         smoothed = []
         for u in modalities:
@@ -112,7 +112,7 @@ class MSESTwin:
         if not self.best:
             self.best = [(smoothed[u], e) for u in modalities]
         for u in modalities:
-            if smoothed[u] < self.best[u][0]:
+            if self.best[u][0] > smoothed[u] + 32 * 2**-23 * abs(smoothed[u]):
                 self.best[u] = (smoothed[u], e)
         self.files[e] = copy.deepcopy((self.model.state_dict(), self.inner.state_dict(), self.best))
 
