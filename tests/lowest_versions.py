@@ -49,7 +49,9 @@ def lowest(project: dict[str, Any]) -> list[str]:
 def main() -> int:
     """Build the environment, run pytest in it, and return its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--environment", type=Path, default=ROOT / "build" / "lowest", help="its folder; an older one is replaced")
+    parser.add_argument(
+        "--environment", type=Path, default=ROOT / "build" / "lowest", help="its folder; an older one is replaced"
+    )
     parser.add_argument("--constraints", action="store_true", help="print the versions and stop")
     options, of_pytest = parser.parse_known_args()
     versions = lowest(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")))
