@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from recipe_common.errors import RecipeError
@@ -27,7 +28,21 @@ def save(state: dict[str, Any], path: Path) -> None:
     """
     # Torch tells nothing of the disk about a file that it has opened itself.
     with room_for(path), atomic_file(path) as partial, partial.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        torch.save({"format": FORMAT, **_plain(state)}, file)
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` with Python numbers for NumPy's, which `weights_only=True` refuses; other types as they are.
+
+    Libraries return either: metrics of scikit-learn are NumPy scalars up to 1.6.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(each) for each in value)
+    return value
 
 
 def load(path: Path, parts: Sequence[str] = WEIGHTS) -> dict[str, Any]:
