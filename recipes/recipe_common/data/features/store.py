@@ -153,7 +153,7 @@ def find_store(root: Path, modality: str, settings: Mapping[str, Any], name: str
         modality: Such as `image`.
         settings: Settings of the network that encoded them.
         name: Name of their folder; None: the only one with these settings.
-        command: Fix in the message, which makes the features, such as `run prepare`.
+        command: Command that makes the features, for the message.
 
     Raises:
         RecipeError: If there are none, or, without a name, several.
@@ -165,7 +165,9 @@ def find_store(root: Path, modality: str, settings: Mapping[str, Any], name: str
     if not fitting:
         named = f" named {name}" if name else ""
         raise RecipeError(
-            f"{root} should hold {wanted}{named}", found=found, fix=f"{command}, or give the flags of those found"
+            f"{root} should hold {wanted}{named}",
+            found=found,
+            fix=f"run `{command}`, or give the flags of those found",
         )
     if len(fitting) > 1:
         raise RecipeError(
@@ -181,7 +183,7 @@ def _check_version(folder: Path, command: str) -> None:
         raise RecipeError(
             f"{folder} should hold features in files shard-*{SUFFIX}",
             found=f"{len(former)} of a former version, such as {former[0].name}",
-            fix=f"remove that folder and {folder.parent / MANIFEST}, then {command}",
+            fix=f"remove that folder and {folder.parent / MANIFEST}, then run `{command}`",
         )
 
 
