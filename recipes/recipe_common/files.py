@@ -13,7 +13,7 @@ from filelock import lock_descriptor
 from recipe_common.errors import RecipeError
 
 PARTIAL = ".partial"
-"""How the names of temporary files and folders end."""
+"""Ending of the names of temporary files and folders."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -34,7 +34,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, renamed to `path` on success and removed on failure.
 
     Raises:
-        OSError: If there is a folder `path` with something in it, on leaving.
+        OSError: On leaving, if there is a folder `path` that is not empty.
     """
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
@@ -48,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Say so if what writes ``path`` fails for want of room.
+    """Turn the failure of a write to `path` on a full disk into an error with a remedy.
 
     Raises:
         RecipeError: If the disk is full.
@@ -60,31 +60,33 @@ def room_for(path: Path) -> Iterator[None]:
         if not any(isinstance(each, OSError) and each.errno in DISK_FULL for each in (error, error.__context__)):
             raise
         raise RecipeError(
-            f"Expected room on the disk for {path}. Found none left. Fix: make room, and go on with `--resume`."
+            f"The disk should have room for {path}", found="none left", fix="make room and go on with `--resume`"
         ) from error
 
 
-def check_room(folder: Path, size: float, what: str, fix: str) -> None:
+def check_room(folder: Path, size: float, content: str, fix: str) -> None:
     """Compare the bytes that will be written into a folder with those that are free on its disk.
 
     Args:
-        folder: Must exist.
-        size: In bytes.
-        what: Begins the message, such as `the cache, about`.
-        fix: Ends it.
+        folder: A folder that exists.
+        size: Bytes that will be written, or an estimate.
+        content: Name of the data in the message, such as `the cache`.
+        fix: Remedy in the message.
 
     Raises:
-        RecipeError: If there are fewer.
+        RecipeError: If fewer bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if size > free:
         raise RecipeError(
-            f"Expected room for {what} {size / 1e9:,.1f} GB, in {folder}. Found {free / 1e9:,.1f} GB. Fix: {fix}."
+            f"The disk of {folder} should have room for {content}, about {size / 1e9:,.1f} GB",
+            found=f"{free / 1e9:,.1f} GB",
+            fix=fix,
         )
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left."""
+    """Remove temporary files and folders that killed processes left behind."""
     for path in folder.glob(f".*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -93,7 +95,7 @@ def remove_partials(folder: Path) -> None:
 
 
 def listing(folder: Path, shown: int = 8) -> str:
-    """Say what is in a folder, for error messages."""
+    """Return the first names in a folder, or that there are none, as text for messages."""
     if not folder.is_dir():
         return "no such folder"
     names = sorted(path.name for path in folder.iterdir())
@@ -104,14 +106,14 @@ def listing(folder: Path, shown: int = 8) -> str:
 def lock(handle: IO[Any], *, wait: bool) -> bool:
     """Lock an open file for this process, until it is closed or the process ends, however it ends.
 
-    Nobody is kept out on file systems without locks, such as some network disks.
+    On file systems without locks, such as some network disks, every call succeeds.
 
     Args:
         handle: The file.
         wait: Whether to wait while another process has the lock.
 
     Returns:
-        Whether this process may go on; False if another has the lock, and this one did not want to wait.
+        Whether this process may go on; False if another one has the lock and `wait` is False.
     """
     try:
         return lock_descriptor(handle.fileno(), blocking=wait)

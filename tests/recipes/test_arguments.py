@@ -88,7 +88,7 @@ def test_flags_refuse_such_numbers(flags: str, capsys: pytest.CaptureFixture[str
 def test_front_ends_name_the_flag_of_a_number_that_they_refuse(
     front_end: Callable[..., Any], values: dict[str, float], flag: str
 ) -> None:
-    with pytest.raises(RecipeError, match=rf"Expected a finite number above \d for {flag}. Found .* Fix: {flag} \d"):
+    with pytest.raises(RecipeError, match=rf"`{flag}` should be a finite number above \d. Found .*: give `{flag} \d"):
         front_end(**values)
 
 
@@ -100,7 +100,7 @@ def test_a_negative_seed_of_the_split_is_refused(module: Any, capsys: pytest.Cap
 
 
 def test_a_negative_seed_that_came_another_way_is_refused_where_it_is_used() -> None:
-    with pytest.raises(RecipeError, match=r"Expected seeds of at least 0\. Found -1\. Fix: "):
+    with pytest.raises(RecipeError, match=r"Seeds should be at least 0\. Found -1: give "):
         permutation(3, -1)
 
 

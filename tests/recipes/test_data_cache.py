@@ -326,7 +326,7 @@ def test_a_damaged_note_is_named_with_the_fix(root: Path, text: str) -> None:
     cached(root, sources_of(root))
     (note,) = (root.parent / "cache").glob("audio-*/cache.json")
     note.write_text(text)
-    with pytest.raises(RecipeError, match=r"Expected JSON with .*cache\.json.*Fix: remove .*audio-"):
+    with pytest.raises(RecipeError, match=r"cache\.json should be JSON with .*: remove .*audio-"):
         cached(root, sources_of(root))
 
 
@@ -377,7 +377,7 @@ def test_a_file_that_is_cut_off_is_noticed(root: Path, kept: int) -> None:
     cached(root, sources_of(root))
     path = shards(root, "visual")[0].path
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(RecipeError, match=r"Expected a whole file of stored samples.*\.safetensors.*Fix: remove it"):
+    with pytest.raises(RecipeError, match=r"\.safetensors should be a whole file of stored samples.*: remove it"):
         cached(root, sources_of(root))
     path.unlink()
     sources = sources_of(root)
@@ -401,7 +401,7 @@ def test_a_damaged_header_is_noticed(root: Path, old: bytes, new: bytes, what: s
     content = path.read_bytes()
     assert old in content
     path.write_bytes(content.replace(old, new, 1))
-    with pytest.raises(RecipeError, match=rf"Expected a whole file of stored samples.*{what}"):
+    with pytest.raises(RecipeError, match=rf"should be a whole file of stored samples.*{what}"):
         cached(root, sources_of(root))
 
 
@@ -417,14 +417,14 @@ def test_a_file_that_cannot_be_decoded_is_named_and_leaves_no_cache(root: Path) 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_flag(root: Path) -> None:
     (root.parent / "cache").write_text("a file")
-    with pytest.raises(RecipeError, match=r"Expected to write the cache.*--cache"):
+    with pytest.raises(RecipeError, match=r"cache folder .* should be writable.*--cache"):
         cached(root, sources_of(root))
 
 
 def test_too_little_room_is_known_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(RecipeError, match=r"Expected room for the cache.*--cache-size"):
+    with pytest.raises(RecipeError, match=r"should have room for the cache.*--cache-size"):
         cached(root, sources_of(root))
     assert not list((root.parent / "cache").rglob("*.safetensors"))
 
@@ -434,7 +434,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing_half_written(root: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RecipeError, match=r"Expected room for the cache.*No space left.*what is built stays"):
+    with pytest.raises(RecipeError, match=r"should have room for the cache.*No space left.*what is built stays"):
         cached(root, sources_of(root))
     assert {path.name for path in (root.parent / "cache").glob("*/*")} == {".lock", "cache.json"}
 

@@ -31,7 +31,7 @@ from recipe_common.models.pretrained import identity, load_network, local_folder
 
 from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
-COMMAND = "run prepare"
+COMMAND = "x prepare"
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_the_statistics_of_the_network_count(tmp_path: Path, models: Path, pictu
     mean, deviation = torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, 4.0]])[..., None, None]
     torch.testing.assert_close(normal[0], (plain[0] - mean) / deviation)
     config.write_text("{}")
-    with pytest.raises(RecipeError, match=r"`image_mean` and `image_std` in .*preprocessor_config\.json"):
+    with pytest.raises(RecipeError, match=r"preprocessor_config\.json should have `image_mean` and `image_std`"):
         _ = FrozenPictures(folder).spec
 
 
@@ -208,7 +208,7 @@ def test_bad_pictures_are_left_out_listed_and_tried_again(
     whole = path.read_bytes()
     path.write_bytes(bytes(len(whole)))
     assert prepare(root, network, pictures) == 1
-    assert f"{path}: Expected a readable jpg file" in capsys.readouterr().out
+    assert f"{path}: {path} should be a readable jpg file" in capsys.readouterr().out
     assert str(path) in (root / "unreadable_image.txt").read_text()
     assert store_of(root, network).find(pictures[1]) is None
     assert prepare(root, network, pictures) == 1
@@ -236,7 +236,7 @@ def test_whatever_pillow_raises_is_a_bad_picture(
         raise error("odd")
 
     monkeypatch.setattr(frozen_pictures, "read_image", fails)
-    with pytest.raises(RecipeError, match=r"readable picture. Found .*0\.jpg: odd"):
+    with pytest.raises(RecipeError, match=r"0\.jpg should be a readable picture\. Found odd"):
         frozen_pictures.read_picture(Path(pictures[0].content))
 
 
@@ -267,9 +267,9 @@ def test_features_are_found_by_their_settings(tmp_path: Path, models: Path) -> N
     found = find_store(tmp_path, "text", {"keep": "all", "length": 6}, None, COMMAND)
     assert found.folder.name == networks[1].store_name
     both = r"(?=.*text-.*length 4\))(?=.*text-.*length 6\))"  # in the order of digests, which depend on versions
-    with pytest.raises(RecipeError, match=rf"length 9 .*Found {both}.*; text-.*Fix: run prepare"):
+    with pytest.raises(RecipeError, match=rf"length 9\. Found {both}.*; text-.*: run `x prepare`"):
         find_store(tmp_path, "text", {"keep": "all", "length": 9}, None, COMMAND)
-    with pytest.raises(RecipeError, match=r"Found none\. Fix: run prepare"):
+    with pytest.raises(RecipeError, match=r"Found none: run `x prepare`"):
         find_store(tmp_path, "image", {"keep": "all", "normalize": True}, None, COMMAND)
 
 
@@ -278,7 +278,7 @@ def test_features_of_two_networks_are_never_mixed_up(tmp_path: Path, models: Pat
     for network in networks:
         prepare(tmp_path / "features", network, [text_entry("a")])
     settings = networks[0].settings
-    with pytest.raises(RecipeError, match=r"Expected one set .*--text-features NAME"):
+    with pytest.raises(RecipeError, match=r"should hold one set .*--text-features NAME"):
         find_store(tmp_path / "features", "text", settings, None, COMMAND)
     chosen = networks[1].store_name
     assert find_store(tmp_path / "features", "text", settings, chosen, COMMAND).folder.name == chosen
@@ -296,11 +296,11 @@ def test_damaged_files_are_named(tmp_path: Path, models: Path) -> None:
     write_shard(other, header, [[torch.zeros(5, 8, dtype=torch.float16)]])
     second.unlink()
     with pytest.raises(
-        RecipeError, match=r"shard-00001-\w+\.safetensors: features of shape \(5, 8\), others have \(4, 8\)"
+        RecipeError, match=r"shard-00001-\w+\.safetensors should .* features of shape \(5, 8\), others have \(4, 8\)"
     ):
         FeatureStore(store.folder)
     first.write_bytes(first.read_bytes()[:100])
-    with pytest.raises(RecipeError, match=r"shard-00000-\w+\.safetensors: .*Fix: remove it .*run prepare again"):
+    with pytest.raises(RecipeError, match=r"shard-00000-\w+\.safetensors should .*: remove it .*run prepare again"):
         FeatureStore(store.folder)
     with pytest.raises(RecipeError, match=r"shard-00000"):
         pickle.loads(pickle.dumps(store)).read((0, 0))
@@ -314,7 +314,7 @@ def test_features_of_a_former_version_are_named_with_the_fix_and_prepared_anew(t
     prepare(tmp_path, network, [text_entry("a")])
     (shard,) = shard_files(tmp_path / network.store_name)
     shard.rename(shard.with_name("shard-00000.h5"))
-    with pytest.raises(RecipeError, match=r"of a former version, such as shard-00000\.h5\. Fix: remove .*run prepare"):
+    with pytest.raises(RecipeError, match=r"of a former version, such as shard-00000\.h5: remove .*run `x prepare`"):
         find_store(tmp_path, "text", network.settings, None, COMMAND)
     assert prepare(tmp_path, network, [text_entry("a")]) == 0
     assert len(find_store(tmp_path, "text", network.settings, None, COMMAND)) == 1
@@ -325,7 +325,7 @@ def test_a_full_disk_is_foreseen(
 ) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(559))
-    with pytest.raises(RecipeError, match=r"Expected room for .*--keep cls"):
+    with pytest.raises(RecipeError, match=r"should have room for the features, .*--keep cls"):
         prepare(tmp_path / "features", FrozenPictures(models / "vit"), pictures)  # 7 * 5 * 8 * 2 = 560 bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(560))
     assert prepare(tmp_path / "features", FrozenPictures(models / "vit"), pictures) == 0
@@ -338,7 +338,7 @@ def test_networks_that_do_not_fit_are_refused(tmp_path: Path, models: Path) -> N
         _ = FrozenTexts(models / "vit").spec
     with pytest.raises(RecipeError, match="3 to 16 tokens"):
         _ = FrozenTexts(models / "bert").spec
-    with pytest.raises(RecipeError, match=r"--device tape.*Fix: --device cpu"):
+    with pytest.raises(RecipeError, match=r"`--device tape` should .*: use `--device cpu`"):
         prepare(tmp_path, FrozenTexts(models / "bert", length=4, device="tape"), [])
 
 
@@ -348,7 +348,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, models: Path) 
     with torch.no_grad():
         bert.embeddings.LayerNorm.weight.fill_(float("inf"))
     bert.save_pretrained(folder)
-    with pytest.raises(RecipeError, match="Expected finite features"):
+    with pytest.raises(RecipeError, match="should return finite features"):
         prepare(tmp_path / "features", FrozenTexts(folder, length=4), [text_entry("a")])
 
 

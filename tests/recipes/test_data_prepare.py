@@ -160,7 +160,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     run(tmp_path, items)
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_bytes(b"{nonsense\n" + manifest.read_bytes())
-    with pytest.raises(RecipeError, match=r"manifest\.jsonl:1\. Found '\{nonsense'"):
+    with pytest.raises(RecipeError, match=r"manifest\.jsonl:1 should be a JSON record\. Found '\{nonsense'"):
         run(tmp_path, items)
 
 
@@ -192,7 +192,8 @@ def test_failures_give_their_reason_without_the_name_of_the_error(tmp_path: Path
         raise error
 
     item = item_of(tmp_path, "one")
-    assert _process(item, partial(fail, RecipeError("Expected x.")), tmp_path) == Failure(item.source, "Expected x.")
+    error = RecipeError("It should be x", found="y", fix="write x")
+    assert _process(item, partial(fail, error), tmp_path) == Failure(item.source, "It should be x. Found y: write x.")
     assert _process(item, partial(fail, ValueError()), tmp_path) == Failure(item.source, "ValueError")
     with pytest.raises(ZeroDivisionError):
         _process(item, partial(fail, ZeroDivisionError()), tmp_path)
@@ -201,7 +202,7 @@ def test_failures_give_their_reason_without_the_name_of_the_error(tmp_path: Path
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="full", three="full", four="full")
-    with pytest.raises(RecipeError, match=r"Expected room on the disk.*No space left"):
+    with pytest.raises(RecipeError, match=r"disk should have room .*No space left"):
         run(tmp_path, items)
     assert not (tmp_path / "unreadable_texts.txt").exists()
     assert list(tmp_path.rglob(".*.partial")) == []
@@ -212,7 +213,7 @@ def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
 def test_a_manifest_on_a_full_disk_stops_the_run() -> None:
-    with Path("/dev/full").open("ab", buffering=0) as manifest, pytest.raises(RecipeError, match="Expected room"):
+    with Path("/dev/full").open("ab", buffering=0) as manifest, pytest.raises(RecipeError, match="should have room"):
         _append(manifest, {"source": "x"})
 
 
@@ -248,7 +249,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, context: Callable[[Path], Abst
 def test_two_sources_of_one_output_are_refused(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="cd")
     clash = Item(items[1].source, items[0].outputs)
-    with pytest.raises(RecipeError, match=r"one source for .*whole/one\.txt\. Found .*one\.txt, .*two\.txt"):
+    with pytest.raises(RecipeError, match=r"whole/one\.txt should have one source\. Found .*one\.txt, .*two\.txt"):
         run(tmp_path, [items[0], clash])
 
 
@@ -257,7 +258,7 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab")
     with (tmp_path / "manifest.jsonl").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(RecipeError, match="Found another at work"):
+        with pytest.raises(RecipeError, match="Found another run in"):
             run(tmp_path, items)
     assert run(tmp_path, items) == 0
 
@@ -274,7 +275,7 @@ def test_a_root_that_cannot_be_used_is_explained(tmp_path: Path, what: str) -> N
             run_prepare(root, [], make, workers=1)
     else:
         (root / "manifest.jsonl").mkdir(parents=True)
-        with pytest.raises(RecipeError, match=r"Expected to write .*manifest\.jsonl"):
+        with pytest.raises(RecipeError, match=r"manifest\.jsonl should be writable"):
             run_prepare(root, [], make, workers=1)
 
 
@@ -303,7 +304,7 @@ def test_verify_lists_what_differs_or_is_missing(tmp_path: Path, capsys: pytest.
 
 
 def test_verify_without_a_manifest_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="Fix: run prepare without --verify"):
+    with pytest.raises(RecipeError, match=r"Found none: run prepare without `--verify`"):
         verify(tmp_path)
 
 

@@ -161,12 +161,12 @@ def test_a_file_with_another_content_is_refused(tmp_path: Path, damage: Callable
     good = write_h5(tmp_path / "good.h5", *synthetic_case(1))
     path = write_h5(tmp_path / "a.h5", *synthetic_case(0))
     damage(path)
-    with pytest.raises(RecipeError, match=rf"(?s)a\.h5.*{found}.*Fix: .*--skip-bad"):
+    with pytest.raises(RecipeError, match=rf"(?s)a\.h5 should .* Found .*{found}.*: download .*--skip-bad"):
         open_cases([path, good], 4, LABELS, skip_bad=False)
     cases, faults = open_cases([path, good], 4, LABELS, skip_bad=True)
     assert [case.path for case in cases] == [good]
     assert len(faults) == 1
-    assert faults[0].startswith("a.h5: Expected")
+    assert faults[0].startswith(f"a.h5: {path} should")
 
 
 def test_damage_inside_a_file_is_found_when_it_is_read_or_before(tmp_path: Path) -> None:

@@ -115,13 +115,13 @@ def test_features_may_lie_elsewhere(root: Path, tmp_path_factory: pytest.TempPat
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "features"
     (root / "features").rename(elsewhere)
     assert len(load(root, features=str(elsewhere)).test) == 8  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=rf"Found none\. Fix: python recipes/food101\.py prepare --data-root {root}"):
+    with pytest.raises(RecipeError, match=rf"Found none: run `python recipes/food101\.py prepare --data-root {root}"):
         load(root)
 
 
 def test_features_with_other_settings_are_not_taken(root: Path, models: Path) -> None:
     for flags in ({"keep": "cls"}, {"normalize": False}, {"text_length": 9}):
-        with pytest.raises(RecipeError, match=r"Expected (image|text) features with"):
+        with pytest.raises(RecipeError, match=r"should hold (image|text) features with"):
             load(root, **flags)
     make_features(root, models, normalize=False)
     names = [Path(load(root, normalize=flag).test.sources[0].where).name for flag in (True, False)]  # type: ignore[attr-defined]
@@ -193,7 +193,7 @@ def test_titles_become_ids_and_a_mask(models: Path) -> None:
     assert tokens.tolist() == [[2, 5, 6, 3, 0, 0], [1, 1, 1, 1, 0, 0]]
     with pytest.raises(RecipeError, match="3 to 16 tokens"):
         token_source(models / "bert", 17)
-    with pytest.raises(RecipeError, match=r"Found 2\. Fix: --text-length 3"):
+    with pytest.raises(RecipeError, match=r"Found 2: give `--text-length 3`"):
         token_source(models / "bert", 2)
 
 

@@ -108,7 +108,7 @@ def test_a_file_that_is_cut_short_is_refused(root: Path) -> None:
         (f"{video_id(50)},30,air horn,validation", "train or test"),
         (f"{video_id(50)},30,,test", "train or test"),
         (f"{video_id(18)},{7 * 18},air horn,test", "one label per clip"),
-        (f"{video_id(0)},000,air horn,test", "without a common clip"),
+        (f"{video_id(0)},000,air horn,test", "should have no common clip"),
     ],
 )
 def test_bad_lines_are_named(root: Path, line: str, message: str) -> None:

@@ -1,9 +1,9 @@
-"""Decoded samples on disk, once for all runs.
+"""Cache of decoded samples on disk, built once for all runs.
 
-The samples of one modality, whatever split they are in, lie in one folder as shards of up to some 128 MB. The name of a
-shard holds a digest of all that it depends on: the version of the format, the settings of decoding, and of each of its
-samples the name and its files' names, sizes and times of change. So a shard that is there is the right one, what has
-changed is built anew, and nothing else.
+The samples of one modality in all splits are in one folder, as shards of about 128 MB at most. The name of a shard ends
+in a digest of everything on which it depends: the version of the format, the settings of decoding, and for each sample
+its name and the names, sizes and times of change of its files. A shard under its name is therefore valid, and only
+shards whose samples have changed are built anew.
 """
 
 import json
@@ -26,13 +26,13 @@ from recipe_common.errors import RecipeError
 from recipe_common.files import DISK_FULL, atomic_file, check_room, lock, remove_partials
 
 SHARD_BYTES = 1 << 27
-"""About; a shard is in memory while it is written."""
+"""Approximate size of a shard, which is in memory while it is written."""
 PER_SHARD = 64
-"""Samples, at most."""
+"""Largest number of samples in a shard."""
 PROBED = 8
-"""About so many samples are decoded to learn how large they are."""
+"""Approximate number of samples that are decoded for an estimate of their size."""
 FEW_SHARDS = 8
-"""Shards that are written without other processes: starting them takes longer."""
+"""Number of shards up to which no other processes are started, as their start takes longer."""
 LOCK = ".lock"
 NOTE = "cache.json"
 PER_FILE = "samples per file"
@@ -40,10 +40,10 @@ PER_FILE = "samples per file"
 
 @attrs.frozen
 class Plan:
-    """One shard as it should be.
+    """Name and content of one shard.
 
     Attributes:
-        path: Its file.
+        path: File of the shard.
         entries: Its samples, sorted by name.
         header: JSON: format, modality, settings, and the names and stamps of the samples.
     """
@@ -54,7 +54,7 @@ class Plan:
 
 
 def entries_of(samples: Sequence[tuple[str, Any]], pipeline: Pipeline) -> list[Entry]:
-    """Look at the files of samples, given as name and media; many at a time, as network disks are slow to answer."""
+    """Return the entries of samples, given as name and media; in many threads, as network disks respond slowly."""
 
     def entry(sample: tuple[str, Any]) -> Entry:
         name, media = sample
@@ -66,8 +66,8 @@ def entries_of(samples: Sequence[tuple[str, Any]], pipeline: Pipeline) -> list[E
 
 def stamp_of(files: Sequence[Path], note: str = "") -> str:
     """Return a digest of the names, sizes and times of change of files, and of a note."""
-    seen = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
-    return digest([note, *seen])
+    states = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+    return digest([note, *states])
 
 
 def open_cache(
@@ -77,20 +77,20 @@ def open_cache(
     entries: Sequence[Entry],
     *,
     workers: int,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Store:
-    """Open the decoded samples of a modality; decode what is not there yet.
+    """Open the decoded samples of a modality; those that are not in the cache yet are decoded first.
 
     Args:
-        folder: Of all caches.
-        modality: Its name.
-        pipeline: Decodes.
-        entries: The samples, repeated ones too.
-        workers: Processes that decode.
-        say: Tells a person what is built.
+        folder: Folder of all caches.
+        modality: Name of the modality.
+        pipeline: Pipeline that decodes the samples.
+        entries: The samples; repeated ones are stored once.
+        workers: Number of processes that decode.
+        report: Called with one line about the files that were built, if there were any.
 
     Raises:
-        RecipeError: If a file of the data or of the cache cannot be read, or there is no room to write.
+        RecipeError: If a file of the data or the cache cannot be read, or there is no room to write.
     """
     content = {"format": FORMAT, "modality": modality, "settings": pipeline.settings}
     home = folder / f"{modality}-{digest(content)}"
@@ -101,7 +101,7 @@ def open_cache(
         with _building(home):
             plans, built = _complete(home, content, pipeline, unique, workers)
         if built:
-            say(f"cache: {home}: {built:,} of {len(plans):,} files built")
+            report(f"cache: {home}: {built:,} of {len(plans):,} files built")
     return Store([Shard(plan.path) for plan in plans])
 
 
@@ -110,9 +110,9 @@ def make_plans(home: Path, content: Mapping[str, Any], entries: Sequence[Entry],
 
     Args:
         home: Folder of the shards.
-        content: What all headers say.
+        content: Common part of all headers.
         entries: The samples, sorted, none repeated.
-        per_shard: About the largest number of samples in a shard.
+        per_shard: Approximate largest number of samples in a shard.
     """
     shards = 1
     while shards * per_shard < len(entries):
@@ -130,13 +130,15 @@ def make_plans(home: Path, content: Mapping[str, Any], entries: Sequence[Entry],
 
 @contextmanager
 def _building(home: Path) -> Iterator[None]:
-    """Let one process build at a time, while others wait; remove what a killed one has left."""
+    """Hold the lock of one building process, while others wait; remove files that killed processes left behind."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         handle = (home / LOCK).open("a")
     except OSError as error:
         raise RecipeError(
-            f"Expected to write the cache in {home}. Found: {error}. Fix: name another folder with --cache."
+            f"The cache folder {home} should be writable",
+            found=str(error),
+            fix="name another folder with `--cache`",
         ) from error
     with handle:
         lock(handle, wait=True)
@@ -147,7 +149,11 @@ def _building(home: Path) -> Iterator[None]:
 def _complete(
     home: Path, content: Mapping[str, Any], pipeline: Pipeline, entries: Sequence[Entry], workers: int
 ) -> tuple[list[Plan], int]:
-    """Build what is missing, which another process may have done by now; return all shards and how many were built."""
+    """Build the shards that are missing, after another process may have built some.
+
+    Returns:
+        All shards, and the number of those that were built.
+    """
     size = _bytes_per_sample(entries, pipeline)
     per_shard = _read_per_shard(home)
     if per_shard is None:
@@ -159,8 +165,8 @@ def _complete(
         check_room(
             home,
             size * sum(len(plan.entries) for plan in missing),
-            "the cache, about",
-            "name another folder with --cache, lower --cache-size, or leave --cache out",
+            "the cache",
+            "name another folder with `--cache`, lower `--cache-size`, or leave `--cache` out",
         )
         _build(missing, pipeline, workers, f"{content['modality']}: decoding")
         _remove_outdated(home, missing)
@@ -168,13 +174,13 @@ def _complete(
 
 
 def _bytes_per_sample(entries: Sequence[Entry], pipeline: Pipeline) -> float:
-    """Return the mean of some samples, the same of the same data."""
-    looks = entries[:: max(1, len(entries) // PROBED)]
-    return sum(array.nbytes for entry in looks for array in pipeline.decode(entry.content)) / max(1, len(looks))
+    """Return the mean size of some samples, always the same ones of the same data."""
+    probed = entries[:: max(1, len(entries) // PROBED)]
+    return sum(array.nbytes for entry in probed for array in pipeline.decode(entry.content)) / max(1, len(probed))
 
 
 def _samples_in(size: float, per_sample: float) -> int:
-    """Return the largest power of two, up to `PER_SHARD`, of samples that fit into so many bytes."""
+    """Return the number of samples that fit into `size` bytes, as a power of two of at most `PER_SHARD`."""
     samples = PER_SHARD
     while samples > 1 and samples * per_sample > size:
         samples //= 2
@@ -200,23 +206,24 @@ def _write(plan: Plan, pipeline: Pipeline) -> None:
         if error.errno not in DISK_FULL:
             raise
         raise RecipeError(
-            f"Expected room for the cache in {plan.path.parent}. Found none: {error}. "
-            "Fix: make room, lower --cache-size, or leave --cache out; what is built stays."
+            f"The disk should have room for the cache in {plan.path.parent}",
+            found=f"none left ({error})",
+            fix="make room, lower `--cache-size`, or leave `--cache` out; what is built stays",
         ) from error
 
 
 def _remove_outdated(home: Path, built: Sequence[Plan]) -> None:
-    """Remove shards of the same samples, whose files have changed since; other sets of samples keep theirs."""
+    """Remove shards of the same samples whose files have changed since; shards of other sets of samples stay."""
     for plan in built:
         names = [entry.name for entry in plan.entries]
         for path in home.glob(f"{plan.path.name.rpartition('-')[0]}-*{SUFFIX}"):
-            with suppress(RecipeError):  # damaged, but nobody reads it
+            with suppress(RecipeError):  # a damaged shard that is not in use
                 if path != plan.path and [name for name, _ in Shard(path).keys] == names:
                     path.unlink()
 
 
 def _read_per_shard(home: Path) -> int | None:
-    """Return how many samples the first build gave to a shard: data that change a little must not change all shards."""
+    """Return the samples per shard of the first build: data that change a little must not change all shards."""
     path = home / NOTE
     if not path.exists():
         return None
@@ -227,7 +234,9 @@ def _read_per_shard(home: Path) -> int | None:
         return per_shard
     except (ValueError, LookupError, TypeError) as error:
         raise RecipeError(
-            f"Expected JSON with `{PER_FILE}` in {path}. Found: {error!r}. Fix: remove {home}; it is built anew."
+            f"{path} should be JSON with `{PER_FILE}`",
+            found=repr(error),
+            fix=f"remove {home}; it is built anew",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""How samples reach the model: read from their files one by one, or from a cache of decoded ones, batch by batch."""
+"""Feeds samples to the model: from their files one by one, or from a cache of decoded samples batch by batch."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from recipe_common.data.samples.sources import Sample, SampleDataset, Source, Sp
 from recipe_common.settings.declaration import flag
 
 CACHE_SIZE = 256
-"""Default of --cache-size: what papers scale videos to before they take random crops of 224 pixels."""
+"""Default of --cache-size in pixels: the size of videos in the papers, before random crops of 224 pixels."""
 AUTO = "auto"
 
 Open = Callable[..., Dataset[tuple[Any, ...]]]
@@ -28,12 +28,12 @@ Open = Callable[..., Dataset[tuple[Any, ...]]]
 
 @attrs.frozen(kw_only=True)
 class FeedSettings:
-    """Settings of recipes whose samples are files."""
+    """Settings of the cache, for recipes whose samples are files."""
 
     title: ClassVar[str] = "feed"
 
     cache: str | None = flag(
-        None, "decode the data once into this folder; auto: beside the data", metavar="DIR", is_identity=False
+        None, "folder for the data, decoded once; auto: a folder beside the data", metavar="DIR", is_identity=False
     )
     cache_size: int | None = flag(
         None, f"shorter side of cached pictures, default {CACHE_SIZE}", number=positive_int, metavar="PIXELS"
@@ -53,14 +53,14 @@ class FeedSettings:
 def feed(
     settings: FeedSettings | None, root: Path, parts: SplitSamples, sources: Sequence[Source], *, seed: int
 ) -> Open:
-    """Return what opens the samples of one part: `opened(samples, training=...)`.
+    """Return the function that opens the samples of one part: `opened(samples, training=...)`.
 
     Args:
-        settings: How; None for samples that no cache can keep.
-        root: Of the data.
-        parts: All samples; a cache keeps them whatever part they are in.
+        settings: Settings of the cache; None for samples that cannot be kept in one.
+        root: Folder of the dataset.
+        parts: The samples of all parts, which a cache keeps together.
         sources: One per modality.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
 
     Raises:
         RecipeError: If the cache cannot be built or read.
@@ -79,19 +79,19 @@ def feed(
 
 
 def beside(root: Path) -> Path:
-    """Return the folder of the cache that `--cache auto` means."""
+    """Return the folder of the cache for `--cache auto`."""
     root = root.resolve()
     return root.with_name(f"{root.name}-cache")
 
 
 @attrs.frozen
 class CachedModality:
-    """What the cache holds of one modality.
+    """Cached samples of one modality.
 
     Attributes:
-        pipeline: Makes tensors of it.
-        cache: What is decoded.
-        places: Where samples are in the cache.
+        pipeline: Pipeline from decoded samples to the tensors of a batch.
+        cache: The decoded samples.
+        places: Places of the samples in the cache.
     """
 
     pipeline: Pipeline
@@ -101,23 +101,23 @@ class CachedModality:
 
 @attrs.frozen
 class PickedBatch:
-    """What a batch needs: for each modality that of each sample, and the labels."""
+    """Parts of decoded samples for one batch: a list of samples for each modality, and the labels."""
 
     modalities: tuple[list[Any], ...]
     labels: list[int]
 
 
 class CachedDataset(Dataset[tuple[Any, ...]]):
-    """Gives the samples of `SampleDataset`, by (epoch, index), from a cache.
+    """Samples of `SampleDataset`, read by (epoch, index) from a cache.
 
     A DataLoader takes whole batches: its `collate_fn` is `finish_batch`, or `pack_batch`, and `finish_packed` is then
     called on the device.
 
     Args:
         samples: The samples.
-        kept: Of each modality.
+        kept: Cached samples of each modality.
         training: Whether to augment.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
         device_transforms: Whether batches are finished on the device; None: on CUDA.
     """
 
@@ -143,7 +143,7 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
         return (*(tensor[0] for tensor in tensors), int(labels[0]))
 
     def __getitems__(self, keys: Sequence[Key]) -> PickedBatch:
-        """Choose what a batch needs."""
+        """Pick the parts of decoded samples for one batch."""
         indices = [index for _, index in keys]
         seeds = [derived_seed(self.seed, *key) if self.training else None for key in keys]
         modalities = tuple(
@@ -156,20 +156,20 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
         return PickedBatch(modalities, [self.samples[index].label for index in indices])
 
     def finish_batch(self, batch: Any) -> list[Any]:
-        """Return the tensors of a batch, which `__getitems__` has picked, and its labels."""
+        """Return the tensors and the labels of a batch from `__getitems__`."""
         with one_thread():
             tensors = [each.pipeline.finish(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
         return [*tensors, torch.tensor(batch.labels)]
 
     def pack_batch(self, batch: Any) -> list[Any]:
-        """Return what of a picked batch is sent to the device: bytes and 16-bit samples instead of float32."""
+        """Return a picked batch as it is sent to the device: bytes and 16-bit samples instead of float32."""
         packed = [each.pipeline.pack(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
         return [*packed, torch.tensor(batch.labels)]
 
     def finish_packed(self, batch: Sequence[Any]) -> list[Any]:
-        """Return the tensors of a batch that `pack_batch` has made, and its labels, on the device of the batch."""
+        """Return the tensors and the labels of a batch from `pack_batch`, on the device of that batch."""
         *packed, labels = batch
-        tensors = [each.pipeline.finish_packed(tuple(sent)) for each, sent in zip(self.kept, packed, strict=True)]
+        tensors = [each.pipeline.finish_packed(tuple(parts)) for each, parts in zip(self.kept, packed, strict=True)]
         return [*tensors, labels]
 
 

@@ -1,9 +1,9 @@
-"""Input pipelines in three steps, of which the first is cached: decoding, random choices, batches.
+"""Input pipelines in three steps, the first of which is cached: decoding, random choices, batches.
 
-A `Pipeline` leads from the files of one modality to the tensor of a batch. `decode` is done once, its small tensors are
-kept in the cache, and nothing in it is random. `pick` chooses the parts of a sample that an epoch needs, by its seed.
-`finish` makes the tensor of a batch on the CPU; or `pack` makes few tensors of small numbers, which travel to the
-device, and `finish_packed` does the same work there for the whole batch at once.
+A `Pipeline` leads from the files of one modality to the tensor of a batch. `decode` runs once, its small tensors are
+kept in the cache, and nothing in it is random. `pick` chooses the parts of a sample for one epoch, by a seed. `finish`
+makes the tensor of a batch on the CPU; or `pack` makes few tensors of small numbers, which are sent to the device, and
+`finish_packed` does the same work there for the whole batch at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,61 +23,65 @@ from recipe_common.data.samples.batches import batch_tensor
 
 INT16_SCALE = 1 / 32_768
 Packed = tuple[Any, ...]
-"""Tensors, which travel to the device, and plain numbers about them, which stay on the host."""
+"""Tensors, which are sent to the device, and plain numbers about them, which stay on the host."""
 
 
 class Pipeline(Protocol):
-    """The input pipeline of one modality. `media` is what its `Source.find` gives."""
+    """Input pipeline of one modality; `media` is a result of its `Source.find`."""
 
     @property
     def settings(self) -> str:
-        """All that `decode` depends on besides the files."""
+        """Text with everything on which `decode` depends besides the files."""
 
     def files(self, media: Any) -> Sequence[Path]:
         """Return the files that `decode` reads."""
 
     def note(self, media: Any) -> str:
-        """Return what else of `media` `decode` depends on."""
+        """Return a text with everything in `media` on which `decode` depends besides the files."""
 
     def decode(self, media: Any) -> Sequence[Tensor]:
-        """Return what is kept; RecipeError if a file cannot be read."""
+        """Return the tensors that are kept.
+
+        Raises:
+            RecipeError: If a file cannot be read.
+        """
 
     def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> Any:
-        """Return what `finish` and `pack` take of one sample; seed None evaluates."""
+        """Return the parts of one sample for `finish` and `pack`; seed None is for evaluation."""
 
     def finish(self, picked: Sequence[Any]) -> Tensor:
         """Return the tensor of a batch, on the CPU."""
 
     def pack(self, picked: Sequence[Any]) -> Packed:
-        """Return what is sent to the device for a batch."""
+        """Return the data of a batch that are sent to the device."""
 
     def finish_packed(self, packed: Packed) -> Tensor:
         """Return the tensor of a batch, on the device of `packed`."""
 
 
 def one_file(media: Any) -> tuple[Path, ...]:
-    """Return the file of media that are a path."""
+    """Return the only file of media that are a path."""
     return (media,)
 
 
 def no_note(media: Any) -> str:
-    """Say that decoding depends on the files alone."""
+    """Return nothing, for decoding that depends on the files alone."""
     return ""
 
 
 @attrs.frozen
 class WaveformPipeline:
-    """Keeps waveforms: 16-bit samples where the file has mono ones at the wanted rate, else float32, resampled.
+    """Keeps waveforms: 16-bit samples if the file has mono ones at the right rate, else float32, resampled.
 
     Args:
-        front_end: Makes spectrograms of them.
+        front_end: Front end that transforms them to spectrograms.
     """
 
     front_end: Spectrogram | WindowSpectrogram
 
     @property
     def settings(self) -> str:
-        """The sampling rate."""
+        """Sampling rate."""
         return f"waveform, {self.front_end.rate} Hz"
 
     def files(self, media: Path) -> tuple[Path, ...]:
@@ -85,7 +89,7 @@ class WaveformPipeline:
         return (media,)
 
     def note(self, media: Path) -> str:
-        """Nothing else matters."""
+        """Return nothing: the waveform depends on its file alone."""
         return ""
 
     def decode(self, media: Path) -> tuple[Tensor]:
@@ -93,7 +97,7 @@ class WaveformPipeline:
         return (read_samples(media, self.front_end.rate),)
 
     def pick(self, kept: Sequence[Tensor], media: Path, seed: int | None) -> Tensor:
-        """Return the samples that are transformed."""
+        """Return the part of the waveform that is transformed."""
         return self.front_end.cut(kept[0], media, seed)
 
     def pack(self, picked: Sequence[Tensor]) -> Packed:
@@ -103,11 +107,11 @@ class WaveformPipeline:
         return (torch.stack(list(picked), out=batch_tensor(len(picked), *picked[0].shape, dtype=picked[0].dtype)),)
 
     def finish_packed(self, packed: Packed) -> Tensor:
-        """Return the spectrograms, by one Fourier transform for all."""
+        """Return the spectrograms, from one Fourier transform of all waveforms."""
         return self.front_end.of_batch(as_float(packed[0])).contiguous()
 
     def finish(self, picked: Sequence[Tensor]) -> Tensor:
-        """Return the spectrograms, one by one, as more do not fit into the cache of the processor."""
+        """Return the spectrograms, computed one by one, as more do not fit into the cache of the processor."""
         first = self.front_end.of_batch(as_float(picked[0])[None])
         finished = batch_tensor(len(picked), *first.shape[1:])
         finished[:1] = first
@@ -123,12 +127,12 @@ def as_float(waveform: Tensor) -> Tensor:
 
 @attrs.frozen
 class TensorPipeline:
-    """Keeps the finished tensor of a front end in which nothing is random: nothing is left to compute.
+    """Keeps the finished tensor of a front end without random choices, so that nothing is left to compute.
 
     Args:
-        read: The front end. Its repr tells all of its settings.
+        read: The front end; its repr shows all of its settings.
         files: From media to the files that are read.
-        note: From media to what else the tensor depends on.
+        note: From media to a text with everything else on which the tensor depends.
     """
 
     read: Callable[..., Tensor]
@@ -137,7 +141,7 @@ class TensorPipeline:
 
     @property
     def settings(self) -> str:
-        """The front end."""
+        """Repr of the front end."""
         return f"tensor, {self.read!r}"
 
     def decode(self, media: Any) -> tuple[Tensor]:
@@ -149,21 +153,21 @@ class TensorPipeline:
         return kept[0]
 
     def pack(self, picked: Sequence[Tensor]) -> Packed:
-        """Return the tensors as one."""
+        """Return the tensors, stacked."""
         return (self.finish(picked),)
 
     def finish_packed(self, packed: Packed) -> Tensor:
-        """Return them as they are."""
+        """Return the stacked tensors unchanged."""
         return packed[0]
 
     def finish(self, picked: Sequence[Tensor]) -> Tensor:
-        """Return the tensors as one."""
+        """Return the tensors, stacked."""
         finished = batch_tensor(len(picked), *picked[0].shape)
         return torch.stack(list(picked), out=finished)
 
 
 def sound_pipeline(front_end: Callable[..., Tensor], short_side: int) -> Pipeline:
-    """Return how to keep what a front end reads: waveforms before spectrograms, otherwise its finished tensors."""
+    """Return the pipeline of a front end: it keeps waveforms for spectrograms, otherwise finished tensors."""
     if isinstance(front_end, Spectrogram | WindowSpectrogram):
         return WaveformPipeline(front_end)
     return TensorPipeline(front_end)
@@ -174,11 +178,11 @@ class FramesPipeline:
     """Keeps the frames of a clip as uint8, scaled down until their shorter side has `short_side` pixels.
 
     Args:
-        frames: What a sample takes of them.
-        short_side: In pixels; smaller pictures stay as they are.
-        files: From media to the files that are read, for telling whether they have changed.
-        pictures: From media to what is opened as pictures: all frames that `frames` may choose from, in order.
-        choice: How `pictures` are chosen, if not all of the clip are there.
+        frames: Choice of the frames and crops of a sample.
+        short_side: Length in pixels; smaller pictures stay as they are.
+        files: From media to the files that are read, whose sizes and times show changes.
+        pictures: From media to paths or open files of pictures: all frames from which `frames` chooses, in order.
+        choice: Description of the choice of `pictures`, if they are not all frames of the clip.
     """
 
     frames: Frames
@@ -189,11 +193,11 @@ class FramesPipeline:
 
     @property
     def settings(self) -> str:
-        """The size, and which frames."""
+        """Size and choice of the frames."""
         return f"RGB frames, shorter side at most {self.short_side} pixels, {self.choice}"
 
     def note(self, media: Any) -> str:
-        """Nothing else matters."""
+        """Return nothing: the frames depend on their files alone."""
         return ""
 
     def decode(self, media: Any) -> list[Tensor]:
@@ -201,7 +205,7 @@ class FramesPipeline:
         return [pixels_of(shrunk(read_image(path), self.short_side)) for path in self.pictures(media)]
 
     def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> list[Crop]:
-        """Choose frames and their parts, as `Frames` does from the files."""
+        """Choose frames and their crops, as `Frames` does from the files."""
         return self.frames.pick(len(kept), kept.__getitem__, seed)
 
     def finish(self, picked: Sequence[list[Crop]]) -> Tensor:
@@ -209,7 +213,7 @@ class FramesPipeline:
         return self.frames.finish(picked)
 
     def pack(self, picked: Sequence[list[Crop]]) -> Packed:
-        """Return the parts of all clips, padded to the size of the largest, with their sizes and flips."""
+        """Return the crops of all clips, padded to the size of the largest, with their sizes and flips."""
         return pack_crops([crop for crops in picked for crop in crops])
 
     def finish_packed(self, packed: Packed) -> Tensor:
@@ -222,7 +226,7 @@ class FramesPipeline:
 
 
 def shrunk(picture: Image.Image, short_side: int) -> Image.Image:
-    """Scale a picture down, keeping its proportions, until its shorter side has that many pixels."""
+    """Scale a picture down, keeping its proportions, until its shorter side has `short_side` pixels."""
     factor = short_side / min(picture.size)
     if factor >= 1:
         return picture
@@ -231,7 +235,7 @@ def shrunk(picture: Image.Image, short_side: int) -> Image.Image:
 
 
 def pack_crops(crops: Sequence[Crop]) -> Packed:
-    """Return parts of pictures as one uint8 tensor (N, height, width, 3), and of each its height, width and flip."""
+    """Return crops as one padded uint8 tensor (N, height, width, 3), with the height, width and flip of each."""
     sizes = tuple((*crop.pixels.shape[:2], crop.is_flipped) for crop in crops)
     height, width = (max(size[side] for size in sizes) for side in (0, 1))
     pictures = batch_tensor(len(crops), height, width, 3, dtype=torch.uint8)
@@ -241,7 +245,7 @@ def pack_crops(crops: Sequence[Crop]) -> Packed:
 
 
 def resize_crops(pictures: Tensor, sizes: Sequence[tuple[int, int, bool]], size: int) -> Tensor:
-    """Resize, and flip, the parts that `pack_crops` gives, by torch's antialiased bilinear filter.
+    """Resize and flip the crops from `pack_crops`, by torch's antialiased bilinear filter.
 
     Returns:
         Levels of 0 to 255, float32 of shape (N, 3, size, size).

@@ -1,9 +1,9 @@
-"""Files of the store on disk: tensors of some samples in a safetensors file, a shard.
+"""Shards of a store of samples: safetensors files with the tensors of some samples each.
 
-Arrays of a sample that follow each other and are of one type and shape, as the frames of a clip, are one tensor, under
-the number of the sample and that of the first of the arrays: `00003/000000`. The metadata have one entry, `cache`, a
-JSON text (with several, equal files would differ in their order). It is the header, whose digest ends the name of the
-file, and, where there are samples that could not be read, `unreadable`: the reason by the number of the sample.
+Arrays of a sample that follow each other and have one type and shape, such as the frames of a clip, form one tensor,
+named by the number of the sample and the number of its first array: `00003/000000`. The metadata have one entry,
+`cache`, a JSON text (with several, equal files would differ in their order). It is the header, whose digest ends the
+file name, and, if some samples could not be read, `unreadable`: the reason by the number of the sample.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ from recipe_common.errors import RecipeError
 from recipe_common.files import atomic_file
 
 FORMAT = 2
-"""Version of the files, part of every header."""
+"""Version of the file format, part of every header."""
 SUFFIX = ".safetensors"
 ENTRY, SAMPLES, UNREADABLE = "cache", "samples", "unreadable"
 Key = tuple[str, Any]
-"""Name and stamp of a sample: which one it is, and which state of its files."""
+"""Name and stamp of a sample; the stamp stands for a state of its files."""
 
 
 class Shard:
-    """A finished file, mapped into memory: processes share it, and the system keeps in memory what is read often.
+    """A finished shard, mapped into memory: processes share it, and the system keeps in memory the parts in use.
 
-    It is opened when it is first needed, in each process that it is sent to.
+    It is opened at the first access, in each process to which it is sent.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class Shard:
         return Shard, (self.path,)
 
     def __getitem__(self, sample: int) -> Sequence[Tensor]:
-        """Return the arrays of one sample, views of the file: of those that are not looked at, nothing is read."""
+        """Return the arrays of one sample as views of the file; an array is read when its values are used."""
         found = [self._tensor(name) for name in self._opened[2][sample]]
         return found[0] if len(found) == 1 else [array for each in found for array in each]
 
@@ -59,7 +59,7 @@ class Shard:
 
     @property
     def unreadable(self) -> dict[int, str]:
-        """The numbers of the samples without arrays because they could not be read, and why."""
+        """Numbers of the samples without arrays, with the reasons why they could not be read."""
         return {int(number): reason for number, reason in self._opened[1].get(UNREADABLE, {}).items()}
 
     def shape(self, sample: int) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ class Shard:
 
     @cached_property
     def _opened(self) -> tuple[Any, dict[str, Any], list[list[str]]]:
-        """The file, its metadata, and for each sample the names of its tensors."""
+        """File, metadata, and for each sample the names of its tensors."""
         try:
             file: Any = safe_open(self.path, "pt")
             content = json.loads(file.metadata()[ENTRY])
@@ -89,7 +89,7 @@ class Shard:
 
 
 def header_of(content: Mapping[str, Any], keys: Sequence[Key]) -> str:
-    """Return the header of a shard: what all shards of its folder share, and the keys of its samples."""
+    """Return the header of a shard: content that all shards of its folder share, and the keys of its samples."""
     return json.dumps({**content, SAMPLES: list(keys)})
 
 
@@ -99,11 +99,11 @@ def shard_name(place: str, header: str) -> str:
 
 
 def write_shard(path: Path, header: str, samples: Iterable[Sequence[Tensor] | str]) -> None:
-    """Write the arrays of samples; the file is there whole or not at all.
+    """Write the arrays of samples to a file that appears whole or not at all.
 
     Args:
-        path: Its name ends in the digest of the header, see `shard_name`.
-        header: What `header_of` returns.
+        path: The file; its name ends in the digest of the header, see `shard_name`.
+        header: Header from `header_of`.
         samples: For each key of the header the arrays, or the reason why the sample could not be read.
     """
     tensors: dict[str, Tensor] = {}
@@ -122,15 +122,16 @@ def write_shard(path: Path, header: str, samples: Iterable[Sequence[Tensor] | st
 
 
 def damaged(path: Path, error: object) -> RecipeError:
-    """Return the error of a file of the store that is not whole."""
+    """Return the error for a damaged file of a store."""
     return RecipeError(
-        f"Expected a whole file of stored samples. Found {path}: {error}. "
-        "Fix: remove it and start again, or run prepare again if these are features; what is missing is made anew."
+        f"{path} should be a whole file of stored samples",
+        found=str(error),
+        fix="remove it and start again, or run prepare again if these are features; what is missing is made anew",
     )
 
 
 def digest(content: Any) -> str:
-    """Return a digest of what can be written as JSON."""
+    """Return a digest of a value that can be written as JSON, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

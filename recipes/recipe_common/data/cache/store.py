@@ -9,7 +9,7 @@ from torch import Tensor
 from recipe_common.data.cache.shards import Key, Shard
 
 Place = tuple[int, int]
-"""Number of the shard, and of the sample in it."""
+"""Number of the shard, and number of the sample in it."""
 
 
 @attrs.frozen
@@ -17,9 +17,9 @@ class Entry:
     """A sample to be stored.
 
     Attributes:
-        name: Which sample: its name in the list, the path of a picture, the checksum of a text.
-        stamp: By which a change of its files is noticed: a digest, or the size of a picture; None: not known.
-        content: From which its arrays are made, such as paths, or a text.
+        name: Name in the list, path of a picture, or checksum of a text.
+        stamp: State of its files, which differs after a change: a digest, or the size of a picture; None: unknown.
+        content: Input from which its arrays are made, such as paths, or a text.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Store:
     """The stored samples of one modality.
 
     Args:
-        shards: All files, those written later behind.
+        shards: All files in the order of their writing; of samples with one name, the last is the latest.
 
     Raises:
         RecipeError: If a file is not a whole shard.
@@ -57,14 +57,14 @@ class Store:
                     self._latest[key[0]] = key
 
     def __len__(self) -> int:
-        """Number of different samples."""
+        """Return the number of different samples."""
         return len(self._latest)
 
     def find(self, entry: Entry) -> Place | None:
-        """Return where a sample with this stamp is, without a stamp the latest of its name; None if there is none."""
+        """Return the place of the sample with this stamp, without a stamp the latest of its name; None if absent."""
         return self.places.get(self._latest.get(entry.name, entry.key) if entry.stamp is None else entry.key)
 
     def __getitem__(self, place: Place) -> Sequence[Tensor]:
-        """Return the arrays of the sample at a place that `find` returns."""
+        """Return the arrays of the sample at a place from `find`."""
         shard, number = place
         return self.shards[shard][number]

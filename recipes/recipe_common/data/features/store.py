@@ -1,8 +1,9 @@
-"""Hidden states of frozen networks, computed once and read by index: n samples, T tokens, D features.
+"""Store of features on disk: hidden states of frozen networks, computed once and read by index.
 
-A folder of features holds one folder per network and transform, named by a checksum of all that the features depend
-on: `image-0123456789ab/spec.json` and `shard-00000-<digest>.safetensors`, ... A shard holds (T, D) in half precision
-for each sample, see `recipe_common.data.cache.shards`. More samples become more shards; what is there stays.
+A folder of features holds one folder per network and transform, named by a checksum of everything on which the features
+depend: `image-0123456789ab/spec.json` and `shard-00000-<digest>.safetensors`, ... For each sample a shard holds D
+features of T tokens, (T, D), in half precision, see `recipe_common.data.cache.shards`. Further samples go into further
+shards; the others stay.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from recipe_common.errors import RecipeError
 from recipe_common.files import atomic_file, check_room
 
 SHARD = 256
-"""Samples of a shard: 77 MB of 197 tokens of 768 features, and what a kill costs each process."""
+"""Samples of a shard: 77 MB with 197 tokens of 768 features, and at most as many are lost per process by a kill."""
 SPEC = "spec.json"
 FORMER = "shard-*.h5"
-"""Files that a former version wrote, and this one does not read."""
+"""Pattern of files of a former version, which are not read."""
 
 
 @attrs.frozen
 class ShardItem(Item):
-    """A file of features, its header, the samples to write into it (none if it is there already), and their encoder."""
+    """A file of features: header, samples to write into it (none if it is there already), and their encoder."""
 
     network: FrozenNetwork
     entries: tuple[Entry, ...] = ()
@@ -46,17 +47,17 @@ class ShardItem(Item):
 def prepare_features(
     root: Path, networks: Mapping[FrozenNetwork, Iterable[Entry]], *, workers: int, shard_size: int = SHARD
 ) -> int:
-    """Encode what is not encoded yet, and say how it went; it can be killed at any moment and called again.
+    """Encode samples that are not encoded yet, and print the outcome; it can be killed at any moment and called again.
 
     Args:
-        root: Folder of the features; gets the manifest.
-        networks: What each of them has to encode.
+        root: Folder of the features; the manifest is written there.
+        networks: Samples by the network that encodes them.
         workers: Number of processes, each with a copy of the network. 0: no other process and no checksums, for sets
             that are too small to be worth the start of one.
         shard_size: Samples per file.
 
     Returns:
-        The exit status: 0, or 1 if there were samples that could not be read, which are printed and kept in
+        The exit status: 0, or 1 if there were samples that could not be read, which are printed and listed in
         `unreadable_<modality>.txt`.
 
     Raises:
@@ -68,8 +69,8 @@ def prepare_features(
     check_room(
         root,
         sum(needed for _, needed in plans),
-        "features,",
-        "--features on another disk, or --keep cls, which keeps one token of each sample",
+        "the features",
+        "name a folder on another disk with `--features`, or add `--keep cls`, which keeps one token of each sample",
     )
     shards = [shard for plan, _ in plans for shard in plan]
     status = 0
@@ -88,7 +89,7 @@ def encode_shard(item: Item, threads: int | None = None) -> None:
 
     Args:
         item: A `ShardItem`.
-        threads: Of torch, in this process; None: as many as it has.
+        threads: Number of torch's threads in this process; None leaves it unchanged.
     """
     assert isinstance(item, ShardItem)
     if item.done:
@@ -104,7 +105,7 @@ class FeatureStore(Store):
     """The features of one network and transform.
 
     Args:
-        folder: One of the folders that `prepare_features` makes.
+        folder: One of the folders from `prepare_features`.
 
     Attributes:
         shape: (T, D) of all features; None if there are none.
@@ -125,7 +126,7 @@ class FeatureStore(Store):
             self.shape = shape
 
     def is_unreadable(self, entry: Entry) -> bool:
-        """Tell whether this sample, and not one that replaced it, could not be read when its turn came."""
+        """Return whether this sample, and not one that replaced it, could not be read at the time of encoding."""
         return entry.key in self.unreadable
 
     def read(self, place: Place, *, seed: int | None = None) -> Tensor:
@@ -150,22 +151,28 @@ def find_store(root: Path, modality: str, settings: Mapping[str, Any], name: str
     Args:
         root: Folder of the features.
         modality: Such as `image`.
-        settings: Those of the network that made them.
+        settings: Settings of the network that encoded them.
         name: Name of their folder; None: the only one with these settings.
-        command: What makes them, for the message.
+        command: Command that makes the features, for the message.
 
     Raises:
         RecipeError: If there are none, or, without a name, several.
     """
     stores = {path.parent.name: _read_spec(path.parent) for path in sorted(root.glob(f"{modality}-*/{SPEC}"))}
     fitting = [each for each, spec in stores.items() if spec["settings"] == settings and name in (None, each)]
-    there = "; ".join(f"{each} ({_described(spec)})" for each, spec in stores.items()) or "none"
-    wanted = f"{modality} features with {_listed(settings)} in {root}"
+    found = "; ".join(f"{each} ({_described(spec)})" for each, spec in stores.items()) or "none"
+    wanted = f"{modality} features with {_listed(settings)}"
     if not fitting:
         named = f" named {name}" if name else ""
-        raise RecipeError(f"Expected {wanted}{named}. Found {there}. Fix: {command}, or the flags of those.")
+        raise RecipeError(
+            f"{root} should hold {wanted}{named}",
+            found=found,
+            fix=f"run `{command}`, or give the flags of those found",
+        )
     if len(fitting) > 1:
-        raise RecipeError(f"Expected one set of {wanted}. Found {there}. Fix: --{modality}-features NAME.")
+        raise RecipeError(
+            f"{root} should hold one set of {wanted}", found=found, fix=f"give `--{modality}-features NAME`"
+        )
     _check_version(root / fitting[0], command)
     return FeatureStore(root / fitting[0])
 
@@ -174,8 +181,9 @@ def _check_version(folder: Path, command: str) -> None:
     former = sorted(folder.glob(FORMER))
     if former and not shard_files(folder):
         raise RecipeError(
-            f"Expected features in files shard-*{SUFFIX} in {folder}. Found {len(former)} of a former version, such as "
-            f"{former[0].name}. Fix: remove that folder and {folder.parent / MANIFEST}, then {command}"
+            f"{folder} should hold features in files shard-*{SUFFIX}",
+            found=f"{len(former)} of a former version, such as {former[0].name}",
+            fix=f"remove that folder and {folder.parent / MANIFEST}, then run `{command}`",
         )
 
 
@@ -192,7 +200,7 @@ def _listed(settings: Mapping[str, Any]) -> str:
 
 
 def _plan(root: Path, network: FrozenNetwork, entries: Sequence[Entry], shard_size: int) -> tuple[list[ShardItem], int]:
-    """Return the shards that are there and new ones for the samples that are in none, and the bytes of the new ones."""
+    """Return the shards on disk, followed by new ones for samples in none of them, and the bytes of the new ones."""
     folder = root / network.store_name
     tokens, size = network.hidden_states(network.blank()).shape[1:]
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""From a split and the sources of its samples to the data of a run."""
+"""Opens the samples of a split as the data of a run, from their files or through a cache."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +25,17 @@ def open_samples(
     """Find and open the samples of a split.
 
     Args:
-        settings: Of the call.
-        root: Of the data.
+        settings: Settings of the run.
+        root: Folder of the dataset.
         classes: Class names in the order of their indices.
-        split: Which samples there should be.
+        split: The listed samples of each part.
         sources: One per modality.
-        lines: What the summary of the data begins with.
-        min_found: Share of the listed samples of a part that must be there.
-        feeding: How samples are fed, if they can be kept in a cache.
+        lines: First lines of the summary of the data.
+        min_found: Share of the listed samples of a part that must be on disk, 0 to 1.
+        feeding: Settings of the cache; None for samples that cannot be kept in one.
 
     Raises:
-        RecipeError: If too few samples of a part are there, or if the cache cannot be built or read.
+        RecipeError: If too few samples of a part are on disk, or if the cache cannot be built or read.
     """
     parts = SampleFinder(classes, sources, min_found, settings.data.skip_bad).read(split)
     opened = feed(feeding, root, parts, sources, seed=settings.optimisation.seed)

@@ -1,7 +1,7 @@
-"""Sources of clips of a sound and some frames each: where they are and how they are read.
+"""Audio and frames of clips on disk: sound files, folders of jpg files, hdf5 files of jpg bytes.
 
-`audio_source` and `frames_source` list folders once and find clips by a key of their names, as people have unpacked
-datasets in many ways.
+`audio_source` and `frames_source` list folders once and find clips by a key of their names, because datasets are
+unpacked in many ways.
 """
 
 import io
@@ -26,7 +26,7 @@ from recipe_common.errors import RecipeError, require
 FRAME_CHOICES = ("segments", "start", "first")
 HDF5_ENDING = ".hdf5"
 HDF5_FRAMES = "video"
-"""Dataset of an hdf5 file that holds the bytes of one jpg file per frame."""
+"""Dataset in an hdf5 file with the bytes of one jpg file per frame."""
 
 
 def existing(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
@@ -39,9 +39,9 @@ def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str]
     """Return the source of the sound files, or stored spectrograms, of clips.
 
     Args:
-        folders: Where they are; of two files with the same key the first one counts.
-        read: Front end; its endings tell which files count. Stored spectrograms must have the shape of the first one.
-        key: What the names of a clip in the list and on disk have in common.
+        folders: Folders of the files; of two files with the same key the first one counts.
+        read: Front end; files with its endings count. Stored spectrograms must have the shape of the first one.
+        key: Returns the key of a name: the part that a clip has in common in the list and on disk.
     """
     files = index_files(folders, read.endings, key)
     if isinstance(read, StoredSpectrogram) and read.shape is None:
@@ -64,9 +64,9 @@ def frames_source(
     """Return the source of the frames of clips: folders of numbered jpg files, or hdf5 files of jpg bytes.
 
     Args:
-        folders: Where they are; of two with the same key the first one counts.
-        frames: Reads the frames that are chosen.
-        key: What the names of a clip in the list and on disk have in common.
+        folders: Folders of the clips; of two with the same key the first one counts.
+        frames: Reader of the frames that are chosen.
+        key: As in `audio_source`.
         choice: "segments": one frame of each of `frames.count` equal segments, random in training, the centre one in
             evaluation; "start": the first frame of each segment; "first": the first frames of the clip.
     """
@@ -80,7 +80,7 @@ def frames_source(
 def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[str], str] = str) -> dict[str, Path]:
     """List files by the key of their name without ending; the ending "" stands for folders. Hidden ones do not count.
 
-    One listing per folder: asking for 200,000 files one by one takes minutes on a network disk.
+    Each folder is listed once: a look-up for each of 200,000 files takes minutes on a network disk.
     """
     found: dict[str, Path] = {}
     for folder in folders:
@@ -94,7 +94,7 @@ def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[
 
 @attrs.frozen
 class Indexed:
-    """Finds the file of a row by the key of its name."""
+    """Files of a dataset, found for a row of a list by the key of its name."""
 
     files: Mapping[str, Path]
     key: Callable[[str], str]
@@ -105,7 +105,7 @@ class Indexed:
 
 
 class StoredJpg(io.BytesIO):
-    """A jpg file inside of an hdf5 file, which knows its name for messages."""
+    """A jpg file inside an hdf5 file, with a name for messages."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -128,19 +128,20 @@ def hdf5_frames(path: Path) -> tuple[StoredJpg, ...]:
     except (OSError, KeyError, TypeError) as error:
         raise _bad_hdf5(path, str(error)) from error
     if not frames:
-        raise _bad_hdf5(path, "it holds no frames")
+        raise _bad_hdf5(path, "no frames")
     return frames
 
 
-def _bad_hdf5(path: Path, reason: str) -> RecipeError:
+def _bad_hdf5(path: Path, found: str) -> RecipeError:
     return RecipeError(
-        f"Expected an hdf5 file with jpg bytes in `{HDF5_FRAMES}`. Found {path}: {reason}. "
-        "Fix: restore the file, or leave its clip out with --skip-bad."
+        f"{path} should be an hdf5 file with jpg bytes in `{HDF5_FRAMES}`",
+        found=found,
+        fix="restore the file, or leave its clip out with `--skip-bad`",
     )
 
 
 def _find_frames(find: Indexed, row: Row) -> Path | None:
-    """Only look whether there is a frame: keeping the names of those of 200,000 clips takes a gigabyte."""
+    """Return the folder or file of a clip; names of frames are not kept: for 200,000 clips they take a gigabyte."""
     path = find(row)
     if path is None or path.suffix == HDF5_ENDING:
         return path
@@ -151,7 +152,7 @@ def _find_frames(find: Indexed, row: Row) -> Path | None:
 def _clip_frames(path: Path) -> tuple[Path, ...]:
     if path.suffix != HDF5_ENDING:
         return frame_files(path)
-    return cast("tuple[Path, ...]", hdf5_frames(path))  # Pillow opens both
+    return cast("tuple[Path, ...]", hdf5_frames(path))  # Pillow opens paths and files alike
 
 
 def _read_frames(frames: Frames, choice: str, path: Path, *, seed: int | None) -> Tensor:
@@ -159,7 +160,13 @@ def _read_frames(frames: Frames, choice: str, path: Path, *, seed: int | None) -
 
 
 def choose(files: Sequence[Path], count: int, choice: str) -> Sequence[Path]:
-    """Return the frames that `Frames` takes `count` of: all of them, or as many as it takes."""
+    """Return the frames from which `Frames` takes `count`: all of them, or just as many.
+
+    Args:
+        files: All frames of a clip, in order.
+        count: Frames that are taken.
+        choice: One of `FRAME_CHOICES`, see `frames_source`.
+    """
     if choice == "segments":
         return files
     return files[:count] if choice == "first" else [files[part[0]] for part in segments(len(files), count)]
@@ -185,6 +192,6 @@ def _clip_files(path: Path) -> tuple[Path, ...]:
 
 
 def listed(folders: Sequence[Path], shown: int = 2) -> str:
-    """Name a few folders."""
+    """Return the first folders, and how many more there are, as text for messages."""
     more = f" and {len(folders) - shown} more" if len(folders) > shown else ""
     return ", ".join(str(folder) for folder in folders[:shown]) + more

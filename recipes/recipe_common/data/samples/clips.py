@@ -1,4 +1,4 @@
-"""What recipes of audio-visual clips that are found by key share: flags, the data of a run, and `prepare`."""
+"""Shared parts of the recipes for audio-visual clips: settings, folders, the data of a run, and `prepare`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -33,24 +33,29 @@ from recipe_common.settings.declaration import flag, group
 from recipe_common.settings.shared import Settings
 
 VAL_SHARE = 0.1
-"""Of every class of the training list, where no list says what is for validation."""
+"""Share of every class of the training list that is held out where there is no list for validation."""
 SHORT_SIDE = "scale frames down until their shorter side has this many pixels; default: keep them, as the papers do"
 
 
 @attrs.frozen(kw_only=True)
 class ClipSettings:
-    """Settings of all these recipes."""
+    """Settings of recipes for audio-visual clips."""
 
     audio: AudioSettings = group(AudioSettings)
     audio_dir: tuple[str, ...] | None = flag(
-        None, "under the data root, instead of the known layouts; may hold *", metavar="DIR"
+        None, "folders of sound files under the data root, instead of the known layouts; may hold *", metavar="DIR"
     )
-    visual_dir: tuple[str, ...] | None = flag(None, "likewise, of the frame folders", metavar="DIR")
-    split_seed: int = flag(0, "decides what is held out for validation, independently of --seed", number=seed_int)
+    visual_dir: tuple[str, ...] | None = flag(
+        None, "folders of frames under the data root, instead of the known layouts; may hold *", metavar="DIR"
+    )
+    split_seed: int = flag(0, "seed of the clips held out for validation, independent of --seed", number=seed_int)
     min_found: float = flag(0.8, "share of the listed clips that must be on disk", number=share_float, metavar="SHARE")
     frames: int = flag(3, "frames per clip", number=positive_int)
     frame_choice: str = flag(
-        "segments", "random or centre ones of segments, their starts, or the first", choices=FRAME_CHOICES
+        "segments",
+        "segments: a random frame of each segment, the centre one in evaluation; start: the first frame of each "
+        "segment; first: the first frames of the clip",
+        choices=FRAME_CHOICES,
     )
     image_size: int = flag(224, number=positive_int, metavar="PIXELS")
     fusion: str = flag("concat", choices=FUSIONS)
@@ -59,14 +64,14 @@ class ClipSettings:
 
 @attrs.frozen
 class ClipLayout:
-    """Where the media of a dataset are under its root, as patterns such as `audio/train/*`.
+    """Folders of a dataset under its root, as patterns such as `audio/train/*`.
 
     Args:
-        audio: Folders of wav files or stored spectrograms, in any of the layouts that are known.
+        audio: Folders of wav files or stored spectrograms, in all known layouts.
         frames: Folders of frame folders or hdf5 files.
-        videos: Files that `prepare` makes both from.
-        bases: Folders under the root that the patterns are tried in, the root itself being `.`.
-        prepare: The command that makes wav files and frames; `{root}` stands for the data root.
+        videos: Videos from which `prepare` makes both.
+        bases: Folders under the root in which the patterns are tried; `.` is the root itself.
+        prepare: Command that makes wav files and frames; `{root}` stands for the data root.
     """
 
     audio: tuple[str, ...]
@@ -79,7 +84,7 @@ class ClipLayout:
         """Find the folders that exist.
 
         Raises:
-            RecipeError: Saying what is expected and found, and whether `prepare` is the fix.
+            RecipeError: If there are none; if there are videos, the fix is `prepare`.
         """
         folders = Folders(
             existing(root, settings.audio_dir or self._below(self.audio)),
@@ -89,21 +94,22 @@ class ClipLayout:
             return folders
         if any(path.is_file() for pattern in self.videos for path in root.glob(pattern)):
             raise RecipeError(
-                f"Expected audio and frames in {root}. Found videos that are not prepared yet. "
-                f"Fix: {self.prepare.format(root=root)}"
+                f"{root} should hold audio and frames",
+                found="videos that are not prepared yet",
+                fix=f"run `{self.prepare.format(root=root)}`",
             )
         missing = [
-            f"{what} in {' or '.join(given or patterns)} ({flag} names another folder)"
-            for found, what, given, patterns, flag in (
+            f"{content} in {' or '.join(given or patterns)} (`{flag}` names another folder)"
+            for found, content, given, patterns, flag in (
                 (folders.audio, "audio", settings.audio_dir, self.audio, "--audio-dir"),
                 (folders.frames, "frames", settings.visual_dir, self.frames, "--visual-dir"),
             )
             if not found
         ]
         raise RecipeError(
-            f"Expected in {root}: {'; '.join(missing)}; or videos in {' or '.join(self.videos)}. "
-            f"Found {listing(root)}. Fix: point --data-root to the folder that holds them, or leave it out to train on "
-            "a small synthetic set."
+            f"{root} should hold {'; '.join(missing)}; or videos in {' or '.join(self.videos)}",
+            found=listing(root),
+            fix="point `--data-root` to the folder that holds them, or leave it out to train on a small synthetic set",
         )
 
     def find_file(self, root: Path, names: Sequence[str]) -> Path | None:
@@ -117,14 +123,23 @@ class ClipLayout:
 
 @attrs.frozen
 class Folders:
-    """Where the media are."""
+    """Folders that exist, of audio and of frames."""
 
     audio: tuple[Path, ...]
     frames: tuple[Path, ...]
 
 
 def with_validation(split: Split, origin: str, *, seed: int, wanted: bool) -> tuple[Split, str]:
-    """Hold out validation rows if they are wanted and there are none; return the split and where it is from.
+    """Hold out validation rows if they are wanted and there are none.
+
+    Args:
+        split: The split as it is listed.
+        origin: The lists of the split, for the summary and messages.
+        seed: Seed of the rows that are held out.
+        wanted: Whether there should be a validation part; without, its rows are for training.
+
+    Returns:
+        The split, and its origin as a line of the summary.
 
     Raises:
         RecipeError: If the classes are too small for that.
@@ -136,9 +151,9 @@ def with_validation(split: Split, origin: str, *, seed: int, wanted: bool) -> tu
     train, val = hold_out(split.train, VAL_SHARE, seed)
     if not val:
         raise RecipeError(
-            f"Expected enough training clips of a class to hold out {VAL_SHARE:.0%} of them. "
-            f"Found {len(train)} clips, too few of every class, in {origin}. "
-            "Fix: list more clips, or add --no-validation --select test."
+            f"A class should have enough training clips to hold out {VAL_SHARE:.0%} of them",
+            found=f"{len(train)} clips, too few of every class, in {origin}",
+            fix="list more clips, or add `--no-validation --select test`",
         )
     share = f"{VAL_SHARE:.0%} of every class of the training part"
     return Split(train, val, split.test), f"{origin}; for validation {share}, seed {seed}"
@@ -156,13 +171,13 @@ def open_clips(
     """Find and open the clips of a split.
 
     Args:
-        settings: Of the call.
+        settings: Settings of the run.
         clips: Those among them that describe the clips.
-        root: Of the data.
-        folders: Where the media are.
-        split: Which clips there should be.
+        root: Folder of the dataset.
+        folders: Its folders of audio and frames.
+        split: The listed clips of each part.
         classes: Class names in the order of their indices.
-        lines: What the summary of the data begins with.
+        lines: First lines of the summary of the data.
     """
     read = front_end(clips.audio, settings.optimisation.seed)
     check_kind(folders.audio, read)
@@ -177,18 +192,18 @@ def check_kind(folders: Sequence[Path], read: FrontEnd) -> None:
     """Check that there are files for a front end.
 
     Raises:
-        RecipeError: If there are none, with the front end that fits what is there.
+        RecipeError: If there are none; the message names a front end that fits the files in the folders.
     """
     if index_files(folders, read.endings):
         return
     others = Counter(path.suffix for folder in folders for path in folder.iterdir() if path.is_file())
     found = ", ".join(f"{count:,} {ending} files" for ending, count in others.items()) or "none"
-    fix = "complete the data, or name the folder with --audio-dir"
+    fix = "complete the data, or name the folder with `--audio-dir`"
     if set(others) & set(StoredSpectrogram.endings):
-        fix = "read the spectrograms that are there with --audio-frontend stored"
+        fix = "read the spectrograms with `--audio-frontend stored`"
     elif ".wav" in others:
-        fix = "read the wav files that are there with --audio-frontend fbank or stft16k"
-    raise RecipeError(f"Expected {' or '.join(read.endings)} files in {listed(folders)}. Found {found}. Fix: {fix}.")
+        fix = "read the wav files with `--audio-frontend fbank` or `stft16k`"
+    raise RecipeError(f"{listed(folders)} should hold {' or '.join(read.endings)} files", found=found, fix=fix)
 
 
 @attrs.frozen(kw_only=True)
@@ -199,5 +214,5 @@ class ClipPreparation(Preparation):
 
 
 def flat_job(root: Path, video: Path) -> VideoJob:
-    """Put the frames of a video into visual/NAME/ and its sound into audio/NAME.wav."""
+    """Return the job that puts the frames of a video into visual/NAME/ and its sound into audio/NAME.wav."""
     return VideoJob(video, root / "visual" / video.stem, root / "audio" / f"{video.stem}.wav")

@@ -10,19 +10,19 @@ from recipe_common.data.samples.seeding import permutation
 from recipe_common.errors import RecipeError
 
 VAL_SHARE = 1 / 9
-"""Of what is not test; with 1 / 10 for test it makes 80 / 10 / 10 %."""
+"""Share for validation of the samples that are not for testing; with 1 / 10 for testing, 80 / 10 / 10 % in all."""
 
 
 @attrs.frozen
 class Split:
-    """The rows of each part; no clip is in two of them."""
+    """Rows of each part; no clip is in two of them."""
 
     train: tuple[Row, ...]
     val: tuple[Row, ...]
     test: tuple[Row, ...]
 
     def without_validation(self) -> "Split":
-        """Return the split with the validation rows among those for training."""
+        """Return a split in which the validation rows are for training."""
         return Split((*self.train, *self.val), (), self.test)
 
 
@@ -58,13 +58,16 @@ def speaker_split(rows: Sequence[Row], speaker: Callable[[str], str], seed: int)
 
     Args:
         rows: All clips.
-        speaker: Gives the speaker of a clip name.
-        seed: Decides together with the set of speakers.
+        speaker: Returns the speaker of a clip, given its name.
+        seed: Seed of the order of speakers.
+
+    Raises:
+        RecipeError: If there are fewer than three speakers.
     """
     speakers = sorted({speaker(row.name) for row in rows})
     part = max(1, round(len(speakers) / 10))
     if len(speakers) < 3:
-        raise RecipeError(f"Expected at least 3 speakers. Found {speakers}. Fix: use --split random.")
+        raise RecipeError("There should be at least 3 speakers", found=str(speakers), fix="use `--split random`")
     shuffled = [speakers[position] for position in permutation(len(speakers), seed)]
     of_part = {"test": set(shuffled[:part]), "val": set(shuffled[part : 2 * part]), "train": set(shuffled[2 * part :])}
     parts = {name: _by_name(row for row in rows if speaker(row.name) in chosen) for name, chosen in of_part.items()}
@@ -77,8 +80,9 @@ def check_disjoint(split: Split) -> None:
         shared = {row.name for row in getattr(split, one)} & {row.name for row in getattr(split, other)}
         if shared:
             raise RecipeError(
-                f"Expected {one} and {other} lists without a common clip. Found {len(shared)}, such as {min(shared)}. "
-                "Fix: restore the lists, or use --split random."
+                f"The {one} and {other} lists should have no common clip",
+                found=f"{len(shared)}, such as {min(shared)}",
+                fix="restore the lists, or use `--split random`",
             )
 
 

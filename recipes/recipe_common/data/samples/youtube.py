@@ -13,7 +13,7 @@ CLIP_NAME = re.compile(r"([\w-]{11})_(\d{1,6})(?:_\d{1,6})?(?:\.(?:mp4|wav|npy|p
 
 
 def clip_key(name: str) -> str:
-    """Return video id and start second without padding, the same for all of `ID_30`, `ID_000030_000040`, `ID_30.mp4`.
+    """Return the video id and the start second without padding: one key for `ID_30`, `ID_000030_000040`, `ID_30.mp4`.
 
     Ids have 11 characters and may hold `_` themselves. Another name is its own key.
     """
@@ -22,17 +22,18 @@ def clip_key(name: str) -> str:
 
 
 def disjoint(split: Split) -> Split:
-    """Return the split.
+    """Return a split after a check that its parts are disjoint.
 
     Raises:
-        RecipeError: If a clip is in two parts, however its name is written.
+        RecipeError: If a clip is in two parts, in any spelling of its name.
     """
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         shared = _keys(getattr(split, one)) & _keys(getattr(split, other))
         if shared:
             raise RecipeError(
-                f"Expected {one} and {other} without a common clip. Found {len(shared)}, such as {min(shared)}. "
-                "Fix: restore the lists."
+                f"The {one} and {other} lists should have no common clip",
+                found=f"{len(shared)}, such as {min(shared)}",
+                fix="restore the lists",
             )
     return split
 
@@ -42,17 +43,31 @@ def _keys(rows: Iterable[Row]) -> set[str]:
 
 
 def add_row(rows: dict[str, Row], row: Row, where: str) -> None:
-    """Add a clip; raise a RecipeError if it is there with another label, however its name is written."""
+    """Add a clip to rows by key.
+
+    Args:
+        rows: Rows so far.
+        row: The clip.
+        where: Place of the row in its list, for messages.
+
+    Raises:
+        RecipeError: If the clip is there with another label, in any spelling of its name.
+    """
     before = rows.setdefault(clip_key(row.name), row)
     if before.label != row.label:
         raise RecipeError(
-            f"Expected one label per clip. Found {row.name} with {before.label!r} and, at {where}, {row.label!r}. "
-            "Fix: remove one of them."
+            "Every clip should have one label",
+            found=f"{row.name} with {before.label!r} and, at {where}, {row.label!r}",
+            fix="remove one of them",
         )
 
 
 def csv_rows(path: Path) -> Iterable[tuple[int, list[str]]]:
-    """Yield the rows of a csv file that are not empty, with their numbers."""
+    """Yield the rows of a csv file that are not empty, each after its number from 1.
+
+    Raises:
+        RecipeError: If the file cannot be read.
+    """
     for number, cells in enumerate(csv.reader(lines_of(path)), 1):
         values = [cell.strip() for cell in cells]
         if any(values):
@@ -60,8 +75,12 @@ def csv_rows(path: Path) -> Iterable[tuple[int, list[str]]]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """Return the lines of a list; raise a RecipeError if it cannot be read."""
+    """Return the lines of a list.
+
+    Raises:
+        RecipeError: If the file cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"Expected a readable list. Found {path}: {error}. Fix: restore the file.") from error
+        raise RecipeError(f"{path} should be a readable list", found=str(error), fix="restore the file") from error

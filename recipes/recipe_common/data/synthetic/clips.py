@@ -11,18 +11,18 @@ from recipe_common.data.synthetic.media import striped_picture, tone_waveform, w
 
 @attrs.frozen
 class SyntheticClips:
-    """A set of clips; a clip is a function of its position, its label and the seed.
+    """Settings of a synthetic set of clips; a clip is a function of its position, its label and the seed.
 
     Args:
         names: Clip names.
         labels: Class index of each clip.
         num_classes: Number of classes.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
         seconds: Shortest length of the sound.
         rate: Sampling rate in Hz.
         frames: Frames per clip.
         size: Height and width of the frames in pixels.
-        version: To be raised when the files change for another reason.
+        version: Version of the files, raised when they change for another reason.
     """
 
     names: tuple[str, ...]

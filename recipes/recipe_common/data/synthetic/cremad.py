@@ -22,13 +22,13 @@ def synthetic_root() -> Path:
         for label in classes
     ]
     train, test = hold_out(rows, 18 / 78, seed=0)
-    mine, val = hold_out(train, 10 / 60, seed=0)
+    my_train, val = hold_out(train, 10 / 60, seed=0)
     clips = SyntheticClips(
         tuple(row.name for row in rows), tuple(classes.index(row.label) for row in rows), len(classes)
     )
 
     def write(root: Path) -> None:
-        for name, part in {"train": train, "my_train": mine, "val": val, "test": test}.items():
+        for name, part in {"train": train, "my_train": my_train, "val": val, "test": test}.items():
             (root / f"{name}.csv").write_text("".join(f"{row.name},{row.label}\n" for row in part), newline="")
         clips.write(root / "AudioWAV", root / "Image-01-FPS")
 

@@ -1,4 +1,4 @@
-"""A small set in the layout of UPMC Food-101: synthetic pictures and titles, and two tiny networks to encode them."""
+"""A synthetic set in the layout of UPMC Food-101: pictures and titles, and two tiny networks to encode them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISHES = {
     "paella": ("rice", "saffron", "shrimp"),
     "waffles": ("butter", "syrup", "batter"),
 }
-"""The classes, and what else their titles name."""
+"""Classes, and the ingredients in their titles."""
 OPENINGS = ("easy", "homemade", "the best", "grandma's", "quick", '"real"')
 SITES = ("Food Blog", "Cook, Eat, Repeat", "Kitchen Notes", "Recipes & Tips")
 VAGUE = ("dinner", "comfort food", "party dish", "weekend treat")
@@ -40,20 +40,20 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @attrs.frozen
 class SyntheticDishes:
-    """What a synthetic set depends on.
+    """Settings of a synthetic set of dishes.
 
-    A title names its dish, is vague about it, or names another one; a picture shows stripes of a direction and a tint.
+    A title names its dish, is vague about it, or names another one; a picture has stripes of a direction and a tint.
 
     Args:
-        sizes: Samples of each class for training and for the test.
+        sizes: Samples of each class for training and for testing.
         vague: Share of the titles that name no dish.
         wrong: Share of the titles that name another dish.
-        pixels: Height and width of the pictures.
+        pixels: Height and width of the pictures in pixels.
         length: Tokens of a title.
-        width: Of both networks.
-        layers: Of both networks.
-        seed: Of everything random.
-        version: To be raised when the files change for another reason.
+        width: Width of both networks.
+        layers: Number of layers of both networks.
+        seed: Seed of all random numbers.
+        version: Version of the files, raised when they change for another reason.
     """
 
     sizes: tuple[int, int] = (60, 16)
@@ -130,7 +130,7 @@ class SyntheticDishes:
             "num_hidden_layers": self.layers,
             "num_attention_heads": 4,
             "intermediate_size": 2 * self.width,
-            "initializer_range": 0.15,  # larger than usual: nothing is trained, and inputs should be told apart
+            "initializer_range": 0.15,  # larger than usual: nothing is trained, and outputs should differ by input
         }
         vocabulary = self._vocabulary()
         vit = transformers.ViTConfig(**size, image_size=self.pixels, patch_size=8)

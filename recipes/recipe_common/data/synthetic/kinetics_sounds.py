@@ -9,7 +9,7 @@ from recipe_common.data.synthetic.folder import synthetic_folder
 
 
 def synthetic_root() -> Path:
-    """Return the folder of the set, in the layout of the OGM-GE code, which is written at the first call.
+    """Return the folder of the set, in the layout of Peng et al. (CVPR 2022), which is written at the first call.
 
     10 training and 3 test clips of each class; in the test list starts are not padded, as in theirs.
     """

@@ -22,9 +22,9 @@ SYNTHETIC_LABELS = (
 
 
 def synthetic_root() -> Path:
-    """Return the folder of the set, in the layout of the OGM-GE code, which is written at the first call.
+    """Return the folder of the set, in the layout of Peng et al. (CVPR 2022), which is written at the first call.
 
-    30 training and 8 test clips of each of 12 labels. On disk, starts have six digits in the test part alone.
+    30 training and 8 test clips for each of 12 labels. On disk, starts have six digits in the test part alone.
     """
     parts = {"train": synthetic_clips("train", "d", 30), "test": synthetic_clips("test_", "06d", 8)}
 
@@ -43,7 +43,7 @@ def synthetic_root() -> Path:
 
 
 def synthetic_clips(prefix: str, start: str, per_label: int) -> SyntheticClips:
-    """Describe clips with ids of 11 characters, as YouTube has them, and starts in the given format."""
+    """Return clips with ids of 11 characters, as on YouTube, and starts in the given format."""
     labels = tuple(range(len(SYNTHETIC_LABELS))) * per_label
     names = tuple(f"{prefix}{index:06d}_{index:{start}}" for index in range(len(labels)))
     return SyntheticClips(names, labels, len(SYNTHETIC_LABELS), seed=per_label)
