@@ -1,4 +1,4 @@
-"""AV-MNIST: which digit is written in a picture and spoken in a recording?
+"""AV-MNIST: classification of digits, each written in a picture and spoken in a recording.
 
     python recipes/av_mnist.py --methods none ogm dgl                  a small set, seconds on a laptop
     python recipes/av_mnist.py --data-root DIR --methods none agm      two ResNet-18, as in the AGM paper
@@ -8,7 +8,7 @@ DIR is the unpacked `avmnist.tar.gz` of the MFAS authors, or the folder above it
 pixels, flat or not, and spectrograms 112 x 112; values are brightness from 0 to 255.
 
 Hyper-parameters are those of the README of the AGM code (Li et al., ICCV 2023), with the split of MultiBench (Liang et
-al., NeurIPS 2021), which has a validation part. `--protocol official` and `--protocol multibench` do what either does.
+al., NeurIPS 2021), which has a validation part. `--protocol official` and `--protocol multibench` follow either one.
 
 Without DIR the digits are real, from scikit-learn, in the same six files; the spectrograms are synthetic.
 """
@@ -53,20 +53,20 @@ class AvMnistSettings:
     split: str = flag(
         "multibench", "hold out the last --val-size training rows, or AGM's: 90 %% of either file", choices=SPLITS
     )
-    val_size: int = flag(5_000, "of the split multibench", number=positive_int, metavar="ROWS")
+    val_size: int = flag(5_000, "multibench: training rows that are held out", number=positive_int, metavar="ROWS")
     image_size: int = flag(28, "height and width of the pictures on disk", number=positive_int, metavar="PIXELS")
     audio_size: int = flag(112, "height and width of the spectrograms on disk", number=positive_int, metavar="PIXELS")
     model: str = flag(
         "resnet",
-        "two ResNet-18; these under a MaxOut network; two LeNets; two small networks",
+        "resnet: two ResNet-18; maxout: these under a MaxOut network; lenet: two LeNets; small: two small networks",
         choices=MODELS,
     )
-    batch_norm: bool = flag(False, "in the encoders of small")  # ours: the effect of balancing shows without
+    batch_norm: bool = flag(False, "small: batch norm in the encoders")  # ours: the effect of balancing shows without
     fusion: str = flag("concat", "head of resnet and small; the others have one of their own", choices=HEADS)
 
 
 def load(settings: Settings[AvMnistSettings]) -> Data:
-    """Open the files and split their rows; without `--data-root` those of a small set."""
+    """Open the files and split their rows; without `--data-root` those of a small synthetic set."""
     own, root = settings.own, settings.data.data_root
     is_small = root is None
     folder = synthetic_folder(RECIPE.name, SYNTHETIC, SYNTHETIC.write) if root is None else find_digit_files(root)
@@ -102,14 +102,14 @@ def load(settings: Settings[AvMnistSettings]) -> Data:
 
 
 def choose_rows(settings: Settings[AvMnistSettings], num_train: int, num_test: int) -> tuple[dict[str, Rows], str]:
-    """Return the rows of train and val in the training files and of test in the test files, and where they come from.
+    """Return the rows of train and val in the training files and of test in the test files, and a line about them.
 
     Raises:
         RecipeError: If the validation part would take all training rows.
     """
     val_size, validation = settings.own.val_size, settings.data.validation
     if settings.own.split == "agm":
-        # The rest of both files is a third part in its code, for a metric only; its training rows can select the epoch.
+        # In the AGM code the rest is a third part, for a metric alone; its training rows can select the epoch.
         first, of_test, origin = int(0.9 * num_train), int(0.9 * num_test), "AGM, the first 90 % of either file"
         last = num_train if validation else first
     else:
@@ -117,8 +117,9 @@ def choose_rows(settings: Settings[AvMnistSettings], num_train: int, num_test: i
         last = num_train
     if first < 1:
         raise RecipeError(
-            f"Expected more training rows than the {val_size:,} of --val-size. Found {num_train:,}. "
-            "Fix: a smaller --val-size."
+            f"There should be more training rows than the {val_size:,} of --val-size",
+            found=f"{num_train:,}",
+            fix="lower --val-size",
         )
     held_out = f"the last {last - first:,} training rows" if validation else "nothing"
     rows = {"train": np.arange(first), "val": np.arange(first, last), "test": np.arange(of_test)}
@@ -129,12 +130,14 @@ def build_model(settings: Settings[AvMnistSettings], data: Data) -> nn.Module:
     """Return the network of `--model`.
 
     Raises:
-        RecipeError: If pictures are too small for LeNets, or `--fusion sum` meets a model with a head of its own.
+        RecipeError: If pictures are too small for LeNets, or `--fusion sum` goes with a model that has its own head.
     """
     own = settings.own
     if own.model in ("maxout", "lenet") and own.fusion != "concat":
         raise RecipeError(
-            f"Expected a head that --model {own.model} can have. Found --fusion {own.fusion}. Fix: leave it out."
+            f"`--fusion` should be a head that --model {own.model} can have",
+            found=f"--fusion {own.fusion}",
+            fix="leave it out",
         )
     if own.model == "lenet":
         return build_lenets(own)
@@ -150,8 +153,9 @@ def build_lenets(own: AvMnistSettings) -> nn.Module:
     for name, size in (("audio", own.audio_size), ("image", own.image_size)):
         if size < nets[name].smallest_input:
             raise RecipeError(
-                f"Expected {name} of at least {nets[name].smallest_input} pixels for --model lenet. Found {size}. "
-                "Fix: another --model; the small set has one of its own."
+                f"`--{name}-size` should be at least {nets[name].smallest_input} pixels for --model lenet",
+                found=str(size),
+                fix="choose another --model; the synthetic set has small",
             )
     sizes = {name: net.feature_size for name, net in nets.items()}
     return LateFusionNet(nets, ConcatFusion(sizes, len(CLASSES), hidden=100))
@@ -187,7 +191,7 @@ RECIPE = Recipe(
         "seed": 0,
     },
     protocols={
-        # AGM: the best test epoch; its loop ends one epoch early. Its baselines sum two heads: --fusion sum.
+        # AGM code: the best test epoch; its loop ends one epoch early. Its baselines sum two heads: --fusion sum.
         "official": {"split": "agm", "select": "test", "validation": False, "epochs": 99},
         # The late fusion of MultiBench, which selects on validation.
         "multibench": {

@@ -1,4 +1,4 @@
-"""AVE: which of 28 events is heard and seen in a 10-second clip, and when?
+"""AVE: classification of 10-second clips into 28 audio-visual events, and localisation of these events in time.
 
     python recipes/ave.py --methods none ogm_ge                            a small synthetic set, minutes on a laptop
     python recipes/ave.py prepare --data-root DIR                          sound and frames from the videos, once
@@ -7,18 +7,18 @@
     python recipes/ave.py events --data-root DIR --methods none agm        the same on the published features
 
 For clips, DIR (or its folder AVE_Dataset) holds `trainSet.txt`, `valSet.txt` and `testSet.txt`, or `Annotations.txt`,
-and `AVE/ID.mp4`, or what is made of it: `Audios/ID.wav` (or `Audio-1004-SE/ID.pkl` with --audio-frontend stored) and
+and `AVE/ID.mp4`, or files made of it: `Audios/ID.wav` (or `Audio-1004-SE/ID.pkl` with --audio-frontend stored) and
 `Image-01-FPS-SE/ID/` with numbered jpg files, the frames inside the event. For `events`, DIR holds six files:
 `visual_feature.h5`, `audio_feature.h5`, `right_labels.h5`, `train_order.h5`, `val_order.h5` and `test_order.h5`.
 
 Hyper-parameters for clips are those of the PMR authors (Fan et al., CVPR 2023). Two things differ from their code: the
 best epoch is selected on the validation clips, and videos of the training list that are in another list too are left
-out of training. Those of `events`, network included, are of the PSP authors (Zhou et al., CVPR 2021); the AGM paper
-trains this network.
+out of training. Those of `events`, network included, are those of the PSP authors (Zhou et al., CVPR 2021); the AGM
+paper trains this network, too.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,9 +31,16 @@ from recipe_common.cli import main
 from recipe_common.data.cache.feed import FeedSettings
 from recipe_common.data.datasets.ave.clips import event_split, find_event_folders, prepare_events
 from recipe_common.data.datasets.ave.segment_features import SegmentFeatures, read_segment_features
-from recipe_common.data.datasets.ave.sound import EventAudioSettings, event_audio_source, event_front_end
+from recipe_common.data.datasets.ave.sound import (
+    EventAudioSettings,
+    EventFrontEnd,
+    event_audio_source,
+    event_spectrogram,
+    start_spectrogram,
+)
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
 from recipe_common.data.readers.frames import Frames
+from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.audiovisual import FRAME_CHOICES, frames_source
 from recipe_common.data.samples.clips import SHORT_SIDE
@@ -55,6 +62,13 @@ CLASSES = (  # in the order of their first row in testSet.txt, as in the PMR and
     *("Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin"),
 )
 SEGMENT_CLASSES = (*CLASSES, "background")
+FRONT_ENDS: dict[str, Callable[[EventAudioSettings], EventFrontEnd]] = {
+    "event": event_spectrogram,
+    "start": start_spectrogram,
+    "dgl": partial(start_spectrogram, refill=224),
+    "stored": lambda _: StoredSpectrogram(),
+}
+SOUND = "event: its seconds, 10 s at 16 kHz; start: the first 3 s at 22 kHz; dgl: the same, refilled to (224, 224)"
 
 
 @attrs.frozen(kw_only=True)
@@ -64,11 +78,15 @@ class AveSettings:
     title: ClassVar[str] = "AVE"
 
     # Ours: the PMR code skips missing clips silently, takes the first frames that the system lists, trains on 18 videos
-    # of valSet.txt and testSet.txt, and looks at testSet.txt alone.
-    split: str = flag("official", "lists on disk, or 80/10/10 %% of every class", choices=("official", "random"))
-    split_seed: int = flag(0, "decides what is held out, independently of --seed", number=seed_int)
+    # of valSet.txt and testSet.txt, and evaluates on testSet.txt alone.
+    split: str = flag(
+        "official", "official: lists on disk; random: 80/10/10 %% of every class", choices=("official", "random")
+    )
+    split_seed: int = flag(0, "seed of the random split, independent of --seed", number=seed_int)
     overlap: bool = flag(False, "keep videos in train that are in val or test too, listed as another event")
     min_found: float = flag(0.9, "share of the listed clips that must be on disk", number=share_float, metavar="SHARE")
+    # video_preprocessing.py of the PMR code: the (257, 1004) spectrogram of the event.
+    audio_frontend: str = flag("event", f"{SOUND}; stored: Audio-1004-SE/ID.pkl", choices=FRONT_ENDS)
     audio: EventAudioSettings = group(EventAudioSettings)
     # bash.sh and main_CE_test_grad.py of the PMR code: four frames, concatenation.
     fps: int = flag(1, "read the folder Image-<fps>-FPS-SE", number=positive_int)
@@ -93,13 +111,13 @@ def load(settings: Settings[AveSettings]) -> Data:
     """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
     own, root = settings.own, settings.data.data_root or synthetic_root()
     fix = f"python recipes/ave.py prepare --data-root {root} --fps {own.fps}"
-    folders = find_event_folders(root, own.fps, stored=own.audio.audio_frontend == "stored", prepare=fix)
+    folders = find_event_folders(root, own.fps, stored=own.audio_frontend == "stored", prepare=fix)
     listed = own.split == "official"
     split, origin = event_split(folders.lists, CLASSES, own.split_seed, listed=listed, overlap=own.overlap)
     if not settings.data.validation:
         split, origin = split.without_validation(), f"{origin}; validation added to train"
     sources = (
-        event_audio_source(folders.audio, event_front_end(own.audio)),
+        event_audio_source(folders.audio, FRONT_ENDS[own.audio_frontend](own.audio)),
         frames_source([folders.frames], Frames(own.frames, own.image_size), choice=own.frame_choice),
     )
     lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
@@ -107,7 +125,7 @@ def load(settings: Settings[AveSettings]) -> Data:
 
 
 def synthetic_root() -> Path:
-    """Return the folder of a small set with the lists and folders of AVE, which it makes at the first call."""
+    """Return the folder of a small set with the lists and folders of AVE, which is written at the first call."""
     clips = SyntheticEvents(CLASSES)
     return synthetic_folder("ave", clips, clips.write)
 
@@ -141,7 +159,7 @@ class EventSettings:
         0.099, "similarity above which segments of two modalities match", number=share_float, metavar="SHARE"
     )
     pair_weight: float = flag(
-        100.0, "of the loss on the similarity of both modalities", number=non_negative_float, metavar="WEIGHT"
+        100.0, "weight of the loss on the similarity of both modalities", number=non_negative_float, metavar="WEIGHT"
     )
 
 
@@ -173,7 +191,7 @@ def open_events(features: SegmentFeatures, order: tuple[int, ...]) -> TensorSet:
 
 
 def segment_task(targets: Tensor) -> Task:
-    """Return the task of naming the event of each segment, or background: logits (B, 29, T), class indices (B, T)."""
+    """Return the classification of segments into events and background: logits (B, 29, T), class indices (B, T)."""
     metrics = (Metric("accuracy", "segments"), Metric("macro_f1", "macro F1"))
     most_frequent = targets.flatten().bincount().max().item() / targets.numel()
     return Task(
@@ -186,20 +204,20 @@ def segment_task(targets: Tensor) -> Task:
 
 
 def segment_metrics(logits: Tensor, target: Tensor) -> dict[str, float]:
-    """Return the share of segments whose class is found, and F1 averaged over classes."""
+    """Return the share of segments with the right class, and F1 averaged over classes."""
     scores = classification_metrics(logits.transpose(1, 2).flatten(0, 1), target.flatten())
     return {key: scores[key] for key in ("accuracy", "macro_f1")}
 
 
 def build_psp(settings: Settings[EventSettings], data: Data) -> nn.Module:
-    """Return the network for features of the sizes that the files have."""
+    """Return the network for features of the sizes in the files."""
     test: Any = data.test
     (*_, audio_size), (*_, height, width, visual_size) = (values.shape for values in test.inputs)
     return PSPNet(audio_size, visual_size, len(data.classes), cells=height * width, threshold=settings.own.threshold)
 
 
 def balance_psp(settings: Settings[EventSettings]) -> Mapping[str, Any]:
-    """Describe the network to the optimizer; the projection of the sound leads the visual attention too."""
+    """Return the encoders and the fusion; the projection of the sound guides visual attention, too."""
     encoders = {"audio": ["audio_project", "audio_net"], "visual": "visual_net"}
     return {"modalities": encoders, "fusion": "fusion_module"}
 
@@ -236,7 +254,7 @@ EVENTS = Recipe(
     protocols={
         # The AGM code, in training and validation: full batches only, and the best validation epoch is the result.
         "official": {"drop_last": "both"},
-        # The PSP code: the best epoch on test is the result; it looks at every fifth.
+        # The PSP code: the best epoch on test is the result; it evaluates every fifth.
         "psp": {"drop_last": "train", "select": "test"},
     },
     load=load_events,

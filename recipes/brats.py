@@ -1,16 +1,16 @@
-"""BraTS 2021: which voxels of a brain belong to a tumour, and to which part of it, by four kinds of MRI?
+"""BraTS 2021: segmentation of brain tumours and their parts in four kinds of MRI.
 
     python recipes/brats.py --methods none cggm                      a small synthetic set, minutes on a laptop
     python recipes/brats.py prepare --data-root DIR                  h5 files from the NIfTI files, once
     python recipes/brats.py --data-root DIR --methods none cggm      the paper's training
 
-DIR is a download of the training data, `CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz` at any depth, that `prepare` made
-`h5/CASE_mri_norm2.h5` of; or the folders of the CGGM code, `train`, `valid` and `test`, with `CASE_mri_norm2.h5`.
+DIR is a download of the training data, `CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz` at any depth, of which `prepare` makes
+`h5/CASE_mri_norm2.h5`; or it holds the folders of the CGGM code, `train`, `valid` and `test`, with `CASE_mri_norm2.h5`.
 
 Model and hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024): DeepLabV3+ on axial slices, four
 ResNet-101 from scratch. Evaluation differs: they score one random slice with tumour per case, anew in every epoch; here
-all slices of all cases count, whole, and Dice is that of volumes. `--protocol official` scores one slice per case.
-Their training set is not shuffled, their best epoch is the worst one by mistake; neither is reproduced.
+all slices of all cases count, uncropped, and Dice is that of volumes. `--protocol official` scores one slice per case.
+Their training set is not shuffled, and their best epoch is the worst one by mistake; neither is reproduced.
 """
 
 import sys
@@ -60,27 +60,31 @@ class BratsSettings:
     title: ClassVar[str] = "BraTS"
 
     # The seed is that of the preprocessing that the CGGM code builds upon, icerain-alt/brats-unet, which splits the
-    # cases in the order of the file system, so that the parts of the paper are not known.
+    # cases in the order of the file system, so that the split of the paper is not known.
     split_seed: int = flag(
-        21, "of the 80/10/10 %% split of cases without folders; of --evaluation slice", number=seed_int
+        21, "seed of the 80/10/10 %% split of cases without folders, and of --evaluation slice", number=seed_int
     )
     # Model and dataset code of CGGM.
     crop: int = flag(
         160, "side of the centre crop in training, a multiple of 16", number=positive_int, metavar="PIXELS"
     )
-    eval_crop: int = flag(240, "the same in evaluation; 240 is the whole slice", number=positive_int, metavar="PIXELS")
+    eval_crop: int = flag(
+        240, "side of the centre crop in evaluation; 240: the whole slice", number=positive_int, metavar="PIXELS"
+    )
     first_slices: int = flag(
-        128, "random slices are drawn from the first N, if any has", number=positive_int, metavar="N"
+        128, "random slices are drawn from the first N, if one of them has tumour", number=positive_int, metavar="N"
     )
     # Ours.
     evaluation: str = flag(
-        "volume", "all slices, Dice per volume; or one random slice per case", choices=("volume", "slice")
+        "volume", "volume: all slices, Dice per volume; slice: one random slice per case", choices=("volume", "slice")
     )
     model: str = flag(
-        "deeplab", "DeepLabV3+ of the CGGM code; or one U-Net of MONAI per modality", choices=("deeplab", "unet")
+        "deeplab",
+        "deeplab: DeepLabV3+ of the CGGM code; unet: a U-Net of MONAI per modality",
+        choices=("deeplab", "unet"),
     )
-    backbone: str = flag("resnet101", "of deeplab", choices=tuple(deeplab.BACKBONES))
-    width: int = flag(32, "of the first level of unet", number=positive_int, metavar="CHANNELS")
+    backbone: str = flag("resnet101", "deeplab: its encoders", choices=tuple(deeplab.BACKBONES))
+    width: int = flag(32, "unet: channels of the first level", number=positive_int, metavar="CHANNELS")
 
 
 def load(settings: Settings[BratsSettings]) -> Data:
@@ -129,7 +133,7 @@ def evaluated(own: BratsSettings, cases: tuple[Case, ...]) -> AllSlices | Labell
 
 
 def check_sizes(settings: Settings[BratsSettings], num_train: int) -> None:
-    """Refuse what the networks cannot work on.
+    """Check that the networks can process crops and batches.
 
     Raises:
         RecipeError: For crops that are no multiple of 16, or a batch of one slice with --model deeplab.
@@ -137,13 +141,15 @@ def check_sizes(settings: Settings[BratsSettings], num_train: int) -> None:
     own, batch_size = settings.own, settings.optimisation.batch_size
     for name, size in (("--crop", own.crop), ("--eval-crop", own.eval_crop)):
         if size % max(deeplab.DEEPEST, unet.DEEPEST):
-            raise RecipeError(f"Expected a multiple of 16 for {name}. Found {size}. Fix: {name} {size + -size % 16}")
+            raise RecipeError(
+                f"`{name}` should be a multiple of 16", found=str(size), fix=f"try {name} {size + -size % 16}"
+            )
     last = num_train % batch_size
     if own.model == "deeplab" and (batch_size == 1 or (last == 1 and settings.data.drop_last == "none")):
         raise RecipeError(
-            "Expected at least 2 slices in every training batch, for the batch norm of DeepLab's pooled feature. Found "
-            f"1 in the last of batches of {batch_size} from {num_train:,} cases. "
-            "Fix: --drop-last train, or another --batch-size of at least 2."
+            "Every training batch should have at least 2 slices, for the batch norm of DeepLab's pooled feature",
+            found=f"1 in the last of batches of {batch_size} from {num_train:,} cases",
+            fix="add --drop-last train, or choose another --batch-size of at least 2",
         )
 
 

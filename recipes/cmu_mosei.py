@@ -1,4 +1,4 @@
-"""CMU-MOSEI: is what people say about something positive, by words, voice and face?
+"""CMU-MOSEI: sentiment of opinions, by words, voice and face: positive or not, seven classes, or a number.
 
     python recipes/cmu_mosei.py --methods none ogm                      a small synthetic set, minutes on a laptop
     python recipes/cmu_mosei.py --data-root DIR --methods none ogm      BalanceBenchmark's model on aligned features
@@ -10,8 +10,8 @@ DIR holds `mosei_senti_data.pkl` or `mosei_senti_data_noalign.pkl` (MulT, MultiB
 (`train_sentences.p`, `train_mels.p`, `train_sentiment.p`, ..., `token_to_ix.pkl`, `train_glove.npy`). Pickles of
 unknown origin may run code when they are opened: the recipe admits arrays and plain containers only.
 
-Hyper-parameters are those of BalanceBenchmark, or of AGM (Li et al., ICCV 2023) with `--protocol agm`. What differs
-from the former by default: nobody attends to padding, segments without text are left out, and no batch is dropped.
+Hyper-parameters are those of BalanceBenchmark, or of AGM (Li et al., ICCV 2023) with `--protocol agm`. Differences
+from the former by default: padding is masked in attention, segments without text are left out, and no batch is dropped.
 """
 
 import sys
@@ -52,6 +52,8 @@ SPOKEN = MODALITIES[:2]
 SIZES = {"transformer": (1024, 2), "agm": (512, 6)}
 """Width and layers of both models in the papers."""
 SYNTHETIC, SYNTHETIC_SPEECH = SyntheticSequences(), SyntheticSpeech()
+SPEECH_FLAGS = "--model agm"
+"""Flags that select words and mel spectrograms."""
 
 
 @attrs.frozen(kw_only=True)
@@ -61,24 +63,28 @@ class MoseiSettings:
     title: ClassVar[str] = "CMU-MOSEI"
 
     model: str = flag(
-        "transformer", "three transformers, or AGM's network of words and mel spectrograms", choices=tuple(SIZES)
+        "transformer",
+        "transformer: one per modality; agm: AGM's network of words and mel spectrograms",
+        choices=tuple(SIZES),
     )
     # Ours: the configuration of BalanceBenchmark takes features that are not aligned.
-    features: str = flag("aligned", "which packed file", choices=tuple(FILES))
+    features: str = flag("aligned", "packed file to read", choices=tuple(FILES))
     task: str = flag("binary", "positive or not, seven classes, or a number", choices=("binary", "seven", "regression"))
     zero: str = flag(
-        "positive", "what a sentiment of 0 counts as; in regression it chooses the headline", choices=ZEROS
+        "positive", "class of a sentiment of 0; in a regression it selects the headline metric", choices=ZEROS
     )
     # Ours: BalanceBenchmark keeps segments without text, and attends to padding.
     drop_empty: bool = flag(True, "leave out segments without text")
-    tokens: int = flag(60, "words and audio steps that AGM's network gets", number=positive_int)
+    tokens: int = flag(60, "agm: words and audio steps that are kept of a segment", number=positive_int)
     width: int | None = flag(
-        None, "a multiple of 4, the number of heads; default 1024, for agm 512", number=positive_int
+        None,
+        "width of all encoders; a multiple of 4, the number of heads; default: 1024, agm: 512",
+        number=positive_int,
     )
-    layers: int | None = flag(None, "default 2, for agm 6", number=positive_int)
-    step: str = flag("last", "step of a transformer that answers", choices=STEPS)
-    mask: bool = flag(True, "do not attend to padding; BalanceBenchmark does")
-    batch_loss: str = flag("mean", "over the samples of a batch; AGM sums", choices=("mean", "sum"))
+    layers: int | None = flag(None, "layers of each encoder; default: 2, agm: 6", number=positive_int)
+    step: str = flag("last", "step of a transformer whose state is the feature", choices=STEPS)
+    mask: bool = flag(True, "mask padding in attention; BalanceBenchmark does not")
+    batch_loss: str = flag("mean", "reduction of the loss over a batch; AGM sums", choices=("mean", "sum"))
 
 
 @attrs.frozen
@@ -91,7 +97,7 @@ class Notes:
 
 @attrs.frozen
 class MoseiData(Data):
-    """Segments, and the word vectors (V, D) that AGM's network starts from."""
+    """Segments, and the initial word vectors (V, D) of AGM's network."""
 
     vectors: Tensor | None = None
 
@@ -120,19 +126,20 @@ def load(settings: Settings[MoseiSettings]) -> Data:
 def read(
     settings: Settings[MoseiSettings],
 ) -> tuple[Mapping[str, Packed | SpeechSplit], tuple[str, ...], Tensor | None, Notes]:
-    """Return the splits, their modalities, the word vectors of AGM's files, and what a person should know."""
+    """Return the splits, their modalities, the word vectors of AGM's files, and lines for the start of a run."""
     own, is_small = settings.own, settings.data.is_synthetic
     root = settings.data.data_root or synthetic_root()
     if own.model == "agm":
-        talks = read_speech(root, own.tokens, SYNTHETIC_SPEECH.mels if is_small else MELS)
-        return talks.splits, SPOKEN, talks.vectors, Notes((f"data: {root}", *talks.summary), talks.skipped)
+        mels = SYNTHETIC_SPEECH.mels if is_small else MELS
+        speech = read_speech(root, own.tokens, mels, speech_flags=SPEECH_FLAGS)
+        return speech.splits, SPOKEN, speech.vectors, Notes((f"data: {root}", *speech.summary), speech.skipped)
     kind, shapes = ("aligned", SYNTHETIC.shapes) if is_small else (own.features, None)
-    path, splits = read_mosei(root, kind, shapes, drop_empty=own.drop_empty)
+    path, splits = read_mosei(root, kind, shapes, drop_empty=own.drop_empty, speech_flags=SPEECH_FLAGS)
     return splits, MODALITIES, None, Notes((f"data: {path}", *(part.summary(name) for name, part in splits.items())))
 
 
 def balance_line(split: str, part: Packed | SpeechSplit) -> str:
-    """Say how many segments are neutral: two-class numbers depend on them."""
+    """Return the numbers of positive, neutral and negative segments; two-class metrics depend on neutral ones."""
     counts = (int((part.labels > 0).sum()), int((part.labels == 0).sum()), int((part.labels < 0).sum()))
     return f"{split}: {counts[0]:,} positive, {counts[1]:,} of exactly 0, {counts[2]:,} negative"
 
@@ -156,7 +163,7 @@ def all_of(parts: tuple[Packed | SpeechSplit, ...], name: str) -> Tensor:
 
 
 def task_of(own: MoseiSettings) -> Task:
-    """Return what `--task` trains and measures."""
+    """Return the loss and the metrics of `--task`."""
     if own.task == "regression":
         return sentiment_regression(own.zero, loss=partial(nn.L1Loss, reduction=own.batch_loss))
     loss = partial(nn.CrossEntropyLoss, reduction=own.batch_loss)
@@ -172,7 +179,7 @@ def excluded(settings: Settings[MoseiSettings]) -> dict[str, str]:
 
 
 def synthetic_root() -> Path:
-    """Return the folder of a small set in both formats, which it makes at the first call.
+    """Return the folder of a small set in both formats, which is written at the first call.
 
     320 training, 80 validation and 120 test segments: of at most 12 steps, packed, and of at most 16 words.
     """
@@ -235,7 +242,7 @@ RECIPE = Recipe(
     protocols={
         # BalanceBenchmark: selects on validation here, and drops the last batch of every split.
         "official": {"features": "noalign", "mask": False, "drop_empty": False, "drop_last": "both"},
-        # AGM: the run in its README, which is on AV-MNIST; the rest are defaults of its code.
+        # AGM: the run in its README, which is on AV-MNIST; other values are defaults of its code.
         "agm": {
             "model": "agm",
             "batch_loss": "sum",

@@ -1,4 +1,4 @@
-"""CMU-MOSI: how negative or positive is an opinion, from -3 to 3, by words, voice and face? A regression.
+"""CMU-MOSI: regression of the sentiment of opinions, from -3 to 3, by words, voice and face.
 
     python recipes/cmu_mosi.py --methods none cggm                      a small synthetic set, minutes on a laptop
     python recipes/cmu_mosi.py --data-root DIR --methods none cggm      the paper's training
@@ -7,9 +7,9 @@
 DIR holds `mosi_data_noalign.pkl` or, with --features aligned, `mosi_data.pkl`, both of the MulT authors; or, with
 --features multibench, `mosi_raw.pkl` of MultiBench. It may also be the file itself.
 
-Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). What differs from their code: training
-segments are shuffled, and the test part, which their code never evaluates, is evaluated once. The epoch with the
-lowest validation error is taken; theirs, and --protocol official, take that with the most correct signs.
+Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). Differences from their code: training
+segments are shuffled, and the test part, which their code never evaluates, is evaluated once. The best epoch is the one
+with the lowest validation error; in their code, and with --protocol official, the one with the most correct signs.
 """
 
 import sys
@@ -40,9 +40,9 @@ WIDTHS = {
     "gru": {"text": 600, "audio": 200, "vision": 70},
     "transformer": {"text": 600, "audio": 10, "vision": 40},
 }
-"""Of the encoders of MultiBench."""
+"""Widths of the encoders of MultiBench."""
 HIDDEN = {"gru": 870, "transformer": 256}
-"""Of its heads."""
+"""Hidden units of the heads of MultiBench."""
 SYNTHETIC = SyntheticSequences()
 SYNTHETIC_FILE = PackedFile("mosi_data.pkl", SYNTHETIC.shapes)
 
@@ -53,16 +53,18 @@ class MosiSettings:
 
     title: ClassVar[str] = "CMU-MOSI"
 
-    features: str = flag("noalign", "which packed file", choices=tuple(FILES))
-    # Ours. The error is what is trained, it needs no convention for a sentiment of 0, and the plateau of the CGGM code
-    # watches it too; two-class accuracies of 229 validation segments tie and jump.
+    features: str = flag("noalign", "packed file to read", choices=tuple(FILES))
+    # Ours. The error is the training loss, needs no convention for a sentiment of 0, and drives the plateau of the CGGM
+    # code, too; two-class accuracies of 229 validation segments tie and jump.
     headline: str = flag("mae", "metric that selects the epoch; all are reported", choices=HEADLINES)
-    model: str = flag("cggm", "transformers of CGGM, or late fusion of MultiBench", choices=("cggm", *WIDTHS))
-    layers: int = flag(5, "cggm: of the encoder of each modality", number=positive_int)
-    fusion_layers: int = flag(3, "cggm: of the encoder of all", number=positive_int)
-    width: int = flag(40, "cggm: of all encoders; a multiple of 5, the number of heads", number=positive_int)
+    model: str = flag("cggm", "cggm: transformers of CGGM; else late fusion of MultiBench", choices=("cggm", *WIDTHS))
+    layers: int = flag(5, "cggm: layers of the encoder of each modality", number=positive_int)
+    fusion_layers: int = flag(3, "cggm: layers of the encoder of all modalities", number=positive_int)
+    width: int = flag(40, "cggm: width of all encoders; a multiple of 5, the number of heads", number=positive_int)
     # Ours.
-    balanced: str = flag("branch", "cggm: methods act on input projections too, or not", choices=("branch", "encoder"))
+    balanced: str = flag(
+        "branch", "cggm: methods act on encoders with or without input projections", choices=("branch", "encoder")
+    )
 
 
 def load(settings: Settings[MosiSettings]) -> Data:
@@ -97,7 +99,7 @@ def in_memory(*parts: Packed) -> TensorSet:
 
 
 def synthetic_root() -> Path:
-    """Return the folder of a small set in the format of MulT, which it makes at the first call.
+    """Return the folder of a small set in the format of MulT, which is written at the first call.
 
     320 training, 80 validation and 120 test segments of at most 12 words.
     """

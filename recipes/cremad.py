@@ -1,12 +1,12 @@
-"""CREMA-D: which of six emotions does a speaker show, by voice and face?
+"""CREMA-D: classification of clips of speakers into six emotions, by voice and face.
 
     python recipes/cremad.py --methods none ogm_ge                      a small synthetic set, minutes on a laptop
     python recipes/cremad.py prepare --data-root DIR                    frames and sound from the videos, once
     python recipes/cremad.py --data-root DIR --methods none ogm_ge      the paper's training
 
 DIR is a download of https://github.com/CheyneyComputerScience/CREMA-D (`AudioWAV/NAME.wav`, `VideoFlash/NAME.flv`), or
-what other code made of it: `AudioWAV`, `Audio` or `audio` with NAME.wav, and `Image-01-FPS/NAME/` with numbered jpg
-files. NAME is `<actor>_<sentence>_<emotion>_<level>`, such as `1001_DFA_ANG_XX`.
+the files that other code made of it: `AudioWAV`, `Audio` or `audio` with NAME.wav, and `Image-01-FPS/NAME/` with
+numbered jpg files. NAME is `<actor>_<sentence>_<emotion>_<level>`, such as `1001_DFA_ANG_XX`.
 
 Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Three things differ from their code: the best
 epoch is selected on validation clips and never on the test clips, frames are sorted, and clips that lack a modality are
@@ -47,11 +47,13 @@ class CremadSettings:
 
     # Ours: the OGM-GE code skips missing clips silently and has no validation clips.
     split: str = flag(
-        "official", "lists on disk, 80/10/10 %% of clips, or of actors", choices=("official", "random", "speaker")
+        "official",
+        "official: lists on disk; random: 80/10/10 %% of clips; speaker: of actors",
+        choices=("official", "random", "speaker"),
     )
-    split_seed: int = flag(0, "decides what is held out, independently of --seed", number=seed_int)
+    split_seed: int = flag(0, "seed of the choice of held-out clips, independent of --seed", number=seed_int)
     # The dataset code of OGM-GE, classes as in its stat.csv.
-    class_order: str = flag("official", "which of the two published class indices", choices=tuple(CLASS_ORDERS))
+    class_order: str = flag("official", "order of the class indices; two are published", choices=tuple(CLASS_ORDERS))
     min_found: float = flag(0.9, "share of the listed clips that must be on disk", number=share_float, metavar="SHARE")
     # main.py of the OGM-GE code: one frame, concatenation.
     fps: int = flag(1, "read the folder Image-<fps>-FPS", number=positive_int)
@@ -88,7 +90,7 @@ def load(settings: Settings[CremadSettings]) -> Data:
 
 
 def choose_split(settings: Settings[CremadSettings], folders: Folders, classes: tuple[str, ...]) -> tuple[Split, str]:
-    """Return the split and a line that says where it comes from; without lists, `official` is the same as `random`."""
+    """Return the split and a line about its origin; without lists, `official` is the same as `random`."""
     own, validation = settings.own, settings.data.validation
     seed = own.split_seed
     if own.split == "official" and folders.lists:

@@ -1,4 +1,4 @@
-"""UPMC Food-101: which of 101 dishes does a web page show, by its picture and its title?
+"""UPMC Food-101: classification of web pages into 101 dishes, by picture and title.
 
     python recipes/food101.py --methods none cggm                       a small synthetic set, a minute on a laptop
     python recipes/food101.py prepare --data-root DIR --image-model VIT --text-model BERT       features, once
@@ -6,15 +6,15 @@
     python recipes/food101.py --data-root DIR --protocol end-to-end --text-model BERT           both networks trained
 
 DIR is the copy on Kaggle, `texts/{train,test}_titles.csv` and `images/{train,test}/CLASS/*.jpg`, with or without a
-header in the lists, or that of the CGGM code: `train.json`, `dev.json`, `test.json` and the pictures that they name.
+header in the lists, or that of the CGGM code: `train.json`, `dev.json`, `test.json` and the pictures listed in them.
 VIT and BERT are folders with the weights of ViT-B/16-224 and BERT-base; nothing is downloaded.
 
 Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024): a small transformer on all hidden states of
-frozen ViT and BERT. What differs from their code: a part of the training list selects the epoch instead of the test
+frozen ViT and BERT. Differences from their code: a part of the training list selects the epoch instead of the test
 list, training samples are shuffled in every epoch, the plateau is one of the accuracy instead of the loss, text has a
 projection of its own, pixels are normalised as ViT expects, and pictures are not augmented, so that features are
-computed once. `--protocol official` takes back what it can. `end-to-end` is ResNet-18 and BERT in training, as in
-BalanceBenchmark, and `--protocol benchmark` does what that code does.
+computed once. `--protocol official` undoes most of them. `end-to-end` is ResNet-18 and BERT in training, as in
+BalanceBenchmark, and `--protocol benchmark` follows that code.
 """
 
 import sys
@@ -83,17 +83,17 @@ class FrozenSettings:
 
     title: ClassVar[str] = "--train frozen"
 
-    features: str | None = flag(None, "what `prepare` has made; default: DATA_ROOT/features", metavar="DIR")
+    features: str | None = flag(None, "folder that `prepare` has written; default: DATA_ROOT/features", metavar="DIR")
     image_features: str | None = flag(None, "folder in --features, if several have these settings", metavar="NAME")
     text_features: str | None = flag(None, "folder in --features, if several have these settings", metavar="NAME")
     keep: str = flag("all", "hidden states of all tokens, or of the first one alone", choices=KEEP)
     normalize: bool = flag(True, "pixels normalised as the network expects, or from 0 to 1 as in CGGM")
     # food_run.py and foodtrain.py of the CGGM code.
-    layers: int = flag(4, "of the encoder of each modality", number=positive_int)
-    fusion_layers: int = flag(2, number=positive_int)
-    width: int = flag(40, "of all encoders; a multiple of 5, the number of heads", number=positive_int)
+    layers: int = flag(4, "layers of the encoder of each modality", number=positive_int)
+    fusion_layers: int = flag(2, "layers of the encoder of both modalities", number=positive_int)
+    width: int = flag(40, "width of all encoders; a multiple of 5, the number of heads", number=positive_int)
     # Ours: that code scales encoders without projections.
-    balanced: str = flag("branch", "what methods act on: with or without the projection", choices=("branch", "encoder"))
+    balanced: str = flag("branch", "methods act on encoders with or without projections", choices=("branch", "encoder"))
     shared_projection: bool = flag(False, "text goes through the projection of the images, as in CGGM")
 
 
@@ -119,15 +119,19 @@ class FoodSettings:
     title: ClassVar[str] = "UPMC Food-101"
 
     train: str = flag(
-        "frozen", "a transformer on features of frozen networks, or ResNet-18 and a text encoder", choices=TRAIN
+        "frozen",
+        "frozen: a transformer on features of frozen networks; end-to-end: ResNet-18 and a text encoder",
+        choices=TRAIN,
     )
-    lists: str = flag("auto", "which lists are read if there are several; auto: csv", choices=("auto", *FORMATS))
+    lists: str = flag("auto", "lists to read where there are several; auto: csv", choices=("auto", *FORMATS))
     # Ours: the CGGM code has no validation part.
     val_share: float = flag(
         0.1, "share of every class of the training list that is held out to select with", number=share_float
     )
-    split_seed: int = flag(0, "decides what is held out, independently of --seed", number=seed_int)
-    min_found: float = flag(0.9, "share of the listed samples that must be there", number=share_float, metavar="SHARE")
+    split_seed: int = flag(0, "seed of the choice of held-out samples, independent of --seed", number=seed_int)
+    min_found: float = flag(
+        0.9, "share of the listed samples that must be on disk", number=share_float, metavar="SHARE"
+    )
     text_length: int = flag(50, "titles are cut or padded to this length", number=positive_int, metavar="TOKENS")
     frozen: FrozenSettings = group(FrozenSettings)
     end_to_end: EndToEndSettings = group(EndToEndSettings)
@@ -145,13 +149,13 @@ def load(settings: Settings[FoodSettings]) -> Data:
     places = tuple(f"{source.modality}: {source.where}" for source in sources)
     lines = (f"data: {root}, {lists.kind} lists", *lists.notes, f"split: {origin}", *places)
     data = open_samples(settings, root, classes, split, sources, lines, min_found=own.min_found)
-    # A run cannot go on with the features of another network.
+    # A run may not be resumed with the features of another network.
     found = {f"{source.modality}_features": Path(source.where).name for source in sources}
     return attrs.evolve(data, chosen=found) if is_frozen else data
 
 
 def frozen_sources(own: FoodSettings, root: Path) -> tuple[Source, ...]:
-    """Open the features that the settings describe."""
+    """Return the features that the settings describe."""
     frozen = own.frozen
     settings = {
         "image": {"keep": frozen.keep, "normalize": frozen.normalize},
@@ -171,7 +175,7 @@ def end_to_end_sources(settings: Settings[FoodSettings], root: Path) -> tuple[So
 
 
 def text_model(settings: Settings[FoodSettings]) -> Path:
-    """Return the folder of the text encoder; on the synthetic set, one of that set."""
+    """Return the folder of the text encoder; on the synthetic set, the small one of that set."""
     named = settings.own.end_to_end.text_model
     if named is None and settings.data.is_synthetic:
         return synthetic_folder("food101", SYNTHETIC, SYNTHETIC.write) / "models" / "text"
@@ -179,7 +183,11 @@ def text_model(settings: Settings[FoodSettings]) -> Path:
 
 
 def build_model(settings: Settings[FoodSettings], data: Data) -> nn.Module:
-    """Return the network that `--train` names."""
+    """Return the network of `--train`.
+
+    Raises:
+        RecipeError: If `--shared-projection` is combined with `--balanced branch`.
+    """
     own, frozen = settings.own, settings.own.frozen
     if own.train == "end-to-end":
         resnet = own.end_to_end.resnet
@@ -187,8 +195,9 @@ def build_model(settings: Settings[FoodSettings], data: Data) -> nn.Module:
     shared = frozen.shared_projection
     if shared and frozen.balanced == "branch":
         raise RecipeError(
-            "Expected --balanced encoder with --shared-projection: one projection cannot be scaled for each modality. "
-            "Found --balanced branch. Fix: --balanced encoder, or --no-shared-projection."
+            "`--balanced` should be encoder with --shared-projection, as one projection cannot be scaled by modality",
+            found="--balanced branch",
+            fix="add --balanced encoder, or --no-shared-projection",
         )
     *sample, _ = data.train[0, 0]
     sizes = {modality: feature.shape[-1] for modality, feature in zip(MODALITIES, sample, strict=True)}
@@ -241,7 +250,7 @@ RECIPE = Recipe(
     },
     protocols={
         # CGGM: the test list selects the epoch, all gradients are clipped, pixels are not normalised, the text goes
-        # through the projection of the images, and only what is behind the projections is scaled.
+        # through the projection of the images, and projections are not scaled.
         "official": {
             "select": "test",
             "validation": False,

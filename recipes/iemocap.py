@@ -1,13 +1,13 @@
-"""IEMOCAP: which of four emotions does a speaker show, by words, voice and face? Features as MMIN packs them.
+"""IEMOCAP: classification of utterances into four emotions, by words, voice and face, on the features of MMIN.
 
     python recipes/iemocap.py --methods none cggm                       a small synthetic set, minutes on a laptop
     python recipes/iemocap.py --data-root DIR --methods none cggm       the paper's training on fold 1
     python recipes/iemocap.py --data-root DIR --fold 4                  another one of the 10 folds
 
-DIR is the feature archive of the MMIN code, `IEMOCAP_features_2021`, or the folder it is in: `L/bert_large.h5`,
+DIR is the feature archive of the MMIN code, `IEMOCAP_features_2021`, or its parent folder: `L/bert_large.h5`,
 `A/comparE.h5`, `A/comparE_mean_std.h5`, `V/denseface.h5`, and `target/<fold>/{trn,val,tst}_{label,int2name}.npy`.
 
-Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). What differs from their code: training
+Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). Differences from their code: training
 utterances are shuffled, the plateau is one of the validation accuracy instead of the loss, and the test part, which
 their code never evaluates, is evaluated once.
 """
@@ -35,9 +35,9 @@ from recipe_common.settings.declaration import flag
 from recipe_common.settings.shared import Settings
 
 CLASSES = ("angry", "happy", "neutral", "sad")
-"""In the order of the one-hot labels, as notes of the MMIN authors' group give it; happy includes excited."""
+"""Class names in the order of the one-hot labels, from notes by the group of MMIN's authors; happy includes excited."""
 SIZES = {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084}
-"""Utterances of each class in the whole corpus, by which the order is checked."""
+"""Utterances of each class in the whole corpus, for a check of that order."""
 MODALITIES = ("text", "audio", "vision")
 
 
@@ -47,21 +47,21 @@ class IemocapSettings:
 
     title: ClassVar[str] = "IEMOCAP"
 
-    fold: int = flag(1, "which lists; the papers take 1", choices=range(1, 11), metavar="1..10")
+    fold: int = flag(1, "number of the fold; the papers take 1", choices=range(1, 11), metavar="1..10")
     # Ours: its code stops at an utterance that is missing.
     min_found: float = flag(
         0.9, "share of the listed utterances that must be in the h5 files", number=share_float, metavar="SHARE"
     )
     # Shapes in its dataset code.
-    text_length: int = flag(22, "time steps that are kept", number=positive_int, metavar="STEPS")
-    audio_length: int = flag(350, "time steps that are kept", number=positive_int, metavar="STEPS")
-    vision_length: int = flag(50, "time steps that are kept", number=positive_int, metavar="STEPS")
-    layers: int = flag(4, "of the encoder of each modality", number=positive_int)
-    fusion_layers: int = flag(2, number=positive_int)
-    width: int = flag(40, "of all encoders; a multiple of 5, the number of heads", number=positive_int)
+    text_length: int = flag(22, "time steps of text that are kept", number=positive_int, metavar="STEPS")
+    audio_length: int = flag(350, "time steps of audio that are kept", number=positive_int, metavar="STEPS")
+    vision_length: int = flag(50, "time steps of vision that are kept", number=positive_int, metavar="STEPS")
+    layers: int = flag(4, "layers of the encoder of each modality", number=positive_int)
+    fusion_layers: int = flag(2, "layers of the encoder of all modalities", number=positive_int)
+    width: int = flag(40, "width of all encoders; a multiple of 5, the number of heads", number=positive_int)
     # Ours: its code scales the encoders without their projections.
     balanced: str = flag(
-        "branch", "what methods act on: with or without the input projection", choices=("branch", "encoder")
+        "branch", "methods act on encoders with or without input projections", choices=("branch", "encoder")
     )
 
 
@@ -78,7 +78,7 @@ def load(settings: Settings[IemocapSettings]) -> Data:
 
 
 def check_sizes(split: Split) -> tuple[str, ...]:
-    """Return a line that says so if a whole corpus has classes of other sizes than their names let expect."""
+    """Return a line of warning if the classes of a whole corpus have other sizes than expected."""
     found = Counter(row.label for row in (*split.train, *split.val, *split.test))
     if found.total() != sum(SIZES.values()) or found == SIZES:
         return ()
@@ -87,7 +87,7 @@ def check_sizes(split: Split) -> tuple[str, ...]:
 
 
 def synthetic_root() -> Path:
-    """Return the folder of a small set in the layout of MMIN, which it makes at the first call.
+    """Return the folder of a small set in the layout of MMIN, which is written at the first call.
 
     320 training, 80 validation and 80 test utterances of 48, 24 and 32 features; folds 1 and 2.
     """

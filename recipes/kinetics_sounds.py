@@ -1,4 +1,4 @@
-"""Kinetics-Sounds: which of 31 actions, all to be seen and heard, does a 10-second clip show?
+"""Kinetics-Sounds: classification of 10-second clips into 31 actions, all of them visible and audible.
 
     python recipes/kinetics_sounds.py --methods none ogm_ge                      a small synthetic set
     python recipes/kinetics_sounds.py prepare --data-root DIR                    frames and sound from videos, once
@@ -13,7 +13,7 @@ or videos/NAME.mp4 with the lists, or {train,val}/CLASS/NAME.mp4 of Kinetics-400
 id>_<start>_<end>` or `<id>_<start>`; zeros before a number do not matter. Other folders: --audio-dir, --visual-dir,
 --train-list, --test-list.
 
-Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). What differs from their code: the best epoch
+Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Differences from their code: the best epoch
 is selected on a tenth of the training list, a frame of each third of a clip is drawn in training, and clips that lack a
 modality are counted and reported.
 """
@@ -26,7 +26,7 @@ import attrs
 from torch import nn
 
 from recipe_common.cli import main
-from recipe_common.data.datasets.kinetics_sounds import CLASSES, PLACES, read_split, video_jobs
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, LAYOUT, read_split, video_jobs
 from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import prepare_videos
 from recipe_common.data.samples.clips import (
@@ -51,15 +51,15 @@ class KineticsSettings:
 
     clips: ClipSettings = group(ClipSettings)
     train_list: str | None = flag(
-        None, "instead of my_train.txt; clip name and label, by commas or spaces", metavar="FILE"
+        None, "list to read instead of my_train.txt; lines of clip name and label", metavar="FILE"
     )
-    test_list: str | None = flag(None, "instead of my_test.txt", metavar="FILE")
+    test_list: str | None = flag(None, "list to read instead of my_test.txt", metavar="FILE")
 
 
 def load(settings: Settings[KineticsSettings]) -> Data:
     """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
     own, root = settings.own, settings.data.data_root or synthetic_root()
-    folders = PLACES.find(root, own.clips)
+    folders = LAYOUT.find(root, own.clips)
     listed, origin = read_split(root, own.train_list, own.test_list)
     split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
     return open_clips(settings, own.clips, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))

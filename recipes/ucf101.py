@@ -1,4 +1,4 @@
-"""UCF-101: which of 101 actions does a video show, by pictures and optical flow?
+"""UCF-101: classification of videos into 101 actions, by pictures and optical flow.
 
     python recipes/ucf101.py --methods none ogm_ge                      a small synthetic set, minutes on a laptop
     python recipes/ucf101.py prepare --data-root DIR --flow dis         frames and flow from the videos, once
@@ -9,7 +9,7 @@ et al. released, `jpegs_256/NAME/frame000001.jpg` and `tvl1_flow/{u,v}/NAME/fram
 `UCF-101/CLASS/NAME.avi`. NAME is `v_<class>_g<group>_c<clip>`.
 
 Optimizer and schedule are those of MIDAS (Hwang et al., NeurIPS 2025); segments, resizing and network those of the
-BalanceBenchmark code, all of whose protocol is `--protocol official`. Three things differ from that code: whole groups
+BalanceBenchmark code, whose whole protocol is `--protocol official`. Three things differ from that code: whole groups
 of clips are held out for validation, a clip is flipped as a whole and its flow to the right then changes sign, and
 frames are spread over the whole clip.
 """
@@ -48,15 +48,15 @@ class Ucf101Settings:
 
     title: ClassVar[str] = "UCF-101"
 
-    fold: int = flag(1, "official split", choices=(1, 2, 3))
-    split_seed: int = flag(0, "decides which groups are held out, independently of --seed", number=seed_int)
+    fold: int = flag(1, "number of the official split", choices=(1, 2, 3))
+    split_seed: int = flag(0, "seed of the choice of held-out groups, independent of --seed", number=seed_int)
     min_found: float = flag(0.9, "share of the listed clips that must be on disk", number=share_float, metavar="SHARE")
-    flow: str = flag("tvl1", "read <flow>_flow/{u,v}", choices=FLOW_METHODS)
+    flow: str = flag("tvl1", "read the folders <flow>_flow/{u,v}", choices=FLOW_METHODS)
     # The dataset code and the model configuration of BalanceBenchmark.
     frames: int = flag(3, "frames, and flows, per clip", number=positive_int)
     image_size: int = flag(224, number=positive_int, metavar="PIXELS")
     flip: str = flag(
-        "clip", "in training: a clip as a whole, or each picture by itself without sign change", choices=FLIPS
+        "clip", "clip: flip clips as a whole; picture: each picture by itself, without change of sign", choices=FLIPS
     )
     fusion: str = flag("concat", choices=FUSIONS)
     pretrained: Path | None = flag(None, "weights of torchvision's ResNet-18; default: from scratch", metavar="FILE")

@@ -1,4 +1,4 @@
-"""UR-FUNNY: is a punchline of a talk humour, by words, voice and face?
+"""UR-FUNNY: detection of humour in punchlines of talks, by words, voice and face.
 
     python recipes/ur_funny.py --methods none agm                       a small synthetic set, minutes on a laptop
     python recipes/ur_funny.py --data-root DIR --methods none agm       AGM's model on the real data
@@ -9,7 +9,7 @@ DIR holds `humor.pkl`, as MultiBench packs version 2, or the six files of the re
 arrays and plain containers only.
 
 The model is that of the AGM authors (Li et al., ICCV 2023), whose code has no script for this dataset: optimizer and
-schedule are those of the one run in its README. Unlike theirs, our transformers do not attend to padding. The epoch is
+schedule are those of the one run in its README. Unlike in theirs, padding is ignored. The epoch is
 selected on validation punchlines, as in their code; the test punchlines are evaluated once.
 """
 
@@ -42,11 +42,11 @@ WIDTHS = {
     "gru": {"text": 600, "audio": 256, "vision": 512},
     "transformer": {"text": 600, "audio": 100, "vision": 400},
 }
-"""Of the encoders of MultiBench."""
+"""Widths of the encoders of MultiBench."""
 HIDDEN = {"gru": 512, "transformer": 256}
-"""Of its heads."""
+"""Hidden units of the heads of MultiBench."""
 HEADS = {"concat": FUSIONS["concat"], "sum": FUSIONS["sum"], "maxout": MaxoutFusion}
-"""Of AGM's model."""
+"""Heads of AGM's model."""
 SYNTHETIC = SyntheticSequences(strengths=(0.3, 0.16, 0.09), two_classes=True)
 
 
@@ -56,12 +56,12 @@ class UrFunnySettings:
 
     title: ClassVar[str] = "UR-FUNNY"
 
-    model: str = flag("agm", "three transformers of AGM, or late fusion of MultiBench", choices=("agm", *WIDTHS))
-    fusion: str = flag("concat", "head of AGM's model; maxout is its early fusion", choices=tuple(HEADS))
-    width: int = flag(768, "of AGM's transformers; a multiple of 4, the number of heads", number=positive_int)
-    layers: int = flag(8, "of AGM's transformers", number=positive_int)
-    # Ours: it attends to the zeros that fill a batch up.
-    mask: bool = flag(True, "do not attend to padding; the papers do")
+    model: str = flag("agm", "agm: three transformers of AGM; else late fusion of MultiBench", choices=("agm", *WIDTHS))
+    fusion: str = flag("concat", "agm: head; maxout is its early fusion", choices=tuple(HEADS))
+    width: int = flag(768, "agm: width of the transformers; a multiple of 4, the number of heads", number=positive_int)
+    layers: int = flag(8, "agm: layers of the transformers", number=positive_int)
+    # Ours: the AGM code attends to the zeros that fill a batch up.
+    mask: bool = flag(True, "ignore padding; the papers do not")
 
 
 def load(settings: Settings[UrFunnySettings]) -> Data:
@@ -99,7 +99,7 @@ def share(part: Packed) -> float:
 
 
 def synthetic_root() -> Path:
-    """Return the folder of a small set in the format of MultiBench, which it makes at the first call.
+    """Return the folder of a small set in the format of MultiBench, which is written at the first call.
 
     320 training, 80 validation and 120 test punchlines of at most 12 words.
     """
@@ -110,7 +110,7 @@ def build_model(settings: Settings[UrFunnySettings], data: Data) -> nn.Module:
     """Return the network of `--model`.
 
     Raises:
-        RecipeError: If a model of MultiBench meets a head that is not its own.
+        RecipeError: If a model of MultiBench is combined with the head of another model.
     """
     *sample, _ = data.train[0, 0]
     sizes = {modality: sequence.shape[-1] for modality, sequence in zip(MODALITIES, sample, strict=True)}
@@ -119,7 +119,9 @@ def build_model(settings: Settings[UrFunnySettings], data: Data) -> nn.Module:
         return build_agm(own, sizes)
     if own.fusion != "concat":
         raise RecipeError(
-            f"Expected the head of --model {own.model}. Found --fusion {own.fusion}. Fix: leave --fusion out."
+            f"`--fusion` should be the head of --model {own.model}",
+            found=f"--fusion {own.fusion}",
+            fix="leave --fusion out",
         )
     widths = WIDTHS[own.model]
     encoders: dict[str, nn.Module] = {
@@ -150,7 +152,7 @@ RECIPE = Recipe(
     title="UR-FUNNY: humour by text, audio and vision",
     settings=UrFunnySettings,
     defaults={
-        # README of the AGM code, whose only run is on AV-MNIST; the rest are defaults of that code.
+        # README of the AGM code, whose only run is on AV-MNIST; other values are defaults of that code.
         "epochs": 100,
         "batch_size": 64,
         "lr": 1e-4,

@@ -1,4 +1,4 @@
-"""VGGSound: which of 309 sounds is made in a 10-second clip, by what is heard and seen?
+"""VGGSound: classification of 10-second clips into 309 kinds of sounds, by sound and picture.
 
     python recipes/vggsound.py --methods none ogm_ge                      a small synthetic set
     python recipes/vggsound.py prepare --data-root DIR                    frames and sound from videos, once
@@ -10,9 +10,9 @@ DIR holds `vggsound.csv` (video id, start second, label, train or test; no heade
     audio/NAME.wav (or .npy with --audio-frontend stored), visual/NAME/*.jpg                (BalanceBenchmark code)
 or {train,test}-videos/{train,test}-set/NAME.mp4, or videos/NAME.mp4, for `prepare`. NAME is `<YouTube id>_<start>`;
 zeros before the start do not matter. Other folders: --audio-dir, --visual-dir. Without vggsound.csv, train.csv and
-test.csv of lines `NAME.mp4,label` do.
+test.csv of lines `NAME.mp4,label` are read.
 
-Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). What differs from their code: classes are the
+Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Differences from their code: classes are the
 sorted labels of the csv file, not those of the clips that happen to be on disk; the best epoch is selected on a tenth
 of the training clips; evaluation takes the centre 5 s of sound and the centre frames of thirds of a clip, training
 random ones; clips that lack a modality are counted and reported.
@@ -27,7 +27,7 @@ from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.vggsound import PLACES, read_split, video_job
+from recipe_common.data.datasets.vggsound import LAYOUT, read_split, video_job
 from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import find_videos, prepare_videos
 from recipe_common.data.samples.clips import (
@@ -52,7 +52,7 @@ class VggsoundSettings:
     title: ClassVar[str] = "VGGSound"
 
     clips: ClipSettings = group(ClipSettings)
-    num_classes: int = flag(309, "how many labels the csv file must have", number=positive_int, metavar="C")
+    num_classes: int = flag(309, "number of labels that the csv file must have", number=positive_int, metavar="C")
 
 
 def load(settings: Settings[VggsoundSettings]) -> Data:
@@ -62,10 +62,11 @@ def load(settings: Settings[VggsoundSettings]) -> Data:
     classes = tuple(sorted({row.label for part in (listed.train, listed.test) for row in part}))
     if len(classes) != own.num_classes:
         raise RecipeError(
-            f"Expected {own.num_classes} labels in {origin}. Found {len(classes)}. Fix: restore the file, or pass "
-            f"--num-classes {len(classes)} if it is meant to be a part of the dataset."
+            f"{origin} should have {own.num_classes} labels",
+            found=str(len(classes)),
+            fix=f"restore the file, or pass --num-classes {len(classes)} for a part of the dataset",
         )
-    folders = PLACES.find(root, own.clips)
+    folders = LAYOUT.find(root, own.clips)
     split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
     return open_clips(settings, own.clips, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
 
@@ -78,7 +79,7 @@ def prepare_main(arguments: list[str]) -> int:
     root, workers = settings.data_root, settings.workers
     if settings.verify:
         return verify(root, workers=workers)
-    jobs = [video_job(root, video) for video in find_videos(root, PLACES.videos)]
+    jobs = [video_job(root, video) for video in find_videos(root, LAYOUT.videos)]
     return prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
 
 
@@ -131,7 +132,7 @@ RECIPE = Recipe(
         "ogm_ge": OGM,
         "dgl": {"alpha": 2.0},  # the VGGSound script of the DGL code, as is its learning rate
     },
-    # The DGL code does as the OGM-GE code, with full batches only.
+    # The DGL code is like the OGM-GE code, with full batches only.
     protocols={"official": OFFICIAL, "dgl": {**OFFICIAL, "drop_last": "both", "lr": 2e-3}},
     load=load,
     build_model=build_model,

@@ -188,7 +188,7 @@ def test_sound_is_clipped_resampled_and_may_be_stereo(tmp_path: Path) -> None:
 
 
 def test_window_larger_than_the_sound_is_refused() -> None:
-    with pytest.raises(RecipeError, match="--hop <= --n-fft"):
+    with pytest.raises(RecipeError, match="`--hop` should be at most `--n-fft`, and that at most"):
         EventSpectrogram(seconds=0.01)
 
 
@@ -252,7 +252,7 @@ def test_official_protocols(tmp_path: Path) -> None:
 
 def test_layout_that_is_not_prepared_wrong_or_without_lists(tmp_path: Path) -> None:
     lists(tmp_path, "", "", "")
-    with pytest.raises(RecipeError, match=r"Audios and .*Image-01-FPS-SE\. Found in .*testSet.txt"):
+    with pytest.raises(RecipeError, match=r"Audios and .*Image-01-FPS-SE should be folders\. Found in .*testSet.txt"):
         load(tmp_path)
     (tmp_path / "AVE").mkdir()
     with pytest.raises(RecipeError, match=r"videos that are not prepared yet.*ave.py prepare"):
@@ -261,7 +261,7 @@ def test_layout_that_is_not_prepared_wrong_or_without_lists(tmp_path: Path) -> N
         load(tmp_path, "--audio-frontend", "stored")
     for path in tmp_path.glob("*.txt"):
         path.unlink()
-    with pytest.raises(RecipeError, match=r"Expected trainSet.txt, .* or Annotations.txt"):
+    with pytest.raises(RecipeError, match=r"should hold trainSet.txt, .* or Annotations.txt"):
         load(tmp_path)
 
 

@@ -124,9 +124,12 @@ def two_classes(root: Path) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "absent": (lambda root: (root / "val_order.h5").unlink(), r"missing: val_order.h5\. Fix"),
-    "no hdf5": (lambda root: (root / "audio_feature.h5").write_bytes(b"<html>"), r"audio_feature.h5: .*Fix: download"),
-    "cut": (cut, r"visual_feature.h5: .*truncated"),
+    "absent": (lambda root: (root / "val_order.h5").unlink(), r"missing: val_order.h5: point"),
+    "no hdf5": (
+        lambda root: (root / "audio_feature.h5").write_bytes(b"<html>"),
+        r"audio_feature.h5 should be a whole hdf5 file .*: download",
+    ),
+    "cut": (cut, r"visual_feature.h5 should .*truncated"),
     "other key": (
         lambda root: write(root / "audio_feature.h5", "features", np.zeros((5, 10, 4))),
         r"datasets \['features'\], and no `avadataset`",
@@ -144,10 +147,10 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: write(root / "right_labels.h5", "avadataset", np.zeros((5, 10, 28))),
         r"\(5, 10, 28\), not \(clips, segments, 29 classes\)",
     ),
-    "two classes": (two_classes, "segment 7 of clip 2 does not have exactly one class"),
+    "two classes": (two_classes, "1 segments without exactly one class, such as segment 7 of clip 2"),
     "out of range": (lambda root: write(root / "test_order.h5", "order", np.array([5])), "clips 5 to 5, .* 0 to 4"),
     "twice": (lambda root: write(root / "test_order.h5", "order", np.array([3, 3])), "listed twice"),
-    "shares": (lambda root: write(root / "test_order.h5", "order", np.array([2])), "without a common clip.*such as 2"),
+    "shares": (lambda root: write(root / "test_order.h5", "order", np.array([2])), "no clip in common.*such as 2"),
     "no order": (lambda root: write(root / "test_order.h5", "order", np.zeros(0, int)), "not a list of whole numbers"),
     "fractions": (lambda root: write(root / "test_order.h5", "order", np.array([0.5])), "type float64"),
 }
@@ -170,7 +173,7 @@ def test_wrong_folder(tmp_path: Path) -> None:
 def test_rows_that_are_not_finite_stop_or_are_left_out(tmp_path: Path) -> None:
     with h5py.File(tree(tmp_path) / "visual_feature.h5", "a") as file:
         file["avadataset"][0, 5, 0, 0, 0] = np.inf
-    with pytest.raises(RecipeError, match="row 0 holds numbers that are not finite"):
+    with pytest.raises(RecipeError, match="Found numbers that are not finite in row 0: download it again"):
         load(tmp_path).train[(0, 1)]
     data = load(tmp_path, "--skip-bad")
     assert len(data.train) == 2  # type: ignore[arg-type]

@@ -202,4 +202,4 @@ def test_the_command_line_in_a_regression(tmp_path: Path) -> None:
 
 def test_errors_reach_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(RECIPE, ["--data-root", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "Expected mosei_senti_data.pkl" in capsys.readouterr().err
+    assert "should hold mosei_senti_data.pkl" in capsys.readouterr().err

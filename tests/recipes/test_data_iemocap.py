@@ -38,7 +38,7 @@ def test_the_root_or_the_folder_above_it_is_found(tmp_path: Path, folder: str) -
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path)
     (tmp_path / "V" / "denseface.h5").unlink()
-    assert "Found all but V/denseface.h5." in error_of(find_root, tmp_path)
+    assert "Found all but V/denseface.h5: unpack" in error_of(find_root, tmp_path)
 
 
 def test_the_corpus_as_released_is_recognised(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_truncated_h5_file(tmp_path: Path, keep: int) -> None:
     write_features(tmp_path, names(20), steps=50)
     path = tmp_path / "L" / "bert_large.h5"
     path.write_bytes(path.read_bytes()[:keep])
-    assert f"Expected a whole h5 file. Found {path}" in error_of(FeatureFile, path)
+    assert f"{path} should be a whole h5 file. Found " in error_of(FeatureFile, path)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,8 @@ def test_bad_features_of_one_utterance(tmp_path: Path, values: Any, found: str) 
     file = FeatureFile(tmp_path / "x.h5")
     text = error_of(file.read, "b")
     assert found in text
-    assert "b in" in text
+    assert "of b. Found" in text
+    assert "x.h5 should" in text
     assert "--skip-bad" in text
 
 
@@ -174,7 +175,7 @@ def test_statistics_of_another_fold_or_size(tmp_path: Path) -> None:
     assert "1/mean" in error_of(read_statistics, path, 1)
     write_h5(path, {"1/mean": np.ones(4), "1/std": np.ones(4)})
     text = error_of(sources, tmp_path, 1, LENGTHS)
-    assert f"Expected statistics of {SIZES['A/comparE.h5']} features" in text
+    assert f"should hold statistics of {SIZES['A/comparE.h5']} features" in text
     assert "Found 4" in text
 
 

@@ -123,19 +123,28 @@ def test_what_the_release_lacks_is_left_out_and_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda c: c.update({"data_folds.pkl": {"train": [1]}}), "keys train, dev and test in .*Found train"),
-        (lambda c: c.update({"data_folds.pkl": [1]}), "Expected a dict in .*data_folds.pkl. Found list"),
-        (lambda c: c["language_sdk.pkl"][1].pop("punchline_embedding_indexes"), "Expected punchline_embedding_indexes"),
+        (
+            lambda c: c.update({"data_folds.pkl": {"train": [1]}}),
+            r"data_folds\.pkl should hold the keys train, dev and test\. Found train",
+        ),
+        (lambda c: c.update({"data_folds.pkl": [1]}), "data_folds.pkl should hold a dict. Found list"),
+        (
+            lambda c: c["language_sdk.pkl"][1].pop("punchline_embedding_indexes"),
+            "should hold punchline_embedding_indexes",
+        ),
         (
             lambda c: c["language_sdk.pkl"][1].update(punchline_embedding_indexes=[99]),
-            "word indices below 9 for 1 .*Found 99 to 99",
+            r"word indices below 9 for 1\. Found 99 to 99",
         ),
         (
             lambda c: c["covarep_features_sdk.pkl"][6].update(punchline_features=[[0.0] * 75]),
-            r"features \(T, 81\) for 6 in .*Found \(1, 75\).*version 2",
+            r"features \(T, 81\) for 6\. Found \(1, 75\).*version 2",
         ),
-        (lambda c: c["covarep_features_sdk.pkl"][6].update(punchline_features=[[1.0], []]), "for 6 in"),
-        (lambda c: c.update({"word_embedding_list.pkl": [[1.0]]}), r"word vectors \(V, 300\) in .*Found \(1, 1\)"),
+        (
+            lambda c: c["covarep_features_sdk.pkl"][6].update(punchline_features=[[1.0], []]),
+            r"covarep_features_sdk.pkl should hold .* for 6\. Found",
+        ),
+        (lambda c: c.update({"word_embedding_list.pkl": [[1.0]]}), r"word vectors \(V, 300\)\. Found \(1, 1\)"),
         (lambda c: c.update({"word_embedding_list.pkl": [[1.0], []]}), "list of word vectors of one size"),
         (lambda c: c["humor_label_sdk.pkl"].update({1: 4}), "Labels .* from -1 to 1. Found 4 in row 0 of train"),
     ],
@@ -148,11 +157,15 @@ def test_what_does_not_belong_is_refused(tmp_path: Path, change: Any, found: str
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"Expected humor.pkl, or the files of the release .*Found an empty folder"):
+    with pytest.raises(
+        RecipeError, match=r"should hold humor.pkl, or the files of the release .*Found an empty folder"
+    ):
         read_ur_funny(tmp_path)
     content = release()
     del content["word_embedding_list.pkl"]
-    with pytest.raises(RecipeError, match=r"Found of the release all but word_embedding_list.pkl. Fix: download what"):
+    with pytest.raises(
+        RecipeError, match=r"Found of the release all but word_embedding_list.pkl: download the missing"
+    ):
         read_ur_funny(write(tmp_path, content))
     assert set(content) < set(RELEASE)
 

@@ -393,7 +393,7 @@ def test_prepare_keeps_the_class_folders_of_kinetics_400(tmp_path: Path) -> None
 def test_prepare_without_a_fitting_video_is_explained(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "other.mp4").touch()
-    with pytest.raises(RecipeError, match=r"train/CLASS/NAME\.mp4.*Found 1 others.*Fix"):
+    with pytest.raises(RecipeError, match=r"train/CLASS/NAME\.mp4.*Found 1 others.*: add the lists"):
         video_jobs(tmp_path)
 
 

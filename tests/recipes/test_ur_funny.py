@@ -112,7 +112,7 @@ def test_models_of_multibench(real: Path, name: str, encoders: dict[str, tuple[i
 
 def test_heads_belong_to_models(real: Path) -> None:
     settings = settings_of(RECIPE, "--data-root", str(real), "--model", "gru", "--fusion", "sum")
-    with pytest.raises(RecipeError, match=r"head of --model gru. Found --fusion sum. Fix: leave --fusion out"):
+    with pytest.raises(RecipeError, match=r"head of --model gru. Found --fusion sum: leave --fusion out"):
         RECIPE.build_model(settings, RECIPE.load(settings))
 
 
@@ -175,4 +175,4 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 def test_errors_reach_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(RECIPE, ["--data-root", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "Expected humor.pkl, or the files of the release" in capsys.readouterr().err.replace("\n", " ")
+    assert "should hold humor.pkl, or the files of the release" in capsys.readouterr().err.replace("\n", " ")

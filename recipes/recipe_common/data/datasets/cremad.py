@@ -12,21 +12,23 @@ from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
 CLASS_ORDERS = {
-    "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark
-    "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),  # Diagnosing & Re-learning, MMPareto
+    # Peng et al. (CVPR 2022), Li et al. (ICCV 2023), Wei et al. (ICCV 2025), PMR, BalanceBenchmark.
+    "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),
+    # Wei et al. (ECCV 2024), MMPareto.
+    "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
 }
 
 
 @attrs.frozen
 class Layout:
-    """Names that the folders of the dataset may have.
+    """Possible names for the folders of the dataset.
 
     Args:
-        audio: Folders of NAME.wav, any one of which is enough.
+        audio: Folders of NAME.wav, of which the first one that exists is read.
         frames: Folder of NAME/ with numbered jpg files.
-        videos: Folder of the videos that `prepare` makes both from.
-        lists: Folders in which split lists are looked for.
-        name: Matches a clip's name; its only group is the label.
+        videos: Folder of the videos from which `prepare` makes sound and frames.
+        lists: Folders that may hold the split lists.
+        name: Pattern of a clip name; its only group is the label.
         prepare: The command that makes the frames; `{root}` stands for the data root.
     """
 
@@ -41,7 +43,7 @@ class Layout:
         """Find wav files and frames under `root`.
 
         Raises:
-            RecipeError: Saying what is expected and found, and whether `prepare` is the fix.
+            RecipeError: If a folder is absent; the fix is `prepare` where there are videos.
         """
         audio = self.audio_folder(root)
         frames = root / self.frames
@@ -50,35 +52,38 @@ class Layout:
             return Folders(audio, frames, lists)
         if (root / self.videos).is_dir():
             raise RecipeError(
-                f"Expected wav files in {audio} and frames in {frames}. Found videos that are not prepared yet, in "
-                f"{root / self.videos}. Fix: {self.prepare.format(root=root)}"
+                f"{audio} should hold wav files, and {frames} frames",
+                found=f"videos that are not prepared yet, in {root / self.videos}",
+                fix=f"run `{self.prepare.format(root=root)}`",
             )
         raise RecipeError(
-            f"Expected in {root}: wav files in {' or '.join(self.audio)}, and frames in {self.frames}/NAME/*.jpg or "
-            f"videos in {self.videos}. Found {listing(root)}. Fix: point --data-root to the folder that holds them, "
-            "or leave it out to train on a small synthetic set."
+            f"{root} should hold wav files in {' or '.join(self.audio)}, and frames in {self.frames}/NAME/*.jpg or "
+            f"videos in {self.videos}",
+            found=listing(root),
+            fix="point --data-root to the folder that holds them, or leave it out to train on a small synthetic set",
         )
 
     def audio_folder(self, root: Path) -> Path:
-        """Return the folder of the wav files; the first of the possible ones if none is there."""
+        """Return the folder of the wav files; the first of the possible ones if none exists."""
         existing = [root / name for name in self.audio if (root / name).is_dir()]
         return existing[0] if existing else root / self.audio[0]
 
     def rows(self, folders: "Folders", classes: tuple[str, ...]) -> tuple[Row, ...]:
-        """List every clip that has a wav file or a frame folder; its name tells the class."""
+        """List every clip that has a wav file or a frame folder; the class is a part of its name."""
         names = {path.stem for path in folders.audio.glob("*.wav")} | {path.name for path in folders.frames.iterdir()}
         matches = [match for name in sorted(names) if (match := self.name.fullmatch(name)) and match[1] in classes]
         if not matches:
             raise RecipeError(
-                f"Expected names that match {self.name.pattern} in {folders.audio} and {folders.frames}. "
-                f"Found {listing(folders.audio)} and {listing(folders.frames)}. Fix: point --data-root to the data."
+                f"Names in {folders.audio} and {folders.frames} should match {self.name.pattern}",
+                found=f"{listing(folders.audio)} and {listing(folders.frames)}",
+                fix="point --data-root to the data",
             )
         return tuple(Row(match[0], match[1]) for match in matches)
 
 
 @attrs.frozen
 class Folders:
-    """Where the data are: wav files, frame folders, and split lists if there are any."""
+    """Folders of the wav files, of the frame folders, and of the split lists if there are any."""
 
     audio: Path
     frames: Path
@@ -86,7 +91,7 @@ class Folders:
 
 
 def layout_of(fps: int) -> Layout:
-    """Return the folder names of the official download and of the OGM-GE and AGM code, for frames at `fps`."""
+    """Return the folder names of the official download and of the papers' code, for frames at `fps` per second."""
     return Layout(
         audio=("AudioWAV", "Audio", "audio"),
         frames=f"Image-{fps:02d}-FPS",
@@ -98,22 +103,22 @@ def layout_of(fps: int) -> Layout:
 
 
 def listed_split(folder: Path, classes: Sequence[str], seed: int, *, validation: bool = True) -> tuple[Split, str]:
-    """Read `train.csv` and `test.csv`, and `val.csv` and `my_train.csv` (what is left of train.csv) where they exist.
+    """Read `train.csv` and `test.csv`, and `val.csv` and `my_train.csv` (the rest of train.csv) where they exist.
 
     Without `val.csv`, one ninth of every class of train.csv is held out: for CREMA-D 744 clips, as many as in test.csv.
     Without `validation`, all of train.csv is for training.
 
     Returns:
-        The split, and a line that says where it comes from.
+        The split, and a line about its origin.
     """
     train, test = (read_list(folder / name, classes) for name in ("train.csv", "test.csv"))
     if not validation:
         split, origin = Split(train, (), test), f"lists in {folder}; nothing held out for validation"
     elif (folder / "val.csv").is_file():
         val = read_list(folder / "val.csv", classes)
-        mine = folder / "my_train.csv"
+        listed = folder / "my_train.csv"
         held = {row.name for row in val}
-        rest = read_list(mine, classes) if mine.is_file() else tuple(row for row in train if row.name not in held)
+        rest = read_list(listed, classes) if listed.is_file() else tuple(row for row in train if row.name not in held)
         split, origin = Split(rest, val, test), f"lists in {folder}, val.csv included"
     else:
         split = Split(*hold_out(train, VAL_SHARE, seed), test)

@@ -1,4 +1,4 @@
-"""Kinetics-Sounds on disk: its classes, the layouts in use, and which clips are for training."""
+"""Kinetics-Sounds on disk: classes, layouts in use, lists of clips, and the split into training and test."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from recipe_common.data.samples.splits import Split
 from recipe_common.data.samples.youtube import CLIP_NAME, add_row, clip_key, disjoint, lines_of
 from recipe_common.errors import RecipeError
 
-# Alphabetical: the integers in the lists of the OGM-GE code.
+# In alphabetical order, as for the integers in the lists of Peng et al. (CVPR 2022).
 CLASSES = (
     "blowing_nose",
     "blowing_out_candles",
@@ -51,7 +51,7 @@ CLASS_FOLDERS = {
     "train": ("audio/train/*", "visual/train_img/Image-01-FPS/*"),
     "test": ("audio/test/*", "visual/val_img/Image-01-FPS/*"),
 }
-PLACES = ClipLayout(
+LAYOUT = ClipLayout(
     audio=(
         "audio",
         "audio_spec",
@@ -74,12 +74,12 @@ MEDIA = (".wav", ".npy", ".pkl", ".pt", ".hdf5", "")
 
 
 def read_split(root: Path, train_list: str | None, test_list: str | None) -> tuple[Split, str]:
-    """Return the split and where it comes from: lists, a json file, or folders that are named after classes."""
+    """Return the split and a line about its origin: lists, a json file, or folders that are named after classes."""
     train, test = list_files(root, {"train": train_list, "test": test_list})
     if train and test:
         rows = [read_clip_list(path, CLASSES) for path in (train, test)]
         return disjoint(Split(rows[0], (), rows[1])), f"{train}, {test}"
-    if database := PLACES.find_file(root, DATABASES):
+    if database := LAYOUT.find_file(root, DATABASES):
         return read_database(database, CLASSES), str(database)
     folders = {
         part: existing(root, [f"{base}/{it}" for base in BASES for it in places])
@@ -89,9 +89,10 @@ def read_split(root: Path, train_list: str | None, test_list: str | None) -> tup
     if train or test or not all(parts.values()):
         found = train or test or f"{len(parts['train'])} and {len(parts['test'])} clips in such folders"
         raise RecipeError(
-            f"Expected in {root}: {' and '.join(LISTS.values())}, or {' or '.join(DATABASES)}, or folders such as "
-            f"audio/train/CLASS and audio/test/CLASS. Found {found}. "
-            "Fix: add what is missing, or name the lists with --train-list and --test-list."
+            f"{root} should hold {' and '.join(LISTS.values())}, or {' or '.join(DATABASES)}, or folders such as "
+            "audio/train/CLASS and audio/test/CLASS",
+            found=str(found),
+            fix="add the missing files, or pass the lists with --train-list and --test-list",
         )
     names = {class_name(folder.name) for found in folders.values() for folder in found}
     others = ", ".join(sorted(names - set(CLASSES)))
@@ -100,19 +101,19 @@ def read_split(root: Path, train_list: str | None, test_list: str | None) -> tup
 
 
 def class_name(text: str) -> str:
-    """Return a class name as Kinetics-Sounds lists write it: `Playing  piano` becomes `playing_piano`."""
+    """Return a class name in the spelling of the Kinetics-Sounds lists: `Playing  piano` becomes `playing_piano`."""
     return "_".join(text.lower().replace("_", " ").split())
 
 
 def read_clip_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
-    """Read a list of clips that says its columns by their content.
+    """Read a list of clips whose columns are recognised by their content.
 
     A line holds, separated by commas or spaces, one clip name and one label, which is a class name in any column or
     else a class index in the last one: `ID_000012_000022,10,17`, `ID_45 3`, `playing_piano,ID_45`. A header, a
     byte-order mark, CRLF and empty lines are accepted. A clip that is listed twice with one label counts once.
 
     Args:
-        path: The list.
+        path: File of the list.
         classes: Class names in the order of their indices.
 
     Raises:
@@ -126,7 +127,9 @@ def read_clip_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
             continue
         add_row(rows, _row(cells, classes, f"{path}:{number}"), f"{path}:{number}")
     if not rows:
-        raise RecipeError(f"Expected lines such as `ID_000012_000022,10,17`. Found none in {path}. Fix: restore it.")
+        raise RecipeError(
+            f"{path} should have lines such as `ID_000012_000022,10,17`", found="none", fix="restore the file"
+        )
     return tuple(rows.values())
 
 
@@ -137,31 +140,33 @@ def read_database(path: Path, classes: Sequence[str]) -> Split:
     has no other.
 
     Raises:
-        RecipeError: If the file is not so, or has a label that is not among `classes`.
+        RecipeError: If the file has another form, or a label that is not among `classes`.
     """
     try:
         database = json.loads(path.read_text(encoding="utf-8-sig"))["database"]
         rows = {name: (entry["subset"], class_name(entry["label"])) for name, entry in database.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(
-            f'Expected {{"database": {{clip: {{"subset": ..., "label": ...}}}}}} in {path}. '
-            f"Found {type(error).__name__}: {error}. Fix: restore the file."
+            f'{path} should hold {{"database": {{clip: {{"subset": ..., "label": ...}}}}}}',
+            found=f"{type(error).__name__}: {error}",
+            fix="restore the file",
         ) from error
     known = {"training", "validation", "testing"}
     for name, (subset, label) in rows.items():
         if subset not in known or label not in classes:
             raise RecipeError(
-                f"Expected a subset of {', '.join(sorted(known))} and one of {len(classes)} labels in {path}. "
-                f"Found {subset!r} and {label!r} for {name}. Fix: correct the entry."
+                f"Entries of {path} should have a subset of {', '.join(sorted(known))}, one of {len(classes)} labels",
+                found=f"{subset!r} and {label!r} for {name}",
+                fix="correct the entry",
             )
-    part = {name: tuple(Row(clip, label) for clip, (of, label) in rows.items() if of == name) for name in known}
+    part = {name: tuple(Row(clip, label) for clip, (subset, label) in rows.items() if subset == name) for name in known}
     if not part["testing"]:
         part |= {"testing": part["validation"], "validation": ()}
     return disjoint(Split(part["training"], part["validation"], part["testing"]))
 
 
 def rows_of_folders(folders: Iterable[Path], endings: Sequence[str], classes: Sequence[str]) -> tuple[Row, ...]:
-    """List the clips in folders that are named after classes, each once and sorted by name; other folders do not count.
+    """List the clips in folders that are named after classes, each once, sorted by name; other folders are ignored.
 
     Raises:
         RecipeError: If a clip is in the folders of two classes.
@@ -179,28 +184,34 @@ def _row(cells: Sequence[str], classes: Sequence[str], where: str) -> Row:
     names = [cell for cell in cells if CLIP_NAME.fullmatch(cell)]
     if len(names) != 1 or len(cells) < 2:
         raise RecipeError(
-            f"Expected one clip name such as ID_000012_000022, and a label, at {where}. Found {','.join(cells)!r}. "
-            "Fix: correct the line."
+            f"{where} should have one clip name such as ID_000012_000022, and a label",
+            found=repr(",".join(cells)),
+            fix="correct the line",
         )
     named = [class_name(cell) for cell in cells if class_name(cell) in classes]
     if named:
         return Row(names[0].removesuffix(".mp4"), named[0])
     if not cells[-1].isdigit() or int(cells[-1]) >= len(classes):
         raise RecipeError(
-            f"Expected a label from 0 to {len(classes) - 1}, or a class name, at {where}. Found {cells[-1]!r}. "
-            "Fix: correct the line, or pass the list of this dataset."
+            f"{where} should have a label from 0 to {len(classes) - 1}, or a class name",
+            found=repr(cells[-1]),
+            fix="correct the line, or pass the list of this dataset",
         )
     return Row(names[0].removesuffix(".mp4"), classes[int(cells[-1])])
 
 
 def list_files(root: Path, given: Mapping[str, str | None]) -> list[Path | None]:
-    """Return the training and the test list: those that flags name, else those under the root, else None."""
-    return [Path(path) if (path := given[part]) else PLACES.find_file(root, [name]) for part, name in LISTS.items()]
+    """Return the training and the test list: those given by flags, else those under the root, else None."""
+    return [Path(path) if (path := given[part]) else LAYOUT.find_file(root, [name]) for part, name in LISTS.items()]
 
 
 def video_jobs(root: Path) -> list[VideoJob]:
-    """Choose the videos of this dataset among those of Kinetics-400: by the lists, or else by their class folders."""
-    videos = find_videos(root, PLACES.videos)
+    """Choose the videos of this dataset among those of Kinetics-400, by the lists, or else by their class folders.
+
+    Raises:
+        RecipeError: If there are none.
+    """
+    videos = find_videos(root, LAYOUT.videos)
     lists = [path for path in list_files(root, dict.fromkeys(LISTS)) if path]
     keys = {clip_key(row.name) for path in lists for row in read_clip_list(path, CLASSES)}
     if keys:
@@ -209,19 +220,21 @@ def video_jobs(root: Path) -> list[VideoJob]:
         jobs = [class_job(root, video) for video in videos if is_in_class_folder(video)]
     if not jobs:
         raise RecipeError(
-            f"Expected videos of the {len(keys):,} listed clips, or train/CLASS/NAME.mp4 and val/CLASS/NAME.mp4, in "
-            f"{root}. Found {len(videos):,} others, such as {videos[0]}. Fix: add the lists or the class folders."
+            f"{root} should hold videos of the {len(keys):,} listed clips, or train/CLASS/NAME.mp4 and "
+            "val/CLASS/NAME.mp4",
+            found=f"{len(videos):,} others, such as {videos[0]}",
+            fix="add the lists or the class folders",
         )
     return jobs
 
 
 def is_in_class_folder(video: Path) -> bool:
-    """Say whether a video is in PART/CLASS/, of a class of this dataset."""
+    """Return whether a video is in PART/CLASS/, of a class of this dataset."""
     return class_name(video.parent.name) in CLASSES and video.parents[1].name in ("train", "val", "test")
 
 
 def class_job(root: Path, video: Path) -> VideoJob:
-    """Put audio and frames where the DGL code has them, so that the folders tell the classes."""
+    """Return a job that writes audio and frames into class folders, in the layout of Wei et al. (ICCV 2025)."""
     part, label = ("train" if video.parents[1].name == "train" else "test"), class_name(video.parent.name)
     audio, frames = (root / pattern.replace("*", label) for pattern in CLASS_FOLDERS[part])
     return VideoJob(video, frames / video.stem, audio / f"{video.stem}.wav")

@@ -1,1 +1,1 @@
-"""AVE: lists and folders of clips with events, the sound of an event, and the published features by segment."""
+"""AVE: lists and folders of clips with events, spectrograms of events, and the published features by segment."""

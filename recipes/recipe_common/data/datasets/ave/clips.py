@@ -1,4 +1,4 @@
-"""Clips in which an event lasts for some of the seconds, as in AVE: lists, folders and `prepare`."""
+"""Lists, folders and `prepare` for clips in which an event lasts for some of the seconds, as in AVE."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ AUDIO, STORED, VIDEOS = "Audios", "Audio-1004-SE", "AVE"
 
 @attrs.frozen
 class EventFolders:
-    """Where the data are.
+    """Folders of the dataset.
 
     Attributes:
-        root: What the other folders lie in.
-        audio: wav files of whole clips, or stored spectrograms of events.
-        frames: For each clip a folder of the frames inside its event.
+        root: Folder that holds the others.
+        audio: Folder of wav files of whole clips, or of stored spectrograms of events.
+        frames: Folder that holds, for each clip, a folder of the frames inside its event.
         lists: Folder of the lists.
     """
 
@@ -48,7 +48,7 @@ def read_events(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"Expected a readable list. Found {path}: {error}. Fix: restore the file.") from error
+        raise RecipeError(f"{path} should be a readable list", found=str(error), fix="restore the file") from error
     rows = []
     for number, line in enumerate(lines, 1):
         cells = [cell.strip() for cell in line.split("&")]
@@ -56,37 +56,38 @@ def read_events(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
             continue
         rows.append(_event(cells, classes, f"{path}:{number}"))
     if not rows:
-        raise RecipeError(f"Expected rows of `{COLUMNS}`. Found none in {path}. Fix: restore the file.")
+        raise RecipeError(f"{path} should have rows of `{COLUMNS}`", found="none", fix="restore the file")
     return tuple(rows)
 
 
 def _event(cells: Sequence[str], classes: Sequence[str], where: str) -> Row:
     if len(cells) != 5 or not all(cells):
-        raise RecipeError(f"Expected `{COLUMNS}` at {where}. Found {'&'.join(cells)!r}. Fix: correct the line.")
+        raise RecipeError(f"{where} should be `{COLUMNS}`", found=repr("&".join(cells)), fix="correct the line")
     label, name, _, start, end = cells
     if label not in classes:
         raise RecipeError(
-            f"Expected one of the classes {', '.join(classes)} at {where}. Found {label!r}. Fix: correct the line."
+            f"{where} should have one of the classes {', '.join(classes)}", found=repr(label), fix="correct the line"
         )
     if not (start.isdigit() and end.isdigit() and int(start) <= int(end) <= SECONDS and int(start) < SECONDS):
         raise RecipeError(
-            f"Expected whole seconds, 0 <= start <= end <= {SECONDS}, at {where}. Found {start!r} to {end!r}. "
-            "Fix: correct the line."
+            f"{where} should have whole seconds, 0 <= start <= end <= {SECONDS}",
+            found=f"{start!r} to {end!r}",
+            fix="correct the line",
         )
     return Row(name, label, (start, end))
 
 
 def seconds_of(row: Row) -> tuple[int, int]:
-    """Return the first second of an event, and the one behind its last.
+    """Return the first second of an event, and the second after its last one.
 
-    The published lists hold an event from 0 to 0; it counts as one second, of which the PMR code takes the frames too.
+    The published lists hold an event from 0 to 0. It counts as one second; the PMR code takes frames of it, too.
     """
     start, end = int(row.extra[0]), int(row.extra[1])
     return start, max(end, start + 1)
 
 
 def first_of_each(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Return the first row of each video: other code reads every video once, as what it is listed first."""
+    """Return the first row of each video; other code reads every video once, too, with the first class in the lists."""
     kept: dict[str, Row] = {}
     for row in rows:
         kept.setdefault(row.name, row)
@@ -97,14 +98,14 @@ def event_split(folder: Path, classes: Sequence[str], seed: int, *, listed: bool
     """Return the split of the three lists, or a random one of all the rows that are listed.
 
     Args:
-        folder: Holds the three lists, or `Annotations.txt`.
+        folder: Folder with the three lists, or with `Annotations.txt`.
         classes: Class names.
-        seed: Of the random split.
-        listed: Whether the lists decide. Where there is `Annotations.txt` alone, they cannot.
+        seed: Seed of the random split.
+        listed: Whether the split is that of the three lists; with `Annotations.txt` alone it is random in any case.
         overlap: Whether videos stay in train that are in val or test as well, as another event.
 
     Returns:
-        The split, with one row per video in each part, and a line that says where it comes from.
+        The split, with one row per video in each part, and a line about its origin.
     """
     parts = {name: read_events(folder / name, classes) for name in LISTS if (folder / name).is_file()}
     if len(parts) < len(LISTS):
@@ -128,12 +129,12 @@ def find_event_folders(root: Path, fps: int, *, stored: bool, prepare: str) -> E
 
     Args:
         root: The data root.
-        fps: In the name of the folder of frames.
-        stored: Whether the sound is wanted as stored spectrograms.
-        prepare: The command that makes sound and frames of the videos.
+        fps: Frames per second, a part of the name of the frame folder.
+        stored: Whether sound is read as stored spectrograms, not as wav files.
+        prepare: Command that writes sound and frames of the videos, for messages.
 
     Raises:
-        RecipeError: Saying what is expected and found, and whether `prepare` is the fix.
+        RecipeError: If a folder is absent; the fix is `prepare` where there are videos.
     """
     base = root / "AVE_Dataset" if (root / "AVE_Dataset").is_dir() else root
     found = EventFolders(base, base / (STORED if stored else AUDIO), base / frames_name(fps), find_lists(root, base))
@@ -142,13 +143,15 @@ def find_event_folders(root: Path, fps: int, *, stored: bool, prepare: str) -> E
     missing = [str(folder) for folder in (found.audio, found.frames) if not folder.is_dir()]
     if existing(base, [VIDEOS]) and not stored:
         raise RecipeError(
-            f"Expected {' and '.join(missing)}. Found videos that are not prepared yet, in {base / VIDEOS}. "
-            f"Fix: {prepare}"
+            f"{' and '.join(missing)} should be folders",
+            found=f"videos that are not prepared yet, in {base / VIDEOS}",
+            fix=f"run `{prepare}`",
         )
     raise RecipeError(
-        f"Expected {' and '.join(missing)}. Found in {base}: {listing(base)}. Fix: point --data-root to the folder "
-        f"that holds {VIDEOS}/, {AUDIO}/ and the lists, choose another --audio-frontend, or leave --data-root out to "
-        "train on a small synthetic set."
+        f"{' and '.join(missing)} should be folders",
+        found=f"in {base}: {listing(base)}",
+        fix=f"point --data-root to the folder that holds {VIDEOS}/, {AUDIO}/ and the lists, choose another "
+        "--audio-frontend, or leave --data-root out to train on a small synthetic set",
     )
 
 
@@ -163,27 +166,28 @@ def find_lists(root: Path, base: Path) -> Path:
         if all((folder / name).is_file() for name in LISTS) or (folder / ANNOTATIONS).is_file():
             return folder
     raise RecipeError(
-        f"Expected {', '.join(LISTS)} or {ANNOTATIONS} in {base}. Found {listing(base)}. "
-        "Fix: copy them there; the AVE download holds them."
+        f"{base} should hold {', '.join(LISTS)} or {ANNOTATIONS}",
+        found=listing(base),
+        fix="copy them there from the AVE download",
     )
 
 
 def frames_name(fps: int) -> str:
-    """Return the folder name of the frames inside events, as in the PMR and DGL code."""
+    """Return the folder name of the frames inside events, as in the code of PMR and of Wei et al. (ICCV 2025)."""
     return f"Image-{fps:02d}-FPS-SE"
 
 
 def prepare_events(root: Path, classes: Sequence[str], *, fps: int, workers: int, short_side: int | None = None) -> int:
-    """Write the sound of every video and the frames of its event; what is there is kept.
+    """Write the sound of every video and the frames of its event; files that exist are kept.
 
     A video that is listed with several events gets the frames of the first one.
 
     Args:
         root: The data root.
         classes: Class names.
-        fps: Frames to keep per second of the event; more if that would be too few, see `write_frames`.
+        fps: Frames per second of the event that are kept; more for short events, see `write_frames`.
         workers: Number of processes.
-        short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
+        short_side: Shorter side in pixels to which larger frames are scaled down; None keeps their size.
 
     Returns:
         The exit status of `run_prepare`.

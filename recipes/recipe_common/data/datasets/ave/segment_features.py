@@ -1,4 +1,4 @@
-"""Features of clips by segment in hdf5 files, as published for audio-visual event localisation (AVE).
+"""Reader of the published AVE features by segment: hdf5 files for audio-visual event localisation.
 
 Row n of every file belongs to clip n. N clips, T segments (10 of one second), C classes.
 """
@@ -25,16 +25,16 @@ FEATURES_KEY, ORDER_KEY = "avadataset", "order"
 
 
 class FeatureFile(Sequence[Any]):
-    """Some rows of the dataset `avadataset` of a file, read one by one: that of AVE's feature maps is 4 GB.
+    """Rows of the dataset `avadataset` of a file, read one by one, since the feature maps of AVE take 4 GB.
 
-    Every process opens the file itself, when it first reads: an open one survives neither a fork nor a pickle.
+    Every process opens the file for itself at its first read, since an open file survives neither a fork nor a pickle.
 
     Args:
         path: The file.
-        rows: Which rows, in which order; None takes all.
+        rows: Row numbers in the order of the sequence; None stands for all rows.
 
     Raises:
-        RecipeError: If the file is absent, cut off or holds no such dataset.
+        RecipeError: If the file is absent, cut off or without that dataset.
     """
 
     def __init__(self, path: Path, rows: Sequence[int] | None = None) -> None:
@@ -43,7 +43,7 @@ class FeatureFile(Sequence[Any]):
         with _open(path) as file:
             self.shape: tuple[int, ...] = _dataset(file, path, FEATURES_KEY).shape
         if len(self.shape) == 0:
-            raise _damaged(path, f"`{FEATURES_KEY}` is a single number")
+            raise _damaged(path, f"a single number as `{FEATURES_KEY}`")
         self.rows = range(self.shape[0]) if rows is None else rows
 
     def __getstate__(self) -> dict[str, Any]:
@@ -56,15 +56,15 @@ class FeatureFile(Sequence[Any]):
         """Return a row, float32.
 
         Raises:
-            RecipeError: If it cannot be read, or holds numbers that are not finite.
+            RecipeError: If it cannot be read, or if it holds numbers that are not finite.
         """
         row = self.rows[index]
         try:
             values = torch.from_numpy(np.asarray(self._dataset[row], dtype=np.float32))
         except OSError as error:
-            raise _damaged(self.path, f"row {row} cannot be read ({error})") from error
+            raise _damaged(self.path, f"an unreadable row {row} ({error})") from error
         if not torch.isfinite(values).all():
-            raise _damaged(self.path, f"row {row} holds numbers that are not finite")
+            raise _damaged(self.path, f"numbers that are not finite in row {row}")
         return values
 
     def of(self, rows: Sequence[int]) -> "FeatureFile":
@@ -83,10 +83,10 @@ class SegmentFeatures:
     """The six files, opened and checked.
 
     Attributes:
-        audio: Row n is (T, D_audio).
-        visual: Row n is (T, H, W, D_visual).
-        targets: Class index of each segment, (N, T).
-        orders: For each part of the split the clips in it.
+        audio: Features of sound, each row (T, D_audio).
+        visual: Feature maps of frames, each row (T, H, W, D_visual).
+        targets: Class index of each segment, int64 (N, T).
+        orders: Clips of each part of the split.
         skipped: A line for each clip that is left out.
         summary: Lines for the start of a run.
     """
@@ -105,7 +105,7 @@ def read_segment_features(root: Path, classes: Sequence[str], *, skip_bad: bool)
     Args:
         root: The data root.
         classes: Class names, background last.
-        skip_bad: Whether to read every row now and leave out those that are damaged.
+        skip_bad: Whether every row is read at once, and damaged ones are left out.
 
     Raises:
         RecipeError: If a file is absent, cut off, of another shape, or if labels or orders are out of range.
@@ -139,8 +139,9 @@ def _find(folder: Path) -> dict[str, Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise RecipeError(
-            f"Expected {', '.join(names)} in {folder}. Found {listing(folder)}; missing: {', '.join(missing)}. "
-            "Fix: point --data-root to the folder of all six files, or leave it out to train on a small synthetic set."
+            f"{folder} should hold {', '.join(names)}",
+            found=f"{listing(folder)}; missing: {', '.join(missing)}",
+            fix="point --data-root to the folder of all six files, or leave it out to train on a small synthetic set",
         )
     return paths
 
@@ -154,7 +155,7 @@ def _read_targets(path: Path, classes: Sequence[str]) -> Tensor:
     if len(wrong):
         clip, segment = wrong[0]
         raise _damaged(
-            path, f"segment {segment} of clip {clip} does not have exactly one class, nor {len(wrong)} in all"
+            path, f"{len(wrong)} segments without exactly one class, such as segment {segment} of clip {clip}"
         )
     return torch.from_numpy(labels.argmax(axis=2)).long()
 
@@ -177,8 +178,10 @@ def _check_shapes(audio: FeatureFile, visual: FeatureFile, targets: Tensor) -> N
     if not same or len(audio.shape) != 3 or len(visual.shape) != 5:
         found = "; ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise RecipeError(
-            f"Expected audio features (clips, segments, size), visual features (clips, segments, height, width, size) "
-            f"and labels of as many clips and segments. Found {found}. Fix: restore files of one download."
+            "Audio features (clips, segments, size), visual features (clips, segments, height, width, size) and labels "
+            "should have equally many clips and segments",
+            found=found,
+            fix="restore files of one download",
         )
 
 
@@ -187,8 +190,9 @@ def _check_disjoint(orders: dict[str, tuple[int, ...]]) -> None:
         shared = set(orders[one]) & set(orders[other])
         if shared:
             raise RecipeError(
-                f"Expected {ORDERS[one]} and {ORDERS[other]} without a common clip. Found {len(shared)}, such as "
-                f"{min(shared)}. Fix: restore the files."
+                f"{ORDERS[one]} and {ORDERS[other]} should have no clip in common",
+                found=f"{len(shared)}, such as {min(shared)}",
+                fix="restore the files",
             )
 
 
@@ -223,8 +227,9 @@ def _dataset(file: Any, path: Path, key: str) -> Any:
     return file[key]
 
 
-def _damaged(path: Path, reason: str) -> RecipeError:
+def _damaged(path: Path, found: str) -> RecipeError:
     return RecipeError(
-        f"Expected a whole hdf5 file of AVE features. Found {path}: {reason}. Fix: download it again, or leave damaged "
-        "rows out with --skip-bad."
+        f"{path} should be a whole hdf5 file of AVE features",
+        found=found,
+        fix="download it again, or leave damaged rows out with --skip-bad",
     )

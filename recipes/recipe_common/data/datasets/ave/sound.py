@@ -1,4 +1,4 @@
-"""The sound of an event, or of the seconds around it."""
+"""Spectrograms of the sound of an event, or of the first seconds of its clip."""
 
 import math
 from functools import partial
@@ -22,13 +22,10 @@ from recipe_common.data.samples.sources import Source
 from recipe_common.errors import RecipeError, require
 from recipe_common.settings.declaration import flag
 
-FRONT_ENDS = ("event", "start", "dgl", "stored")
-SOUND = "event: its seconds, 10 s at 16 kHz; start: the first 3 s at 22 kHz; dgl: the same, refilled to (224, 224)"
-
 
 @attrs.frozen
 class EventFile:
-    """A sound file, and the seconds of the event in it."""
+    """A sound file, and the first second of the event in it and the second after its last one."""
 
     path: Path
     start: int
@@ -45,9 +42,9 @@ class EventSpectrogram:
 
     Args:
         rate: Sampling rate in Hz to which every file is resampled.
-        seconds: Length to which the event is repeated and cut.
+        seconds: Length in seconds to which the event is repeated and cut.
         n_fft: Window length in samples; gives n_fft // 2 + 1 rows.
-        hop: Step between windows in samples; their overlap is 353 in the PMR code.
+        hop: Step between windows in samples; the windows of the PMR code overlap by 353.
 
     Raises:
         RecipeError: If the numbers fit no spectrogram.
@@ -62,8 +59,10 @@ class EventSpectrogram:
     def __attrs_post_init__(self) -> None:
         if self.hop > self.n_fft or self.n_fft > self.rate * self.seconds:
             raise RecipeError(
-                f"Expected --hop <= --n-fft <= samples of a clip, {self.rate} Hz times {self.seconds} s. "
-                f"Found --hop {self.hop} and --n-fft {self.n_fft}. Fix: change these, or raise --audio-seconds."
+                "`--hop` should be at most `--n-fft`, and that at most the samples of a clip, "
+                f"{self.rate} Hz times {self.seconds} s",
+                found=f"--hop {self.hop} and --n-fft {self.n_fft}",
+                fix="change these, or raise --audio-seconds",
             )
 
     def __call__(self, event: EventFile, *, seed: int | None = None) -> Tensor:
@@ -76,8 +75,9 @@ class EventSpectrogram:
         inside = waveform[event.start * self.rate : event.end * self.rate]
         if len(inside) == 0:
             raise RecipeError(
-                f"Expected sound from second {event.start} on. Found {len(waveform) / self.rate:.1f} s in "
-                f"{event.path}. Fix: restore the file, or leave it out with --skip-bad."
+                f"{event.path} should have sound from second {event.start} on",
+                found=f"{len(waveform) / self.rate:.1f} s",
+                fix="restore the file, or leave it out with --skip-bad",
             )
         return self.transform(inside)
 
@@ -95,12 +95,16 @@ class EventSpectrogram:
 
 @attrs.frozen
 class StartSpectrogram:
-    """Turns the first seconds of a clip, whenever its event begins, into a spectrogram, as the DGL code does.
+    """Turns the first seconds of a clip, whenever its event begins, into a spectrogram.
+
+    Source: code of Wei et al. (ICCV 2025).
 
     Args:
-        spectrogram: Makes it; in the DGL code of 3 s at 22,050 Hz, windows of 512 samples, steps of 256.
-        refill: Its numbers, row after row, fill a square of this many rows, from the start again where they do not
-            suffice: what `np.resize` makes of it in the DGL code, with 224, where an image would be rescaled. 0: no.
+        spectrogram: Front end for the first seconds; in that code 3 s at 22,050 Hz, windows of 512 samples, steps of
+            256.
+        refill: Rows of a square that the numbers of the spectrogram fill row after row, from the start again where they
+            do not suffice. That is the effect of `np.resize` in that code, with 224, where an image would be rescaled.
+            0 keeps the spectrogram as it is.
     """
 
     what: ClassVar = "wav file"
@@ -118,10 +122,8 @@ class StartSpectrogram:
 
 @attrs.frozen(kw_only=True)
 class EventAudioSettings:
-    """Which front end, and how it is set up; None is what the front end has."""
+    """Settings of the spectrogram; None stands for the value of the front end."""
 
-    # video_preprocessing.py of the PMR code: the (257, 1004) spectrogram of the event.
-    audio_frontend: str = flag("event", f"{SOUND}; stored: Audio-1004-SE/ID.pkl", choices=FRONT_ENDS)
     audio_rate: int | None = flag(
         None, "sampling rate; default: that of the front end", number=positive_int, metavar="HZ"
     )
@@ -133,25 +135,31 @@ class EventAudioSettings:
         None, "step of the spectrogram; default: 159 (event) or 256", number=positive_int, metavar="SAMPLES"
     )
 
-
-def event_front_end(settings: EventAudioSettings) -> EventSpectrogram | StartSpectrogram | StoredSpectrogram:
-    """Return the front end that the settings describe."""
-    name = settings.audio_frontend
-    if name == "stored":
-        return StoredSpectrogram()
-    values = {
-        "rate": settings.audio_rate,
-        "seconds": settings.audio_seconds,
-        "n_fft": settings.n_fft,
-        "hop": settings.hop,
-    }
-    given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
-    if name == "event":
-        return EventSpectrogram(**given)
-    return StartSpectrogram(Spectrogram(**({"hop": 256} | given)), refill=224 if name == "dgl" else 0)
+    def given(self) -> dict[str, Any]:
+        """Return the values that are set, under the names of the parameters of a spectrogram."""
+        values = {"rate": self.audio_rate, "seconds": self.audio_seconds, "n_fft": self.n_fft, "hop": self.hop}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-def event_audio_source(folder: Path, read: EventSpectrogram | StartSpectrogram | StoredSpectrogram) -> Source:
+EventFrontEnd = EventSpectrogram | StartSpectrogram | StoredSpectrogram
+
+
+def event_spectrogram(settings: EventAudioSettings) -> EventSpectrogram:
+    """Return the front end for the sound of events that the settings describe."""
+    return EventSpectrogram(**settings.given())
+
+
+def start_spectrogram(settings: EventAudioSettings, *, refill: int = 0) -> StartSpectrogram:
+    """Return the front end for the first seconds of clips that the settings describe.
+
+    Args:
+        settings: Settings of the spectrogram, whose default step is 256 samples.
+        refill: Rows of a square that is filled with its numbers, see `StartSpectrogram`; 0 keeps it.
+    """
+    return StartSpectrogram(Spectrogram(**({"hop": 256} | settings.given())), refill)
+
+
+def event_audio_source(folder: Path, read: EventFrontEnd) -> Source:
     """Return the source of `folder/<video id>.wav` with its event, or of stored spectrograms of events."""
     if isinstance(read, StoredSpectrogram):
         return audio_source([folder], read)

@@ -1,1 +1,1 @@
-"""UPMC Food-101: lists of pictures and titles, their sources of samples, and the command that encodes them."""
+"""UPMC Food-101: lists of pictures and titles, sources of samples, and the command that encodes them."""

@@ -1,4 +1,7 @@
-"""Lists of pictures with a title and a class each: UPMC Food-101 as csv files (Kaggle) or as json files (CGGM)."""
+"""Lists of UPMC Food-101, pictures with a title and a class each: csv files (Kaggle) or json files.
+
+The json files are those of the code of Guo et al. (NeurIPS 2024).
+"""
 
 from __future__ import annotations
 
@@ -34,15 +37,15 @@ RETWEET = re.compile(r"^RT\s+")
 class TitleLists:
     """The lists of a dataset.
 
-    In every row `name` tells the picture from all others, and `extra` is its path relative to the root and its title.
+    In every row `name` identifies the picture, and `extra` is its path relative to the root and its title.
 
     Attributes:
-        root: The dataset.
+        root: Folder of the dataset.
         kind: One of `FORMATS`.
         train: Rows for training.
         dev: Rows for validation; () if there is no such list.
         test: Rows for the test.
-        notes: A line for each thing a person should know.
+        notes: Lines for the start of a run about irregular rows.
     """
 
     root: Path
@@ -71,7 +74,7 @@ def title(row: Row) -> str:
 def clean_title(text: str) -> str:
     """Return a title without retweet mark, links and hash signs.
 
-    Source: code of BalanceBenchmark; it drops all that follows a link as well.
+    Source: code of BalanceBenchmark, which drops all text after a link as well.
     """
     return LINK.sub("", RETWEET.sub("", text)).replace("#", "").strip()
 
@@ -80,9 +83,9 @@ def read_titles(root: Path, classes: Sequence[str], wanted: str = "auto") -> Tit
     """Read the lists under `root`.
 
     Args:
-        root: Holds `texts` and `images`, or `train.json` and `test.json`.
-        classes: The labels that may occur.
-        wanted: One of `FORMATS`, or `auto`: csv if it is there, else json.
+        root: Folder of the dataset, with `texts` and `images`, or with `train.json` and `test.json`.
+        classes: Labels that may occur.
+        wanted: One of `FORMATS`, or `auto`: csv if these lists exist, else json.
 
     Raises:
         RecipeError: With file and line, for a missing or damaged list, an unknown label, or a picture with two labels.
@@ -94,23 +97,24 @@ def read_titles(root: Path, classes: Sequence[str], wanted: str = "auto") -> Tit
         path = root / name
         if part != "dev" or path.is_file():
             parts[part], repeated = _without_repetition(read(path, part, classes), path)
-            notes += [f"rows that are there again and count once: {repeated:,} in {path}"] * (repeated > 0)
+            notes += [f"repeated rows, which count once: {repeated:,} in {path}"] * (repeated > 0)
     lists = TitleLists(root, chosen, **parts, notes=())
     _check_disjoint(lists.train, lists.test, root)
     return attrs.evolve(lists, notes=(*notes, *_notes_on_titles([title(row) for row in lists.rows])))
 
 
 def split_titles(lists: TitleLists, share: float, seed: int, *, validation: bool = True) -> tuple[Split, str]:
-    """Return train, validation and test, and a line that says where validation comes from.
+    """Return train, validation and test, and a line about the origin of the validation part.
 
     `dev.json` is the validation part if none of its pictures is in `test.json`; otherwise, and without that file,
     `share` of every class of the training list is held out. Pictures of `dev.json` are not trained on.
 
     Args:
-        lists: What `read_titles` returns.
-        share: Above 0, below 1.
-        seed: Decides which samples are held out.
-        validation: Without it all of the training list is for training, and `dev.json` is not read.
+        lists: Lists as `read_titles` returns them.
+        share: Share of every class that is held out, above 0 and below 1.
+        seed: Seed of the choice of samples that are held out.
+        validation: Whether there is a validation part; otherwise all of the training list is for training, and
+            `dev.json` is not used.
 
     Raises:
         RecipeError: If `share` is out of range, or if it rounds to no sample at all.
@@ -122,12 +126,15 @@ def split_titles(lists: TitleLists, share: float, seed: int, *, validation: bool
         train = tuple(row for row in lists.train if picture_path(row) not in dev)
         return Split(train, lists.dev, lists.test), "as listed, dev.json for validation"
     if not 0 < share < 1:
-        raise RecipeError(f"Expected a share above 0 and below 1. Found --val-share {share}. Fix: --val-share 0.1")
+        raise RecipeError(
+            "`--val-share` should be above 0 and below 1", found=f"--val-share {share}", fix="try --val-share 0.1"
+        )
     train, val = hold_out(lists.train, share, seed)
     if not val:
         raise RecipeError(
-            f"Expected samples for validation. Found none: --val-share {share} of each class rounds to 0. "
-            "Fix: a larger --val-share."
+            "The validation part should have samples",
+            found=f"none, as --val-share {share} of each class rounds to 0",
+            fix="raise --val-share",
         )
     reason = "; dev.json shares pictures with test.json and is not used" if dev else ""
     return Split(train, val, lists.test), f"for validation {share:.0%} of every class of train, seed {seed}{reason}"
@@ -135,32 +142,33 @@ def split_titles(lists: TitleLists, share: float, seed: int, *, validation: bool
 
 def _choose(root: Path, wanted: str) -> tuple[str, list[str]]:
     present = {name: [path for path in files.values() if (root / path).is_file()] for name, files in FILES.items()}
-    there = [name for name in FORMATS if {FILES[name]["train"], FILES[name]["test"]} <= set(present[name])]
-    if wanted in there:
+    complete = [name for name in FORMATS if {FILES[name]["train"], FILES[name]["test"]} <= set(present[name])]
+    if wanted in complete:
         return wanted, []
-    if wanted == "auto" and there:
-        both = ["there are csv and json lists; the csv lists are read (--lists json: the others)"] * (len(there) > 1)
-        return there[0], both
+    if wanted == "auto" and complete:
+        both = ["there are csv and json lists; the csv lists are read (--lists json: the others)"] * (len(complete) > 1)
+        return complete[0], both
     raise RecipeError(
-        f"Expected in {root}: {' or '.join(_layout(name) for name in FORMATS if wanted in ('auto', name))}. "
-        f"Found {listing(root)}.{_hint(root, present)} Fix: point --data-root to the folder that holds them, or leave "
-        "it out to train on a small synthetic set."
+        f"{root} should hold {' or '.join(_layout(name) for name in FORMATS if wanted in ('auto', name))}",
+        found=listing(root) + _hint(root, present),
+        fix="point --data-root to the folder that holds them, or leave it out to train on a small synthetic set",
     )
 
 
 def _layout(name: str) -> str:
-    pictures = "images/{train,test}/CLASS/*.jpg" if name == "csv" else "the pictures that they name"
+    pictures = "images/{train,test}/CLASS/*.jpg" if name == "csv" else "the pictures listed in them"
     return f"{FILES[name]['train']} and {FILES[name]['test']} with {pictures}"
 
 
 def _hint(root: Path, present: dict[str, list[str]]) -> str:
+    """Return a clause about a likely mistake with the data root, or ""."""
     if (root / "meta").is_dir() or (root / "meta.json").is_file():
-        return " That looks like ETH Food-101, another dataset, which has no texts."
-    half = [path for paths in present.values() for path in paths]
-    if half:
-        return f" Of the lists there is only {' and '.join(half)}."
+        return "; that is the layout of ETH Food-101, another dataset, which has no texts"
+    incomplete = [path for paths in present.values() for path in paths]
+    if incomplete:
+        return f"; of the lists there is only {' and '.join(incomplete)}"
     above = [name for name in FORMATS if (root.parent / FILES[name]["train"]).is_file()]
-    return f" The lists are in {root.parent}." if above else ""
+    return f"; the lists are in {root.parent}" if above else ""
 
 
 def _read_csv(path: Path, part: str, classes: Sequence[str]) -> Iterator[tuple[Row, str]]:
@@ -176,14 +184,15 @@ def _read_csv(path: Path, part: str, classes: Sequence[str]) -> Iterator[tuple[R
 
 
 def _csv_row(cells: list[str], part: str, classes: Sequence[str], where: str) -> Row:
-    """Take the first cell as file and the last as class: commas between them belong to a title without quotes."""
+    """Return a row with the first cell as file and the last as class; commas between belong to an unquoted title."""
     if len(cells) < 3:
-        raise RecipeError(f"Expected `file,title,class` at {where}. Found {','.join(cells)!r}. Fix: correct the line.")
+        raise RecipeError(f"{where} should be `file,title,class`", found=repr(",".join(cells)), fix="correct the line")
     name, label, text = cells[0].strip(), cells[-1].strip(), ",".join(cells[1:-1])
     if SWALLOWED_ROW.search(text):
         raise RecipeError(
-            f"Expected quotes in pairs. Found other rows in the title of {name}, up to {where}: a quote opens it and "
-            "does not close it. Fix: write such a quote twice."
+            "Quotes should come in pairs",
+            found=f"other rows in the title of {name}, up to {where}, which an unpaired quote opens",
+            fix="write such a quote twice",
         )
     _check_label(label, classes, where)
     return Row(f"{part}/{name}", label, (f"images/{part}/{label}/{name}", _one_line(text)))
@@ -193,7 +202,7 @@ def _read_json(path: Path, part: str, classes: Sequence[str]) -> Iterator[tuple[
     with _readable(path, "json"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, list):
-        raise RecipeError(f"Expected a list of records in {path}. Found {type(content).__name__}. Fix: restore it.")
+        raise RecipeError(f"{path} should hold a list of records", found=type(content).__name__, fix="restore the file")
     for number, record in enumerate(content):
         where = f"{path}, record {number:,}"
         yield _json_row(record, classes, where), where
@@ -203,12 +212,14 @@ def _json_row(record: Any, classes: Sequence[str], where: str) -> Row:
     missing = [key for key in JSON_KEYS if not isinstance(record, dict) or key not in record]
     if missing:
         raise RecipeError(
-            f"Expected {', '.join(JSON_KEYS)} in {where}. Found no {', '.join(missing)}. Fix: download it again."
+            f"{where} should have {', '.join(JSON_KEYS)}",
+            found=f"no {', '.join(missing)}",
+            fix="download the file again",
         )
     label, words = str(record["label"]), record["text_tokens"]
     _check_label(label, classes, where)
     if not isinstance(words, str | list):
-        raise RecipeError(f"Expected words in text_tokens of {where}. Found {words!r}. Fix: correct the record.")
+        raise RecipeError(f"{where} should have words in text_tokens", found=repr(words), fix="correct the record")
     text = words if isinstance(words, str) else " ".join(map(str, words))
     return Row(str(record["id"]), label, (str(record["img_path"]), _one_line(text)))
 
@@ -216,7 +227,7 @@ def _json_row(record: Any, classes: Sequence[str], where: str) -> Row:
 def _check_label(label: str, classes: Sequence[str], where: str) -> None:
     if label not in classes:
         some = f"{', '.join(classes[:3])}, ... ({len(classes)} classes)"
-        raise RecipeError(f"Expected one of the labels {some} at {where}. Found {label!r}. Fix: correct the list.")
+        raise RecipeError(f"{where} should have one of the labels {some}", found=repr(label), fix="correct the list")
 
 
 def _one_line(text: str) -> str:
@@ -228,11 +239,13 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, csv.Error) as error:
-        raise RecipeError(f"Expected a readable {kind} file. Found {path}: {error}. Fix: download it again.") from error
+        raise RecipeError(
+            f"{path} should be a readable {kind} file", found=str(error), fix="download it again"
+        ) from error
 
 
 def _without_repetition(rows: Iterable[tuple[Row, str]], path: Path) -> tuple[tuple[Row, ...], int]:
-    """Return the rows, and how many were left out because they are there already."""
+    """Return the rows, and the number of repeated ones that are left out."""
     kept: dict[str, Row] = {}
     repeated = 0
     for row, where in rows:
@@ -240,11 +253,13 @@ def _without_repetition(rows: Iterable[tuple[Row, str]], path: Path) -> tuple[tu
         repeated += other is not row
         if (other.label, other.extra[0]) != (row.label, row.extra[0]):
             raise RecipeError(
-                f"Expected every picture once. Found {row.name} again at {where}, as {row.label} ({row.extra[0]}), "
-                f"before as {other.label} ({other.extra[0]}). Fix: correct the list."
+                f"{path} should list every picture once",
+                found=f"{row.name} again at {where}, as {row.label} ({row.extra[0]}), before as {other.label} "
+                f"({other.extra[0]})",
+                fix="correct the list",
             )
     if not kept:
-        raise RecipeError(f"Expected rows in {path}. Found none. Fix: download it again.")
+        raise RecipeError(f"{path} should have rows", found="none", fix="download it again")
     return tuple(kept.values()), repeated
 
 
@@ -258,6 +273,7 @@ def _check_disjoint(train: Sequence[Row], test: Sequence[Row], root: Path) -> No
     shared = set(map(picture_path, train)) & set(map(picture_path, test))
     if shared:
         raise RecipeError(
-            f"Expected no picture in both the training and the test list of {root}. Found {len(shared):,}, such as "
-            f"{min(shared)}. Fix: download the lists again."
+            f"The training and the test list of {root} should have no picture in common",
+            found=f"{len(shared):,}, such as {min(shared)}",
+            fix="download the lists again",
         )

@@ -1,4 +1,4 @@
-"""The command that encodes listed pictures and their titles with frozen networks."""
+"""Command that encodes listed pictures and their titles with frozen networks: `prepare` of UPMC Food-101."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ from recipe_common.models.pretrained import local_folder
 from recipe_common.settings.declaration import flag
 
 MOST_WORKERS = 8
-"""Each has a copy of a network."""
+"""Default number of processes at most, since each has a copy of a network."""
 
 
 @attrs.frozen(kw_only=True)
 class EncodeSettings(Preparation):
-    """Which lists and networks, and how samples go through them."""
+    """Settings of `prepare`: lists, networks, and the form of their features."""
 
-    features: Path | None = flag(None, "where they go; default: DATA_ROOT/features", metavar="DIR")
+    features: Path | None = flag(None, "folder of the features; default: DATA_ROOT/features", metavar="DIR")
     image_model: str | None = flag(None, "folder, or cached name; default: %(default)s", metavar="DIR")
     text_model: str | None = flag(None, "folder, or cached name; default: %(default)s", metavar="DIR")
-    lists: str = flag("auto", "which lists are read if there are several", choices=("auto", *FORMATS))
+    lists: str = flag("auto", "lists to read where there are several; auto: csv", choices=("auto", *FORMATS))
     keep: str = flag("all", "hidden states of all tokens, or of the first one alone", choices=KEEP)
-    normalize: bool = flag(True, "pixels normalised as the network expects (the default), or from 0 to 1 as in CGGM")
-    text_length: int = flag(50, "titles are cut or padded to this", number=positive_int, metavar="TOKENS")
+    normalize: bool = flag(
+        True,
+        "pixels normalised as the network expects (the default), or from 0 to 1 as in the code of Guo et al. "
+        "(NeurIPS 2024)",
+    )
+    text_length: int = flag(50, "titles are cut or padded to this length", number=positive_int, metavar="TOKENS")
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; default: CUDA if there")
     batch_size: int = flag(64, "samples per pass of each process", number=positive_int)
 
@@ -45,10 +49,10 @@ def encode_main(prog: str, arguments: list[str], classes: Sequence[str], image_m
 
     Args:
         prog: Name of the command.
-        arguments: Of the command line.
+        arguments: Arguments of the command line.
         classes: Class names that may occur in the lists.
-        image_model: Name of the network that the paper takes for pictures, tried if none is given.
-        text_model: Likewise for titles.
+        image_model: Default network for pictures.
+        text_model: Default network for titles.
 
     Returns:
         The exit status: 0, or 1 if pictures could not be read.
@@ -82,6 +86,6 @@ def encode_main(prog: str, arguments: list[str], classes: Sequence[str], image_m
 
 def _pictures(lists: TitleLists) -> list[Entry]:
     entries = [picture_entry_of(lists.root, row) for row in lists.rows]
-    there = [entry for entry in entries if entry.stamp is not None]
-    print(f"{len(there):,} of {len(entries):,} listed pictures are in {lists.root}")
-    return there
+    present = [entry for entry in entries if entry.stamp is not None]
+    print(f"{len(present):,} of {len(entries):,} listed pictures are in {lists.root}")
+    return present

@@ -1,4 +1,4 @@
-"""Pictures and titles as sources of samples: as features of frozen networks, or as pixels and tokens."""
+"""Sources of samples for pictures and titles: features of frozen networks, or pixels and tokens."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from recipe_common.models.pretrained import load_tokenizer, read_config
 
 @attrs.frozen(slots=False)
 class PictureTransform:
-    """Resizes a whole picture and normalises it as ImageNet; training rotates it by up to `angle` degrees and flips it.
+    """Resizes a whole picture and normalises it as ImageNet; in training it is also rotated and flipped at random.
 
     Source: code of BalanceBenchmark.
 
     Args:
         size: Height and width in pixels.
-        angle: In degrees.
+        angle: Largest rotation in degrees.
     """
 
     size: int = 224
@@ -41,8 +41,8 @@ class PictureTransform:
         """Read a picture.
 
         Args:
-            path: Of the picture.
-            seed: What the random choices of training depend on, and nothing else; None evaluates.
+            path: File of the picture.
+            seed: Seed of the random choices of training; None stands for evaluation.
 
         Returns:
             float32 of shape (3, size, size).
@@ -53,7 +53,7 @@ class PictureTransform:
         picture = read_picture(path)
         if seed is None:
             return self._evaluation(picture)
-        # torchvision draws from torch's CPU generator, so that one is borrowed and given back as it was.
+        # torchvision draws from torch's CPU generator, whose state is restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self._training(picture)
@@ -76,11 +76,11 @@ def feature_sources(
     """Return the features of pictures and of titles as sources, (T, D) each; `where` is the folder of a store.
 
     Args:
-        folder: What `prepare_features` has made.
-        root: The dataset.
-        settings: By modality, `image` and `text`: those of the network that made them.
-        names: By modality: folder in `folder`, or None for the only one with these settings.
-        command: What makes them, for the message.
+        folder: Folder of all stores, as `prepare_features` writes it.
+        root: Folder of the dataset.
+        settings: Settings of the network that made the features, by modality, `image` and `text`.
+        names: Folder in `folder` by modality, or None for the only one with these settings.
+        command: Command that makes the features, for a message.
 
     Raises:
         RecipeError: See `find_store`.
@@ -91,12 +91,12 @@ def feature_sources(
 
 
 def picture_entry_of(root: Path, row: Row) -> Entry:
-    """Return what is to encode of a row: its picture."""
+    """Return the picture of a row as an entry to be encoded."""
     return picture_entry(root, picture_path(row))
 
 
 def text_entry_of(row: Row) -> Entry:
-    """Return what is to encode of a row: its title."""
+    """Return the title of a row as an entry to be encoded."""
     return text_entry(title(row))
 
 
@@ -108,11 +108,11 @@ def picture_source(root: Path, transform: PictureTransform) -> Source:
 def token_source(folder: Path, length: int) -> Source:
     """Return the titles as a source: token ids and mask, 1 where there is a token, int64 of shape (2, length).
 
-    Titles are cleaned as `clean_title` says.
+    Titles are cleaned by `clean_title`.
 
     Args:
-        folder: Of a text encoder of the transformers library.
-        length: Tokens that are kept, those at the beginning and end included.
+        folder: Folder of a text encoder of the transformers library.
+        length: Number of tokens that are kept, those at the beginning and end included.
 
     Raises:
         RecipeError: If there is no tokenizer in `folder`, or if the encoder has fewer positions.
