@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, room on the disk, listings of folders, and locks between processes."""
+"""Atomic writing of files and folders, checks of the room on the disk, listings of folders, locks between processes."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from filelock import lock_descriptor
 from recipe_common.errors import RecipeError
 
 PARTIAL = ".partial"
-"""How the names of temporary files and folders end."""
+"""Suffix of temporary files and folders."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -34,7 +34,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, renamed to `path` on success and removed on failure.
 
     Raises:
-        OSError: If there is a folder `path` with something in it, on leaving.
+        OSError: On leaving, if there is a folder `path` that is not empty.
     """
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
@@ -48,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Say so if what writes ``path`` fails for want of room.
+    """Turn errors of a full disk, while ``path`` is written, into a `RecipeError`.
 
     Raises:
         RecipeError: If the disk is full.
@@ -60,7 +60,9 @@ def room_for(path: Path) -> Iterator[None]:
         if not any(isinstance(each, OSError) and each.errno in DISK_FULL for each in (error, error.__context__)):
             raise
         raise RecipeError(
-            f"Expected room on the disk for {path}. Found none left. Fix: make room, and go on with `--resume`."
+            f"The disk should have room for {path}",
+            found="none left",
+            fix="make room, and go on with `--resume`",
         ) from error
 
 
@@ -68,23 +70,25 @@ def check_room(folder: Path, size: float, what: str, fix: str) -> None:
     """Compare the bytes that will be written into a folder with those that are free on its disk.
 
     Args:
-        folder: Must exist.
-        size: In bytes.
-        what: Begins the message, such as `the cache, about`.
-        fix: Ends it.
+        folder: An existing folder.
+        size: Size of what will be written, in bytes.
+        what: Words for it, which the size follows in the message, such as `the cache, about`.
+        fix: What to do if there is no room.
 
     Raises:
-        RecipeError: If there are fewer.
+        RecipeError: If fewer bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if size > free:
         raise RecipeError(
-            f"Expected room for {what} {size / 1e9:,.1f} GB, in {folder}. Found {free / 1e9:,.1f} GB. Fix: {fix}."
+            f"{folder} should have room for {what} {size / 1e9:,.1f} GB",
+            found=f"{free / 1e9:,.1f} GB",
+            fix=fix,
         )
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left."""
+    """Remove the temporary files and folders of killed processes from a folder."""
     for path in folder.glob(f".*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -93,7 +97,7 @@ def remove_partials(folder: Path) -> None:
 
 
 def listing(folder: Path, shown: int = 8) -> str:
-    """Say what is in a folder, for error messages."""
+    """Return the content of a folder in words, for messages: its first names in order, and the number of others."""
     if not folder.is_dir():
         return "no such folder"
     names = sorted(path.name for path in folder.iterdir())
@@ -104,14 +108,14 @@ def listing(folder: Path, shown: int = 8) -> str:
 def lock(handle: IO[Any], *, wait: bool) -> bool:
     """Lock an open file for this process, until it is closed or the process ends, however it ends.
 
-    Nobody is kept out on file systems without locks, such as some network disks.
+    File systems without locks, such as some network disks, keep no process out.
 
     Args:
         handle: The file.
         wait: Whether to wait while another process has the lock.
 
     Returns:
-        Whether this process may go on; False if another has the lock, and this one did not want to wait.
+        Whether this process may go on; False if another one has the lock and `wait` is False.
     """
     try:
         return lock_descriptor(handle.fileno(), blocking=wait)
