@@ -1,4 +1,4 @@
-"""Bounds of numbers in flags and settings. A number out of bounds ends in a message of argparse, not in a traceback."""
+"""Bounds of numbers in flags and settings: types for argparse, whose errors have the three parts of `RecipeError`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from typing import Any
 
 import attrs
 
+from recipe_common.errors import explained
+
 _MOST_SEED = 2**32 - 1
-"""scikit-learn takes no greater one."""
+"""Largest seed that scikit-learn accepts."""
 _MOST_THREADS = 1024
-"""Far more cannot be started on any machine, and end the process."""
+"""A bound that no useful setting reaches; a process that cannot start its threads is aborted."""
+
+
+def argument_error(should: str, *, found: str, fix: str) -> argparse.ArgumentTypeError:
+    """Return the error for a value that is not valid; argparse puts the name of the flag in front of its message.
+
+    Args:
+        should: Requirement, as a sentence without its full stop.
+        found: What was found instead.
+        fix: What to do.
+    """
+    return argparse.ArgumentTypeError(explained(should, found, fix))
 
 
 @attrs.frozen
@@ -22,21 +35,25 @@ class Number:
     Attributes:
         parse: ``int`` or ``float``.
         accepts: Whether a number is within the bounds.
-        what: The words for such a number.
+        words: Words for a number within the bounds, such as "a finite number above 0".
     """
 
     parse: Callable[[str], Any]
     accepts: Callable[[Any], bool]
-    what: str
+    words: str
 
     def __call__(self, text: str) -> Any:
-        """Return the number that a text stands for."""
+        """Return the number that a text stands for.
+
+        Raises:
+            argparse.ArgumentTypeError: If the text is no number, or the number is out of bounds.
+        """
         try:
             value = self.parse(text)
         except ValueError:
             value = None
         if value is None or not self.accepts(value):
-            raise argparse.ArgumentTypeError(f"Expected {self.what}. Found `{text}`. Fix: give such a number.")
+            raise argument_error(f"The value should be {self.words}", found=f"`{text}`", fix="give such a number")
         return value
 
 

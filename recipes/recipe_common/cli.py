@@ -31,18 +31,18 @@ from recipe_common.training.settings import resolve
 
 USER_ERROR = 2
 FAILED = 1
-_LOG_WIDTH = 160  # characters per line where nobody says how wide the paper is
+_LOG_WIDTH = 160  # characters per line where the output is no terminal
 
 
 def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     """Run a recipe from the command line.
 
     Args:
-        recipe: What to train.
-        argv: Arguments without the program's name; default: those of the process.
+        recipe: Dataset, model and defaults.
+        argv: Arguments without the name of the program; default: those of the process.
 
     Returns:
-        Exit code: 0, 1 if runs failed, 2 after a user's error, 130 after an interruption.
+        Exit code: 0, 1 if runs failed, 2 after an error of the user, 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     ranks = Ranks.from_environment()
@@ -102,16 +102,18 @@ def _train(
 
 
 def _train_together(recipe: Recipe, arguments: list[str], ranks: Ranks) -> int:
-    """Train on several processes that torchrun has started."""
+    """Train in several processes, of which this is one that torchrun has started."""
     is_training = not arguments or arguments[0] not in (*recipe.commands, COMMAND, SWEEP, TELEMETRY)
     given = read(build_parser(recipe), arguments) if is_training else None
     if given is None or "eval" in given:
         if not ranks.is_first:
             return FAILED
         found = "--eval" if given is not None else arguments[0]
-        raise RecipeError(f"Expected torchrun to train. Found `{found}`. Fix: python {sys.argv[0]} {found} ...")
+        raise RecipeError(
+            "`torchrun` should start a training", found=f"`{found}`", fix=f"run `python {sys.argv[0]} {found} ...`"
+        )
     settings = resolve(given, recipe)
-    # Only the first rank may take the terminal for its screen.
+    # Two screens on one terminal would overwrite each other.
     console = _console() if ranks.is_first else Console(quiet=True, force_terminal=False)
     with connected(ranks, lambda: choose_device(settings.machine.device, ranks)):
         ranks.on_first(lambda: ranks.check(settings.optimisation.batch_size, settings.comparison.jobs))
@@ -130,8 +132,9 @@ def _evaluate(recipe: Recipe, given: Mapping[str, Any], console: Console) -> Non
     state = checkpoint.load(path)
     if state["recipe"] != recipe.name:
         raise RecipeError(
-            f"Expected a checkpoint of the recipe {recipe.name} at {path}. Found one of {state['recipe']}. "
-            "Fix: evaluate it with the script of its recipe."
+            f"{path} should be a checkpoint of the recipe {recipe.name}",
+            found=f"one of {state['recipe']}",
+            fix="evaluate it with the script of its recipe",
         )
     settings = resolve(given, recipe, saved=state["settings"])
     evaluate_checkpoint(open_session(recipe, settings, console), path, state)

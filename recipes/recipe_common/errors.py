@@ -1,4 +1,4 @@
-"""Errors that a person running a recipe can act upon."""
+"""Errors of the users of recipes, in three parts: what should be, what was found and what to do."""
 
 from importlib import import_module
 from types import ModuleType
@@ -14,7 +14,12 @@ class RecipeError(Exception):
     """
 
     def __init__(self, should: str, *, found: str | None = None, fix: str | None = None) -> None:
-        super().__init__(should if found is None else f"{should}. Found {found}: {fix}.")
+        super().__init__(should if found is None or fix is None else explained(should, found, fix))
+
+
+def explained(should: str, found: str, fix: str) -> str:
+    """Return the message of an error, "should. Found ...: fix."; for the parts see `RecipeError`."""
+    return f"{should}. Found {found}: {fix}."
 
 
 def message(error: BaseException) -> str:
@@ -29,12 +34,13 @@ def require(module: str) -> ModuleType:
     """Import an optional library.
 
     Raises:
-        RecipeError: If it cannot be imported; the message says how to install it.
+        RecipeError: If it cannot be imported; the message has the command that installs it.
     """
     try:
         return import_module(module)
     except ImportError as error:
         raise RecipeError(
-            f"Expected the library `{module}`. Found that it cannot be imported: {error}. "
-            'Fix: pip install -e ".[recipes]" in the folder of the project'
+            f"The library `{module}` should be installed",
+            found=f"that it cannot be imported ({error})",
+            fix='run `pip install -e ".[recipes]"` in the folder of the project',
         ) from error

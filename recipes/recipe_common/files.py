@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, room on the disk, listings of folders, and locks between processes."""
+"""Atomic writing of files and folders, checks of the room on the disk, listings of folders, locks between processes."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What a recipe hands to the shared trainer: facts about one dataset and its model."""
+"""The interface between a recipe script and the shared code: facts about one dataset and its model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Data:
     Attributes:
         train: Training samples. ``train[(epoch, index)]`` is a tuple: one tensor (or a tuple of them) per
             modality, then the target.
-        val: Samples to select the best epoch with.
-        test: Samples that are touched once, at the end.
+        val: Samples that select the best epoch.
+        test: Samples that are evaluated once, at the end.
         classes: Class names in the order of their indices; none for regression.
         modalities: Modality names in the order of the tensors of a sample.
-        synthetic: Whether the data are synthetic, written by the recipe. The view says so.
+        synthetic: Whether the data are synthetic, written by the recipe; tables and pictures are marked accordingly.
         summary: Lines for the start of a run: what was found, what was skipped, which split is in use.
-        task: What is trained and measured; default: to tell ``classes`` apart.
+        task: Loss and metrics; default: those of a classification into ``classes``.
         excluded: Methods that do not apply to these data for another reason than `Task.lacks`, and why.
         skipped: A line for each listed sample that is absent or unreadable.
-        collate: Makes a batch of samples; default: torch's.
-        penalty: Added to the loss in training: a function of the model, called after its forward, and the target.
-        chosen: Values of settings that were left open and that the data decide, such as a file that was found.
+        collate: Makes a batch of samples; default: the function of torch.
+        penalty: Term of the training loss: a function of the model, called after its forward, and the target.
+        chosen: Values of settings that were not given and that follow from the data, such as a file that was found.
     """
 
     train: Dataset[Any]
@@ -56,21 +56,21 @@ class Recipe:
 
     Attributes:
         name: Short name for files and messages, such as ``"cremad"``.
-        title: One line for people.
+        title: One line for ``--help`` and for reports.
         settings: Class of the settings of the dataset and of the model, with their defaults.
         defaults: Values of other settings on real data: those of the paper.
-        synthetic_defaults: What differs on the synthetic set, which is used without ``--data-root``.
+        synthetic_defaults: Values that differ on the synthetic set, which is used without ``--data-root``.
         method_options: For each method, its options on this dataset.
         load: Reads the data once per call of the command line.
         build_model: Returns the network, with fresh weights drawn from torch's global generator.
         balance: Keyword arguments that describe the model to ``BalancedOptimizer``: ``modalities``, ``fusion``, ...
-        synthetic_options: For each method, what of its options differs on the synthetic set;
-            options with a ``short`` value have that there anyway.
-        option_values: Values of options that have no literal, by method, option and name: what stands on the command
-            line and in run folders is the name.
-        protocols: For each protocol besides ``fair``, the values of settings that reproduce what a paper did.
-        subcommand: What is typed before the flags, where a script holds several recipes.
-        commands: Sub-commands, such as ``prepare``. Each takes the arguments behind its name, returns an exit code.
+        synthetic_options: For each method, its options that differ on the synthetic set; an option with a ``short``
+            value has that value there without being listed.
+        option_values: Values of options that have no literal, by method, option and name. The command line and run
+            folders have the name.
+        protocols: For each protocol besides ``fair``, the values of settings that reproduce the code of a paper.
+        subcommand: Words in front of the flags, where a script holds several recipes.
+        commands: Sub-commands, such as ``prepare``: functions from the arguments behind the name to an exit code.
 
     Raises:
         ValueError: If a table of values names no setting.

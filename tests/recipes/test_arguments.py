@@ -1,4 +1,4 @@
-"""Flags with numbers: what they take, and what they say to all else."""
+"""Flags with numbers: valid values, and the messages for others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def test_numbers_out_of_bounds_are_explained(kind: str, good: tuple[str, ...], b
     parse: Callable[[str], float] = getattr(arguments, kind)
     assert [parse(text) for text in good] == [float(text) for text in good]
     for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError, match=f"Expected a .*number.*Found `{text}`.*Fix: "):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=f"should be a .*number.*Found `{text}`: give such a number"
+        ):
             parse(text)
 
 
@@ -70,8 +72,8 @@ def test_flags_refuse_such_numbers(flags: str, capsys: pytest.CaptureFixture[str
         parser.parse_args(flags.split())
     assert stopped.value.code == 2
     flag, value = flags.split()
-    assert f"argument {flag}: Expected" in (error := capsys.readouterr().err)
-    assert f"Found `{value}`. Fix: " in error
+    assert f"argument {flag}: The value should be" in (error := capsys.readouterr().err)
+    assert f"Found `{value}`: give" in error
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_front_ends_name_the_flag_of_a_number_that_they_refuse(
 def test_a_negative_seed_of_the_split_is_refused(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build_parser(module.RECIPE).parse_args(["--split-seed", "-1"])
-    assert "argument --split-seed: Expected a whole number from 0" in capsys.readouterr().err
+    assert "argument --split-seed: The value should be a whole number from 0" in capsys.readouterr().err
 
 
 def test_a_negative_seed_that_came_another_way_is_refused_where_it_is_used() -> None:

@@ -171,7 +171,7 @@ def test_an_empty_folder_is_refused_by_the_command_line(tmp_path: Path, capsys: 
     (tmp_path / "data" / "valid").mkdir()
     flags = ["--data-root", str(tmp_path / "data"), "--crop", "16", "--eval-crop", "32"]
     assert main(brats.RECIPE, [*flags, "--output", str(tmp_path / "out")]) == 2
-    assert "samples in every split. Found none in val" in capsys.readouterr().err.replace("\n", " ")
+    assert "Every split should have samples. Found none in val" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_case_in_two_parts_is_refused(root: Path) -> None:

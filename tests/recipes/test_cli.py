@@ -166,4 +166,4 @@ def test_a_longer_run_is_unfinished_until_its_last_epoch(tmp_path: Path, monkeyp
 
 def test_fewer_epochs_than_done_cannot_be_resumed(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main("--methods", "none", "--epochs", 1, "--output", both, "--resume") == 2
-    assert "Found 2." in capsys.readouterr().err
+    assert "Found 2: write `--epochs 2`" in capsys.readouterr().err

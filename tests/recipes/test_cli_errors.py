@@ -23,7 +23,7 @@ def _main(*arguments: str | Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bad"], "Expected wav files"),
+        (["--bad"], "nowhere should hold wav files"),
         (["--methods", "ogm_gee"], "ogm_ge"),
         (["--methods", "none", "none"], "each method once"),
         (["--methods", "ogm_ge", "--option", "alpha=-1"], "alpha"),
@@ -31,7 +31,7 @@ def _main(*arguments: str | Path) -> int:
         (["--eval", "nowhere.pt"], "Found no file"),
         (["--device", "toaster"], "toaster"),
         (["--device", "meta"], "Found `meta`"),
-        (["--device", "cuda:99"], "Expected the device `cuda:99`"),
+        (["--device", "cuda:99"], "The device `cuda:99` should exist"),
     ],
 )
 def test_user_errors_are_one_message(
@@ -63,7 +63,9 @@ def test_an_empty_split_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
-    with pytest.raises(RecipeError, match=r"Expected .*`no_such_library`.* Found .*Fix: pip install -e .\.\[recipes\]"):
+    with pytest.raises(
+        RecipeError, match=r"`no_such_library` should .*\. Found .*: run `pip install -e .\.\[recipes\]"
+    ):
         require("no_such_library")
 
 

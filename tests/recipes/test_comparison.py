@@ -189,7 +189,7 @@ def test_fewer_epochs_than_done_change_nothing(tmp_path: Path, capsys: pytest.Ca
     assert run(tmp_path, *flags, "--epochs", "2") == 0
     before = (tmp_path / "comparison.md").read_text()
     assert run(tmp_path, *flags, "--epochs", "1", "--resume") == 2
-    assert "Found 2" in capsys.readouterr().err
+    assert "Found 2: write `--epochs 2`" in capsys.readouterr().err
     assert (tmp_path / "comparison.md").read_text() == before
 
 
@@ -227,7 +227,7 @@ def test_two_comparisons_in_one_folder_refuse_each_other(tmp_path: Path, capsys:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert run(tmp_path / "file" / "runs", "--epochs", "1") == 2
-    assert f"Expected a folder to write into at {tmp_path / 'file'}" in capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'runs'} should be a folder that can be written to" in capsys.readouterr().err
 
 
 def test_a_lock_ends_with_its_owner(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_file_that_there_is_no_room_for_is_named(
 def test_no_room_for_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fill(tmp_path / "comparison.md")
     assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 2
-    assert f"disk should have room for {tmp_path / 'comparison.md'}" in capsys.readouterr().err
+    assert f"The disk should have room for {tmp_path / 'comparison.md'}" in capsys.readouterr().err
 
 
 def test_no_room_for_a_picture(
@@ -57,7 +57,7 @@ def test_no_room_for_a_picture(
 
     monkeypatch.setattr(compare, "write_figure", fails)
     assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 2
-    assert f"disk should have room for {tmp_path}" in capsys.readouterr().err
+    assert f"The disk should have room for {tmp_path}" in capsys.readouterr().err
 
 
 def test_no_room_for_a_log_does_not_hide_why_a_run_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,4 +80,4 @@ def test_no_room_for_events(
 
     monkeypatch.setattr(EventLog, "flush", fail)
     assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 2
-    assert f"disk should have room for {tmp_path / 'none' / 'events'}" in capsys.readouterr().err
+    assert f"The disk should have room for {tmp_path / 'none' / 'events'}" in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_live_view_shows_progress_and_epochs() -> None:
     view = LiveView(Console(file=text, force_terminal=True, width=120), COLUMNS)
     view.start("ogm_ge", epochs=3, num_steps=2, step=1, history=[_row(1)])
     view.step_done()
-    view.look(0.1234)
+    view.loss_read(0.1234)
     view.epoch_done(_row(2))
     view.stop()
     shown = text.getvalue()

@@ -94,7 +94,7 @@ def test_regression_is_drawn_and_evaluated(tmp_path: Path, capsys: pytest.Captur
 def test_a_method_that_does_not_apply_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = with_data(excluded={"relearning": "it clusters classes, and here are none"})
     assert run(recipe, tmp_path, "--methods", "relearning") == 2
-    assert "Found relearning: it clusters classes, and here are none." in capsys.readouterr().err
+    assert "Found relearning (it clusters classes, and here are none): leave it out." in capsys.readouterr().err
     assert run(recipe, tmp_path, "--methods", "all") == 0
     assert "left out: relearning: it clusters classes" in capsys.readouterr().out
     assert not (tmp_path / "relearning").exists()

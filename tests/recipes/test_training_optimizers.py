@@ -62,7 +62,7 @@ def test_plateau_watches_the_headline_in_its_direction() -> None:
 
 
 def test_a_plateau_needs_a_factor_below_one() -> None:
-    with pytest.raises(RecipeError, match="--gamma below 1"):
+    with pytest.raises(RecipeError, match="`--gamma` should be below 1"):
         rates(settings(schedule="plateau", gamma=1.0), [0.5])
 
 

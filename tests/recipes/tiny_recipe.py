@@ -102,7 +102,7 @@ class TinySettings:
 def load(settings: Settings[TinySettings]) -> Data:
     own = settings.own
     if own.bad:
-        raise RecipeError("Expected wav files in nowhere. Found none. Fix: --data-root DIR")
+        raise RecipeError("nowhere should hold wav files", found="none", fix="give `--data-root DIR`")
     special = {own.bad_seed: BadDataset(22), own.greedy_seed: GreedyDataset(22)}
     return Data(
         train=special.get(settings.optimisation.seed, TinyDataset(22, own.delay)),

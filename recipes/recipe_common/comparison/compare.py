@@ -1,4 +1,4 @@
-"""Trains every method with every seed, and writes what came out side by side."""
+"""Comparison of methods over seeds: trains all runs, and writes their tables, pictures and report page."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from recipe_common.training.trainer import RunFailed, reason
 
 
 def compare(recipe: Recipe, settings: Settings[Any], console: Console, ranks: Ranks = ALONE) -> Summary:
-    """Train all runs that the settings ask for, and write their tables and pictures.
+    """Train all runs of the settings, and write their tables, pictures and report page.
 
     Args:
         recipe: The recipe.
         settings: All settings.
-        console: Where a person reads.
-        ranks: The processes that train each run together; the first one writes.
+        console: Console for the output.
+        ranks: Processes that train each run together; the first one writes.
 
     Returns:
-        What came out; failed runs, too: those of which the loss or the memory went wrong, and of several runs any that
-        raised.
+        Results and failures: a run has failed if its loss was not finite or memory was short, and one of several runs
+        if it raised any error.
 
     Raises:
-        Interrupted: If somebody asked to stop.
+        Interrupted: If a signal to stop has arrived.
         RecipeError: If nothing can be trained.
     """
     session = ranks.in_turn(lambda: open_session(recipe, settings, console, ranks))
@@ -59,29 +59,29 @@ def compare(recipe: Recipe, settings: Settings[Any], console: Console, ranks: Ra
     check_methods(recipe, settings, session.data, session.precision, options)
     output, jobs = settings.run.output, settings.comparison.jobs
     with ExitStack() as stack:
-        ranks.on_first(lambda: _take(output, plan, settings, stack))
+        ranks.on_first(lambda: _prepare_folder(output, plan, settings, stack))
         ranks.on_first(lambda: write_skipped(session))
         if not settings.run.overwrite:
-            session.say(*_no_longer_shown(output, plan))
+            session.print(*_no_longer_shown(output, plan))
         screen = make_screen(console, session, plan)
         outcomes = run_here(session, plan, screen) if jobs is None else run_in_processes(session, plan, screen)
         summary = summarize(outcomes, session.data.modalities, session.caption)
         files = ranks.on_first(lambda: write_report(output, summary, outcomes, plan, ranks))
         print_summary(console, summary)
-    session.say("", "Written:", *(f"  {path}" for path in files))
-    session.say(*(f"  {path}/" for path in dict.fromkeys(each.folder.path for each in plan)))
+    session.print("", "Written:", *(f"  {path}" for path in files))
+    session.print(*(f"  {path}/" for path in dict.fromkeys(each.folder.path for each in plan)))
     return summary
 
 
-def _take(output: Path, plan: Sequence[RunPlan], settings: Settings[Any], stack: ExitStack) -> None:
-    """Keep others out of the output folder until ``stack`` is closed, and throw away what is to be trained anew."""
+def _prepare_folder(output: Path, plan: Sequence[RunPlan], settings: Settings[Any], stack: ExitStack) -> None:
+    """Lock the output folder until ``stack`` is closed, and clear the folders of runs to be trained anew."""
     stack.enter_context(folder_lock(output))
     for each in [each for each in plan if each.must_be_cleared(settings)]:
         each.folder.clear()
 
 
 def _no_longer_shown(output: Path, plan: Sequence[RunPlan]) -> list[str]:
-    """Return a line if the tables in the folder hold methods that the new ones will not."""
+    """Return a line if the tables in the folder have methods that the new tables will lack."""
     planned = list(dict.fromkeys(each.run.method for each in plan if not each.run.method.startswith(ONLY)))
     before = {run.method for run in compared_runs(output) if not run.method.startswith(ONLY)}
     gone = sorted(before - {*planned})
@@ -114,7 +114,7 @@ def run_here(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[
 
 
 def _ends_all(error: Exception, session: Session, plan: Sequence[RunPlan]) -> bool:
-    """Whether a run's error ends the others. Of several ranks, all fail alike only if the loss does."""
+    """Return whether the error of a run ends the others. Several ranks fail together only if the loss is not finite."""
     if not session.ranks.is_alone:
         return not isinstance(error, RunFailed)
     return len(plan) == 1 and not isinstance(error, RunFailed | MemoryError | torch.OutOfMemoryError)

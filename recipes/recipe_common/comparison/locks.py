@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Lock of an output folder, so that one process at a time writes there."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from recipe_common.report.folder import LOCK
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder``.
+    """Lock ``folder`` while the context is open.
 
-    A process that is killed gives its lock back, and the processes that it has forked do not hold it. Nobody is kept
-    out on file systems without locks.
+    The lock of a process that is killed is released, and the processes that it has forked do not hold it. File systems
+    without locks keep no process out.
 
     Raises:
-        RecipeError: If another process is at work there, or nothing can be written there.
+        RecipeError: If another process holds the lock, or nothing can be written there.
     """
     path = folder / LOCK
     _make(path)
@@ -37,13 +37,14 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _without_locks(path: Path) -> Iterator[None]:
-    """Go on where the file system has no locks, but not where another process has this one."""
+    """Ignore that a file system has no locks, but not that another process holds this one."""
     try:
         yield
     except Timeout as error:
         raise RecipeError(
-            f"Expected {path.parent} to be free. Found another process at work in it (process {_owner(path)}). "
-            "Fix: wait for it, stop it, or choose another `--output`."
+            f"{path.parent} should be in use by one process",
+            found=f"another one at work in it (process {_owner(path)})",
+            fix="wait for it, stop it, or choose another `--output`",
         ) from error
     except OSError:
         return
@@ -55,7 +56,9 @@ def _make(path: Path) -> None:
         path.touch()
     except OSError as error:
         raise RecipeError(
-            f"Expected a folder to write into at {path.parent}. Found: {error.strerror}. Fix: another `--output`."
+            f"{path.parent} should be a folder that can be written to",
+            found=f"the error `{error.strerror}`",
+            fix="choose another `--output`",
         ) from error
 
 

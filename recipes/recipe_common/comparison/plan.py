@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of."""
+"""Plan of a comparison: its runs, with their options and folders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ class RunPlan:
     folder: RunFolder
 
     def must_be_cleared(self, settings: Settings[Any]) -> bool:
-        """Return whether an earlier run is to be thrown away first; refuses a folder that is not to be touched."""
+        """Return whether the files of an earlier run are to be deleted first.
+
+        Raises:
+            RecipeError: If the folder holds another run, or this one and ``settings`` neither continue nor delete it.
+        """
         run = settings.run
         if self.folder.check(resume=run.resume, overwrite=run.overwrite, update=run.update):
             return True
@@ -33,7 +37,7 @@ class RunPlan:
 
 
 def make_plan(session: Session) -> list[RunPlan]:
-    """Return all runs, seed by seed, so that an unfinished comparison has equally many of each method."""
+    """Return all runs, seed by seed, so that an unfinished comparison has equally many runs of each method."""
     settings, first = session.settings, session.settings.optimisation.seed
     methods = list(settings.run.methods)
     if settings.comparison.ceilings:

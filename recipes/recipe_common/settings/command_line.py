@@ -1,4 +1,4 @@
-"""From a class of settings to the flags of a command line, and from what is typed back to typed values."""
+"""Command-line flags from classes of settings: adds them to a parser, and reads their typed values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Any], choices: Choices
     """Add the flags of a class of settings; a class with a ``title`` gets a group of its own in ``--help``.
 
     Args:
-        parser: What they are added to. The value of a flag that is not given is None.
+        parser: Parser to which they are added. The value of a flag that is not given is None.
         kind: The class.
-        choices: All possible values of flags that are known here first.
+        choices: All possible values, by flag, where the declarations of the class do not have them.
     """
     _add(parser, parser, kind, choices or {})
 
@@ -79,9 +79,9 @@ def parse(
         kind: Their class.
         prog: Name of the command in ``--help``; default: that of the program.
         description: Its description there.
-        arguments: What is typed behind the command.
+        arguments: Arguments behind the command.
         defaults: Values of flags that are not given, where they differ from those of the class.
-        **settings: Of the parser.
+        **settings: Further arguments of ``argparse.ArgumentParser``.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description, **settings)
     add_flags(parser, kind)

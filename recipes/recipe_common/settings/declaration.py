@@ -1,4 +1,4 @@
-"""Frozen attrs classes whose fields are declared once, as a setting, a flag of the command line and a value in JSON.
+"""Declaration of settings: fields of frozen attrs classes, which are flags of the command line and values in JSON too.
 
 A class of settings holds fields made by `flag`, and groups of them made by `group`. Names are unique across groups, so
 that the flags of a command line and the values in a file are flat, whatever groups the settings have.
@@ -24,7 +24,7 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 @attrs.frozen
 class Declaration:
-    """The part of a declaration that the type of the field does not give; see `flag`."""
+    """Arguments of `flag`, for a field of a class of settings."""
 
     help: str | None
     number: Number | None
@@ -52,11 +52,11 @@ def flag(
 ) -> Any:
     """Declare a setting. Its field is a ``bool``, ``int``, ``float``, ``str``, ``Path``, or of a class made of a text.
 
-    ``X | None`` is optional, and ``tuple[X, ...]`` takes several values. A ``bool`` is a switch ``--name``,
+    ``X | None`` is optional, and ``tuple[X, ...]`` has several values. A ``bool`` is a switch ``--name``,
     ``--no-name``.
 
     Args:
-        default: Value where nothing else gives one; without it the flag is required.
+        default: Value if the flag is not given; without a default the flag is required.
         help: Text of ``--help``, with ``%`` doubled as argparse has it.
         number: Bounds of a number.
         choices: All possible values.
@@ -92,12 +92,12 @@ class Flag:
     """One declared setting.
 
     Attributes:
-        name: Of the field; in the command line with dashes, in JSON as it is.
+        name: Name of the field; on the command line with dashes, in JSON as it is.
         base: Type of one value.
-        is_many: Whether the value is a tuple of those.
+        is_many: Whether the value is a tuple of values of type ``base``.
         is_optional: Whether it may be None.
-        default: Value where nothing else gives one, or ``attrs.NOTHING``.
-        declaration: All else.
+        default: Value if the flag is not given, or ``attrs.NOTHING``.
+        declaration: Bounds, texts of ``--help`` and the other arguments of `flag`.
     """
 
     name: str
@@ -109,22 +109,23 @@ class Flag:
 
     @property
     def typed(self) -> str:
-        """The name as it is typed."""
+        """The name on the command line, with its dashes."""
         return f"--{self.name.replace('_', '-')}"
 
     def check(self, value: Any) -> None:
-        """Refuse a value of another type or out of bounds.
+        """Check a value.
 
         Raises:
-            RecipeError: If it is.
+            RecipeError: If it is of another type or out of bounds.
         """
         if value is None and self.is_optional:
             return
         is_right = isinstance(value, tuple) and all(map(self._admits, value)) if self.is_many else self._admits(value)
         if not is_right:
             raise RecipeError(
-                f"Expected {self._expected()} for {self.typed}. Found `{value!r}`. Fix: give such a value, or leave "
-                "it out."
+                f"`{self.typed}` should be {self._expected()}",
+                found=f"`{value!r}`",
+                fix="give such a value, or leave the flag out",
             )
 
     def _admits(self, value: Any) -> bool:
@@ -140,11 +141,11 @@ class Flag:
         if choices is not None:
             words = f"one of {', '.join(map(str, choices))}"
         else:
-            words = number.what if number is not None else _WORDS.get(self.base, self.base.__name__)
-        return f"several values, each {words}," if self.is_many else words
+            words = number.words if number is not None else _WORDS.get(self.base, self.base.__name__)
+        return f"several values, each {words}" if self.is_many else words
 
     def from_json(self, value: Any) -> Any:
-        """Return the typed value that JSON has in place of a value; of JSON of another type, a value to be refused."""
+        """Return the typed value for a value read from JSON; one of another type stays as it is, for `check`."""
         if isinstance(value, list):
             return tuple(self._one_from_json(each) for each in value)
         return self._one_from_json(value)
@@ -154,7 +155,7 @@ class Flag:
 
 
 def to_json(value: Any) -> Any:
-    """Return a value of a setting, ready for JSON."""
+    """Return the value of a setting as a value for JSON."""
     if isinstance(value, tuple):
         return [to_json(each) for each in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
@@ -194,7 +195,7 @@ def flags_of(*kinds: type[Any]) -> dict[str, Flag]:
     """Return all flags of classes of settings and of their groups by name.
 
     Raises:
-        TypeError: If two have one name.
+        TypeError: If two of them share a name.
     """
     found: dict[str, Flag] = {}
     for kind in kinds:
@@ -216,8 +217,8 @@ def build(kind: type[T], values: Mapping[str, Any], **given: Any) -> T:
 
     Args:
         kind: The class.
-        values: Values by name, for its groups too; names of other classes are left alone.
-        **given: Fields that are there already.
+        values: Values by name, for its groups too; names of other classes are ignored.
+        **given: Values of fields that are settings themselves.
 
     Raises:
         RecipeError: If a value is of another type or out of bounds.
@@ -247,10 +248,10 @@ def walk(settings: Any) -> Iterator[tuple[Flag, Any]]:
 
 
 def changed(settings: T, **values: Any) -> T:
-    """Return settings with other values of some names, in whatever group they are.
+    """Return a copy of settings with other values for some names, whichever groups these belong to.
 
     Raises:
-        TypeError: If a name is that of no setting.
+        TypeError: If no setting has a name.
         RecipeError: If a value is of another type or out of bounds.
     """
     if unknown := values.keys() - flat(settings).keys():

@@ -1,4 +1,4 @@
-"""The settings that all recipes share, in groups, beside those of one recipe."""
+"""Settings that all recipes share, in groups: runs, comparisons, data, optimisation and machine."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Own = TypeVar("Own")
 
 @attrs.frozen
 class MethodOption:
-    """An option of methods as it is given: ``NAME=VALUE``, or ``METHOD.NAME=VALUE`` for one method alone.
+    """A value of ``--option``: ``NAME=VALUE``, or ``METHOD.NAME=VALUE`` for one method alone.
 
     Args:
-        text: What is typed.
+        text: The value as it is typed.
 
     Raises:
         RecipeError: If the text has no name or no value.
@@ -40,7 +40,9 @@ class MethodOption:
 
     def __attrs_post_init__(self) -> None:
         if not self.text.partition("=")[0] or "=" not in self.text:
-            raise RecipeError(f"Expected `--option` like name=value. Found `{self.text}`. Fix: --option alpha=0.5")
+            raise RecipeError(
+                "`--option` should be like name=value", found=f"`{self.text}`", fix="write `--option alpha=0.5`"
+            )
 
     def __str__(self) -> str:
         return self.text
@@ -52,7 +54,7 @@ class MethodOption:
 
     @property
     def method(self) -> str | None:
-        """The method it is for; None if it is for all that are trained."""
+        """The one method that has the option; None for all methods that are trained."""
         method, dot, _ = self.target.rpartition(".")
         return method if dot else None
 
@@ -73,7 +75,7 @@ class MethodOption:
 
 @attrs.frozen(kw_only=True)
 class RunSettings:
-    """Methods, folders, and how often is looked and saved."""
+    """Methods, folders, and the steps between two readings of the loss and between two checkpoints."""
 
     title: ClassVar[str] = "run"
 
@@ -93,11 +95,11 @@ class RunSettings:
     update: bool = flag(
         False, "as --resume, and train runs of other settings anew", exclusive="existing", is_identity=False
     )
-    overwrite: bool = flag(False, "throw away these runs in the output folder", exclusive="existing", is_identity=False)
+    overwrite: bool = flag(False, "delete these runs in the output folder", exclusive="existing", is_identity=False)
     eval: Path | None = flag(
         None, "evaluate a checkpoint on val and test; no training", metavar="CHECKPOINT", is_identity=False
     )
-    log_every: int = flag(10, "steps between two looks at the loss", number=positive_int, metavar="STEPS")
+    log_every: int = flag(10, "steps between two readings of the loss", number=positive_int, metavar="STEPS")
     save_every: int = flag(
         0,
         "steps between two checkpoints; 0: each epoch",
@@ -109,13 +111,13 @@ class RunSettings:
 
 @attrs.frozen(kw_only=True)
 class ComparisonSettings:
-    """Several runs."""
+    """Seeds, ceilings and processes of a comparison of several runs."""
 
     title: ClassVar[str] = "comparison"
 
     seeds: int | None = flag(
         None,
-        "train every method N times: --seed, --seed + 1, ...",
+        "train every method N times, with the seeds --seed, --seed + 1, ...",
         number=positive_int,
         metavar="N",
         is_identity=False,
@@ -128,7 +130,7 @@ class ComparisonSettings:
 
 @attrs.frozen(kw_only=True)
 class DataSettings:
-    """Which data, and how they are split and judged."""
+    """Data, their split, and the protocol of the evaluation."""
 
     title: ClassVar[str] = "data"
 
@@ -136,10 +138,10 @@ class DataSettings:
         None, "folder of the real data; without it a small synthetic set is written", metavar="DIR"
     )
     protocol: str = flag(
-        FAIR, "fair: validation selects, the whole test split counts, once; others: what a paper did, warts included"
+        FAIR, "fair: validation selects the epoch, the whole test split is scored once; others: the protocol of a paper"
     )
     select: str = flag("val", "split that selects the best epoch; papers use test", choices=("val", "test"))
-    validation: bool = flag(True, "hold samples out of training to select with; the default")
+    validation: bool = flag(True, "hold samples out of training that select the best epoch; the default")
     strict: bool = flag(False, "stop if a listed sample is absent or unreadable", is_identity=False)
     skip_bad: bool = flag(False, "leave unreadable files out instead of stopping")
     limit_batches: int | None = flag(None, "at most N batches per epoch and split", number=positive_int, metavar="N")
@@ -161,7 +163,7 @@ class OptimisationSettings:
     batch_size: int = flag(64, number=positive_int)
     optimizer: str = flag("sgd", choices=("sgd", "adam", "adamw"))
     lr: float = flag(1e-3, "learning rate", number=positive_float)
-    momentum: float = flag(0.9, "of SGD", number=share_float)
+    momentum: float = flag(0.9, "momentum of SGD", number=share_float)
     weight_decay: float = flag(1e-4, number=non_negative_float)
     schedule: str = flag(
         "step",
@@ -171,14 +173,14 @@ class OptimisationSettings:
     step_size: int = flag(
         70, "step: epochs between two cuts of the learning rate", number=positive_int, metavar="EPOCHS"
     )
-    milestones: tuple[int, ...] = flag((), "multistep: when it is cut", number=positive_int, metavar="EPOCH")
+    milestones: tuple[int, ...] = flag((), "multistep: epochs at which it is cut", number=positive_int, metavar="EPOCH")
     gamma: float = flag(0.1, "step, multistep, plateau: factor of such a cut", number=factor_float)
     patience: int = flag(
         10, "plateau: epochs without a better score before it is cut", number=non_negative_int, metavar="EPOCHS"
     )
     warmup_epochs: int = flag(0, "cosine: epochs of a linear rise", number=non_negative_int, metavar="EPOCHS")
-    warmup_lr: float = flag(0.0, "cosine: where that begins", number=non_negative_float)
-    final_lr: float = flag(0.0, "cosine: where it ends after the last epoch", number=non_negative_float)
+    warmup_lr: float = flag(0.0, "cosine: learning rate at which that begins", number=non_negative_float)
+    final_lr: float = flag(0.0, "cosine: learning rate after the last epoch", number=non_negative_float)
     clip_grad_norm: float | None = flag(
         None, "clip the norm of the modulated gradient", number=positive_float, metavar="NORM"
     )
@@ -192,7 +194,7 @@ class MachineSettings:
 
     title: ClassVar[str] = "machine"
 
-    device: str = flag("auto", "cpu, cuda, cuda:1, ...; default: CUDA if there", is_identity=False)
+    device: str = flag("auto", "cpu, cuda, cuda:1, ...; default: CUDA if available", is_identity=False)
     workers: int = flag(0, "processes that load data", number=non_negative_int, is_identity=False)
     threads: int | None = flag(
         None, "threads of torch; default: all cores, 1 with --seeds or --jobs", number=thread_count
@@ -208,12 +210,12 @@ class Settings(Generic[Own]):
     """All settings of one call of a recipe, complete and checked.
 
     Attributes:
-        run: Methods, folders, and how often is looked and saved.
-        comparison: Several runs.
-        data: Which data, and how they are split and judged.
+        run: Methods, folders, and the steps between two readings of the loss and between two checkpoints.
+        comparison: Seeds, ceilings and processes of a comparison of several runs.
+        data: Data, their split, and the protocol of the evaluation.
         optimisation: The inner optimizer, its schedule and the seed.
         machine: Device, processes, threads and number format.
-        own: Those of the dataset and the model, of the class that the recipe names.
+        own: Settings of the dataset and the model, of the class that the recipe declares.
     """
 
     run: RunSettings = group(RunSettings)

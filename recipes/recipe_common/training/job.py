@@ -1,4 +1,4 @@
-"""Everything one run trains with, put together from settings."""
+"""Assembly of one run from its settings: model, optimizer, loss, schedule, loaders and evaluator."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Job:
         settings: All settings.
         model: The bare model.
         wrapped: The model as all ranks train it together; the bare one if this process is alone.
-        forward: What training calls: the wrapped model, compiled if the settings say so.
+        forward: The wrapped model, compiled if the settings have ``compile``; training calls it.
         optimizer: The inner optimizer, wrapped.
         criterion: The loss of the task, wrapped.
-        penalty: Added to the loss: a function of the model, after its forward, and the target.
+        penalty: Term of the loss: a function of the model, after its forward, and the target.
         schedule: Changes the learning rate.
         scaler: Gradient scaler, inactive unless fp16.
         loaders: Training, validation and test batches.
         evaluator: Computes the scores.
         precision: Device and number format.
         classes: Class names.
-        counter: Counts what goes through the encoders.
+        counter: Counts the samples that go through the encoders.
         ranks: The processes that train the model together.
     """
 
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def task(self) -> Task:
-        """What is trained and measured."""
+        """Loss and metrics."""
         return self.evaluator.task
 
 
@@ -89,7 +89,7 @@ def build_job(
     options: Mapping[str, Any],
     ranks: Ranks = ALONE,
 ) -> Job:
-    """Build model, optimizer and loaders. Equal settings give equal weights, whatever the method."""
+    """Build model, optimizer and loaders. Equal settings give equal initial weights for all methods."""
     model = build_model(recipe, settings, data, precision, method)
     wrapped = join(model, method, ranks)
     optimizer = build_optimizer(recipe, settings, wrapped, balancing(method), options)
@@ -132,7 +132,7 @@ def balancing(method: str) -> str:
 
 
 def keep_only(fusion: nn.Module, modalities: Sequence[str], kept: str) -> None:
-    """Let ``fusion`` see the features of one modality and zeros for all others, in training and evaluation."""
+    """Replace the features of all modalities but one by zeros in front of ``fusion``, in training and evaluation."""
 
     def zero_others(module: nn.Module, features: tuple[Any, ...]) -> tuple[Any, ...]:
         pairs = zip(modalities, features, strict=True)
@@ -144,7 +144,7 @@ def keep_only(fusion: nn.Module, modalities: Sequence[str], kept: str) -> None:
 def build_model(
     recipe: Recipe, settings: Settings[Any], data: Data, precision: Precision, method: str = "none"
 ) -> nn.Module:
-    """Return a fresh model on its device, drawn from ``--seed``; for ``only:<modality>`` it is blind to the others."""
+    """Return a new model on its device, drawn from ``--seed``; for ``only:<modality>`` the others are zero in it."""
     torch.manual_seed(settings.optimisation.seed)
     model = recipe.build_model(settings, data).to(precision.device)
     if method.startswith(ONLY):
@@ -180,17 +180,18 @@ def check_methods(
     precision: Precision,
     options: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Let a wrong method or option fail now, not hours later when its turn comes.
+    """Build the optimizer of each method, so that a wrong method or option fails before the first run.
 
     Raises:
         RecipeError: If a method is named twice.
-        modbalance.ModbalanceError: If a method is unknown or refuses its options.
+        modbalance.ModbalanceError: If a method is unknown or its options are not valid.
     """
     methods = settings.run.methods
     if len(set(methods)) < len(methods):
         raise RecipeError(
-            f"Expected `--methods` to name each method once. Found {' '.join(methods)}. "
-            f"Fix: --methods {' '.join(dict.fromkeys(methods))}"
+            "`--methods` should name each method once",
+            found=f"`{' '.join(methods)}`",
+            fix=f"write `--methods {' '.join(dict.fromkeys(methods))}`",
         )
     model = build_model(recipe, settings, data, precision)
     for method in options:

@@ -30,10 +30,10 @@ class Loaders:
     Attributes:
         sampler: Position of the training loader.
         train: Shuffled training batches from that position to the end of the epoch.
-        train_in_order: Training batches of epoch 0, for methods that look at the data between epochs.
+        train_in_order: Training batches of epoch 0, for methods that read the data between epochs.
         val: Validation batches; those of the test split if there is no validation split.
         test: Test batches.
-        val_share: This rank's share of the validation batches, for such methods.
+        val_share: The share of this rank in the validation batches, for such methods.
     """
 
     sampler: ResumableBatchSampler
@@ -45,12 +45,12 @@ class Loaders:
 
 
 class DeviceLoader(Loader):
-    """Finishes on a device the batches that a `CachedDataset` has packed.
+    """Loader that finishes on a device the batches that a `CachedDataset` has packed.
 
     Args:
-        dataset: Gives the batches.
-        device: Where they are finished.
-        **settings: Of the DataLoader.
+        dataset: Dataset with the batches.
+        device: Device on which they are finished.
+        **settings: Further arguments of ``torch.utils.data.DataLoader``.
     """
 
     def __init__(self, dataset: CachedDataset, device: torch.device, **settings: Any) -> None:
@@ -107,7 +107,7 @@ def build_loaders(settings: Settings[Any], data: Data, precision: Precision, ran
 
 
 def _transforms_on_device(dataset: CachedDataset, precision: Precision) -> bool:
-    """Decide where batches from a cache are finished: on the device, if that is faster than a worker process."""
+    """Return whether batches from a cache are finished on the device; default: on CUDA, where that is faster."""
     is_wanted = dataset.device_transforms
     return precision.device.type == "cuda" if is_wanted is None else is_wanted
 
@@ -116,7 +116,7 @@ def _sampler(
     dataset: Any, settings: OptimisationSettings, ranks: Ranks, *, shuffle: bool, drop_last: bool
 ) -> ResumableBatchSampler:
     size = len(dataset)
-    # A set smaller than a batch would vanish.
+    # A set smaller than a batch would be empty.
     drop_last = drop_last and size >= settings.batch_size
     return ResumableBatchSampler(
         size,
@@ -130,7 +130,7 @@ def _sampler(
 
 
 def batches_per_epoch(loader: Loader, limit: int | None) -> int:
-    """Return how many batches of ``loader`` an epoch uses; ``limit`` is ``--limit-batches``."""
+    """Return the number of batches of ``loader`` in an epoch; ``limit`` is ``--limit-batches``."""
     total = len(loader)
     return total if limit is None else min(total, limit)
 

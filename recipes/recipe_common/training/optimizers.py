@@ -1,4 +1,4 @@
-"""The inner optimizer and the schedule of its learning rate, from settings."""
+"""Inner optimizer and learning-rate schedule, from settings."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def build_inner(settings: OptimisationSettings, parameters: Iterable[nn.Paramete
 
 
 class Schedule:
-    """Changes the learning rate: after every step for ``cosine``, after every epoch otherwise.
+    """Learning-rate schedule, stepped after every optimizer step for ``cosine``, after every epoch otherwise.
 
     Args:
-        settings: ``schedule``, ``lr``, and those that belong to the schedule.
-        optimizer: Whose learning rate is changed.
-        metric: What ``plateau`` watches.
-        steps_per_epoch: Optimizer steps of an epoch, for ``cosine``.
+        settings: ``schedule``, ``lr`` and the settings of the schedule.
+        optimizer: Optimizer with the learning rate.
+        metric: Metric that ``plateau`` follows.
+        steps_per_epoch: Optimizer steps per epoch, for ``cosine``.
 
     Raises:
         RecipeError: If ``plateau`` could not change the learning rate.
@@ -47,12 +47,12 @@ class Schedule:
         self._scheduler = _scheduler(settings, optimizer, metric, steps_per_epoch)
 
     def after_step(self) -> None:
-        """Tell that an optimizer step was taken."""
+        """Change the learning rate after an optimizer step, if the schedule counts steps."""
         if self._is_by_step:
             self._step()
 
     def after_epoch(self, value: float) -> None:
-        """Tell that an epoch was trained and evaluated, and the value of the metric."""
+        """Change the learning rate after an epoch, if the schedule counts epochs; ``value`` is that of the metric."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(value)
         elif self._scheduler is not None and not self._is_by_step:
@@ -85,7 +85,9 @@ def _scheduler(
     if settings.schedule == "plateau":
         if settings.gamma >= 1:
             raise RecipeError(
-                f"Expected --gamma below 1 with --schedule plateau. Found {settings.gamma}. Fix: --gamma 0.1"
+                "`--gamma` should be below 1 with `--schedule plateau`",
+                found=f"{settings.gamma}",
+                fix="write `--gamma 0.1`",
             )
         mode: Literal["max", "min"] = "max" if metric.higher_is_better else "min"
         return ReduceLROnPlateau(optimizer, mode, settings.gamma, settings.patience)

@@ -1,4 +1,4 @@
-"""One run: train a method, evaluate a checkpoint."""
+"""Training of one method from data to result, and evaluation of a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from recipe_common.training.trainer import Trainer, check_loss
 SKIPPED = "skipped.txt"
 _SHOWN = 10
 _RUN_SETTINGS = ("epochs", "workers", "jobs", "save_every")
-"""What else `config.json` says of the last call that trained a run."""
+"""Settings of the last call that trained a run, which `config.json` has beside those that identify the run."""
 
 
 @attrs.frozen
 class Session:
-    """One call of the command line: what all its runs share.
+    """State that all runs of one call of the command line share.
 
     Attributes:
         recipe: The recipe.
         settings: All settings.
         data: The data, read once.
         precision: Device and number format.
-        console: Where a person reads.
-        ranks: The processes that train each run together.
-        is_child: Whether this process trains one run of a comparison that another process leads.
+        console: Console for the output.
+        ranks: Processes that train each run together.
+        is_child: Whether this process trains one run of a comparison for a parent process.
     """
 
     recipe: Recipe
@@ -58,7 +58,7 @@ class Session:
 
     @property
     def caption(self) -> Caption:
-        """What a reader of the numbers must know."""
+        """Title, protocol and task, for tables and pictures."""
         settings = self.settings.data
         return Caption(self.recipe.title, self.data.synthetic, settings.select, settings.protocol, self.data.task)
 
@@ -76,14 +76,18 @@ class Session:
             path /= f"{SEED}{run.seed}"
         return RunFolder(path, self.recipe.name, identity(self.settings, run.method, options))
 
-    def say(self, *lines: str) -> None:
-        """Tell a person."""
+    def print(self, *lines: str) -> None:
+        """Print lines to the console as they are."""
         for line in lines:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def open_session(recipe: Recipe, settings: Settings[Any], console: Console, ranks: Ranks = ALONE) -> Session:
-    """Read the data and say what is about to happen."""
+    """Set up the device, read the data, and print a summary of both.
+
+    Raises:
+        RecipeError: If a setting does not fit the machine or the data, or if a split is empty.
+    """
     precision = set_up(settings.machine, ranks)
     data = recipe.load(settings)
     _check_splits(data, settings)
@@ -98,7 +102,7 @@ def open_session(recipe: Recipe, settings: Settings[Any], console: Console, rank
     methods, left_out = choose_methods(settings.run.methods, excluded_methods(settings, data))
     complete = changed(settings, methods=methods, **data.chosen)
     session = Session(recipe, complete, data, precision, console, ranks)
-    session.say(*lines, *left_out)
+    session.print(*lines, *left_out)
     return session
 
 
@@ -106,41 +110,43 @@ def _check_splits(data: Data, settings: Settings[Any]) -> None:
     for name in ("train", "val", "test") if settings.data.validation else ("train", "test"):
         if len(getattr(data, name)) == 0:
             raise RecipeError(
-                f"Expected samples in every split. Found none in {name}: {'; '.join(data.summary)}. "
-                "Fix: complete the lists and the files of that split."
+                "Every split should have samples",
+                found=f"none in {name} ({'; '.join(data.summary)})",
+                fix="complete the lists and the files of that split",
             )
 
 
 def _skipped(data: Data, settings: Settings[Any]) -> list[str]:
-    """Say how much is absent or unreadable, and where `write_skipped` lists it."""
+    """Return a line with the number of absent or unreadable samples, and the file of `write_skipped`."""
     if not data.skipped:
         return []
     if settings.data.strict:
-        shown = "\n  ".join(data.skipped[:_SHOWN])
+        shown = "; ".join(data.skipped[:_SHOWN])
         raise RecipeError(
-            f"Expected every listed sample, as --strict says. Found {len(data.skipped):,} absent or unreadable:\n  "
-            f"{shown}\nFix: complete the data, or leave --strict out."
+            "Every listed sample should be there and readable with `--strict`",
+            found=f"{len(data.skipped):,} that are not ({shown}{'; ...' if len(data.skipped) > _SHOWN else ''})",
+            fix="complete the data, or leave `--strict` out",
         )
     where = "" if settings.run.eval is not None else f"; their list: {settings.run.output / SKIPPED}"
     return [f"{len(data.skipped):,} listed samples are absent or unreadable and left out{where}"]
 
 
 def write_skipped(session: Session) -> None:
-    """List what is absent or unreadable in the output folder."""
+    """Write the list of absent or unreadable samples to the output folder."""
     if session.data.skipped:
         write_text(session.settings.run.output / SKIPPED, "\n".join(session.data.skipped) + "\n")
 
 
 def train(session: Session, method: str, options: Mapping[str, Any], folder: RunFolder, view: View) -> Result:
-    """Train one method, or go on with it, and evaluate its best epoch once on the test split.
+    """Train one method, or continue its training, and evaluate its best epoch once on the test split.
 
     Raises:
-        Interrupted: If somebody asked to stop.
+        Interrupted: If a signal to stop has arrived.
         RunFailed: If training has diverged.
     """
     settings, ranks = session.settings, session.ranks
     if (finished := ranks.on_first(lambda: finished_result(folder, settings.optimisation.epochs))) is not None:
-        session.say(f"{method}: {folder.path} is finished; nothing to train.")
+        session.print(f"{method}: {folder.path} is finished; nothing to train.")
         return finished
     resumed = ranks.on_first(lambda: _saved_state(session, folder))
     values = as_json(settings)
@@ -149,10 +155,10 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
     reset_peak_memory(session.precision.device)
     job = build_job(session.recipe, settings, session.data, session.precision, method, options, ranks)
     trainer = Trainer(job, folder, view)
-    session.say(_description(job))
+    session.print(_description(job))
     if resumed is not None:
         trainer.restore(resumed)
-        session.say(f"going on at epoch {trainer.epoch + 1}, step {trainer.step_in_epoch + 1}")
+        session.print(f"going on at epoch {trainer.epoch + 1}, step {trainer.step_in_epoch + 1}")
     with stop_on_signal() as stop:
         trainer.fit(stop)
         memory = peak_memory(session.precision.device, session.is_alone)
@@ -166,7 +172,7 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
 
 
 def finished_result(folder: RunFolder, epochs: int) -> Result | None:
-    """Return the result that a run has left after as many epochs as are wanted now."""
+    """Return the stored result of a run, if it was trained for ``epochs`` epochs."""
     content = folder.read_result()
     return Result(**content) if content is not None and len(content["history"]) == epochs else None
 
@@ -177,21 +183,22 @@ def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
     state = checkpoint.load(folder.last, checkpoint.STATE)
     check_epochs(folder, session.settings.optimisation.epochs)
     if state["best"] is not None:
-        checkpoint.load(folder.best)  # better missed now than after all epochs
+        checkpoint.load(folder.best)  # its absence should fail now, not after all epochs
     return state
 
 
 def check_epochs(folder: RunFolder, wanted: int) -> None:
-    """Refuse to go on with a run that has more epochs than are wanted now.
+    """Check the number of epochs of a run that is to be continued.
 
     Raises:
-        RecipeError: If it has.
+        RecipeError: If it has more than ``wanted`` epochs.
     """
     done = folder.epochs_done()
     if done > wanted:
         raise RecipeError(
-            f"Expected at most {wanted} epochs in {folder.path}, as `--epochs` says. Found {done}. "
-            f"Fix: --epochs {done}, or another `--output`."
+            f"The run in {folder.path} should have at most {wanted} epochs, the value of `--epochs`",
+            found=f"{done}",
+            fix=f"write `--epochs {done}`, or choose another `--output`",
         )
 
 
@@ -219,8 +226,9 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
     settings, data = session.settings, session.data
     if list(data.classes) != state["classes"]:
         raise RecipeError(
-            f"Expected data with the classes of {path}, {state['classes']}. Found {list(data.classes)}. "
-            "Fix: evaluate it with the data that it was trained on."
+            f"The data should have the classes of {path}, {state['classes']}",
+            found=f"{list(data.classes)}",
+            fix="evaluate it with the data that it was trained on",
         )
     model = build_model(session.recipe, settings, data, session.precision, state["settings"]["method"])
     try:
@@ -228,8 +236,9 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RecipeError(
-            f"Expected weights of the model of these flags in {path}. Found others: {reason[:300]}. "
-            "Fix: leave out the flags that change the model; those of the training are in the checkpoint."
+            f"{path} should have weights for the model of these flags",
+            found=f"others ({reason[:300].rstrip('.')})",
+            fix="leave out the flags that change the model; those of the training are in the checkpoint",
         ) from error
     evaluator = build_evaluator(session.recipe, settings, data, model, session.precision)
     loaders = build_loaders(settings, data, session.precision)

@@ -1,4 +1,4 @@
-"""How settings that were not given get their values, and which of them make a run this run."""
+"""Resolution of settings from flags, checkpoints and defaults; identity of a run; choice of methods and options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NEEDED = {
     "accuracy": "the accuracy of each modality",
     "validation": "samples that are held out to validate",
 }
-"""Words for needs of methods that some data do not meet."""
+"""Descriptions of needs of methods that some data do not meet."""
 
 
 def resolve(given: Mapping[str, Any], recipe: Recipe, saved: Mapping[str, Any] | None = None) -> Settings[Any]:
@@ -26,11 +26,11 @@ def resolve(given: Mapping[str, Any], recipe: Recipe, saved: Mapping[str, Any] |
 
     Args:
         given: Values of the flags that are given, by name; None means not given.
-        recipe: Whose defaults count.
-        saved: Settings of a checkpoint, as JSON has them, which come before the recipe's defaults.
+        recipe: Recipe with the defaults.
+        saved: Settings of a checkpoint, as JSON has them; they precede the defaults of the recipe.
 
     Returns:
-        The settings. Precedence: flag, ``saved``, the recipe's values for synthetic data and for its protocol, its
+        The settings. Precedence: flag, ``saved``, the values of the recipe for synthetic data and for its protocol, its
         defaults, those of the declaration.
 
     Raises:
@@ -44,18 +44,19 @@ def resolve(given: Mapping[str, Any], recipe: Recipe, saved: Mapping[str, Any] |
     if not is_real:
         defaults |= recipe.synthetic_defaults
     if given.keys() & {"seeds", "jobs"}:
-        # Numbers depend on it in their last digits, and those of a comparison not on how many runs go at a time.
+        # Numbers depend on it in their last digits, and a comparison should not depend on the number of jobs.
         defaults["threads"] = 1
     values = defaults | before | given
     if "cache" in recipe.flags:
-        # A cache may hold smaller pictures: with and without are two runs, but where it lies makes no difference.
+        # A cache may hold smaller pictures: with and without it are two runs, whichever folder it is in.
         size = values.get("cache_size") or CACHE_SIZE
         values["cache_size"] = None if values.get("cache") is None else size
     resolved = from_values(recipe, values)
     if not resolved.data.validation and resolved.data.select == "val":
         raise RecipeError(
-            "Expected a split to select the best epoch with. Found --no-validation, which leaves none. "
-            "Fix: add --select test."
+            "`--select` should name a split that has samples",
+            found="`val`, which `--no-validation` leaves empty",
+            fix="add `--select test`",
         )
     return resolved
 
@@ -73,7 +74,7 @@ def from_values(recipe: Recipe, values: Mapping[str, Any]) -> Settings[Any]:
 
 
 def as_json(settings: Settings[Any]) -> dict[str, Any]:
-    """Return all settings by name, ready for JSON."""
+    """Return all settings by name, as values for JSON."""
     return {flag.name: to_json(value) for flag, value in walk(settings)}
 
 
@@ -89,16 +90,16 @@ def from_json(recipe: Recipe, content: Mapping[str, Any]) -> Settings[Any]:
 
 
 def _identity_from_json(recipe: Recipe, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `identity` has written, typed, but for names that the recipe does not have."""
+    """Return the values that `identity` has written, typed; names that the recipe does not have are left out."""
     flags = {name: flag for name, flag in recipe.flags.items() if flag.declaration.is_identity}
     return {name: flags[name].from_json(value) for name, value in saved.items() if name in flags}
 
 
 def identity(settings: Settings[Any], method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that make a run this run and no other, ready for JSON."""
+    """Return the settings that identify a run, as values for JSON; runs that differ in one of them are two runs."""
     own = {flag.name: to_json(value) for flag, value in walk(settings) if flag.declaration.is_identity}
     if settings.optimisation.schedule == "cosine":
-        own["epochs"] = settings.optimisation.epochs  # its learning rates depend on how far it goes
+        own["epochs"] = settings.optimisation.epochs  # its learning rates depend on the last epoch
     if settings.data.data_root is not None:
         own["data_root"] = str(settings.data.data_root.resolve())
     return {**own, "method": method, "options": dict(options)}
@@ -110,7 +111,7 @@ def installed_methods() -> dict[str, type[Method]]:
 
 
 def excluded_methods(settings: Settings[Any], data: Data) -> dict[str, str]:
-    """Return the installed methods that do not apply to the data, and why: they declare to need what is not there."""
+    """Return the installed methods that do not apply to the data, and why: a need that they declare is not met."""
     lacks = dict(data.task.lacks)
     if not settings.data.validation:
         lacks["validation"] = "--no-validation leaves none"
@@ -143,21 +144,28 @@ def choose_methods(names: Sequence[str], excluded: Mapping[str, str]) -> tuple[t
     for name in names:
         if name in excluded:
             raise RecipeError(
-                f"Expected methods that apply to these data. Found {name}: {excluded[name]}. Fix: leave it out."
+                "`--methods` should name methods that apply to these data",
+                found=f"{name} ({excluded[name]})",
+                fix="leave it out",
             )
     return tuple(names), []
 
 
 def options_of(method: str, settings: Settings[Any], recipe: Recipe) -> dict[str, Any]:
-    """Return the options of ``method``: the recipe's, overridden by ``--option [method.]name=value``."""
+    """Return the options of ``method``: those of the recipe, overridden by ``--option [method.]name=value``.
+
+    Raises:
+        RecipeError: If ``--option`` names a method that is not trained.
+    """
     options = dict(recipe.method_options.get(method, {}))
     if settings.data.is_synthetic:
         options |= {**_short_options(method), **recipe.synthetic_options.get(method, {})}
     for given in settings.run.option:
         if given.method is not None and given.method not in settings.run.methods:
             raise RecipeError(
-                f"Expected `--option` to name a method of `--methods`. Found `{given}`, and {given.method} is not "
-                f"trained. Fix: add {given.method} to `--methods`, or leave the option out."
+                "`--option` should name a method of `--methods`",
+                found=f"`{given}`, and {given.method} is not trained",
+                fix=f"add {given.method} to `--methods`, or leave the option out",
             )
         if given.method == method or (given.method is None and method != "none"):
             options[given.name] = given.value

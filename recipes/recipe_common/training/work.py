@@ -1,4 +1,4 @@
-"""How much work training is: forward passes of the encoders, and time spent waiting for data."""
+"""Measurement of training work: forward passes of the encoders, and time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class EncoderCounter:
-    """Counts the samples that go through the encoders, whoever sends them.
+    """Counts the samples that go through the encoders, in training steps and in methods.
 
     Args:
         model: The bare model.
@@ -34,7 +34,7 @@ class EncoderCounter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens inside."""
+        """Count nothing while the context is open."""
         self.is_counting = False
         try:
             yield
@@ -48,7 +48,7 @@ class EncoderCounter:
 
 
 class Waiting:
-    """Measures the seconds that an iterator takes to hand out its items."""
+    """Measures the seconds that an iterator takes to return its items."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -73,7 +73,7 @@ class Waiting:
 
 
 def _batch_size(value: Any) -> int:
-    """Return the length of the first tensor in nested lists, tuples and mappings; 0 where there is none."""
+    """Return the length of the first tensor in nested lists, tuples and mappings; 0 if there is none."""
     if isinstance(value, Tensor):
         return len(value)
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
