@@ -354,7 +354,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, models: Path) 
 
 def test_weights_that_are_absent_are_told_how_to_get(tmp_path: Path, models: Path) -> None:
     name = "google/vit-base-patch16-224"
-    fix = rf"hf download {name} --local-dir DIR`, then --image-model DIR"
+    fix = rf"hf download {name} --local-dir DIR`, and write `--image-model DIR`"
     for model in (str(tmp_path / "nothing"), "nobody/no-such-network", "no/such/name"):
         with pytest.raises(RecipeError, match=rf"Found neither that folder nor {model} in .*cache.*{fix}"):
             local_folder(model, "--image-model", name)
@@ -373,7 +373,7 @@ def test_weights_that_are_damaged_are_refused(tmp_path: Path, models: Path) -> N
     with pytest.raises(RecipeError, match=r"1 weights are missing, such as encoder\.layer\.0\.output\.dense\.weight"):
         load_network(folder)
     (folder / "model.safetensors").write_bytes(b"half a file")
-    with pytest.raises(RecipeError, match=r"Expected a whole network"):
+    with pytest.raises(RecipeError, match=r"should hold a whole network"):
         load_network(folder)
 
 
