@@ -1,4 +1,4 @@
-"""A recipe that trains in a blink: two small convolutions on made-up tensors. Run as a script by one of the tests."""
+"""A recipe that trains in a blink: two small convolutions on made-up tensors. As a script it draws no pictures."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from recipe_common.cli import main
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data, Recipe
+from recipes.without_pictures import without_pictures
 
 if "TINY_RECIPE_PRINTS" in os.environ:
     print(os.environ["TINY_RECIPE_PRINTS"])
@@ -144,4 +145,5 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(RECIPE))
+    with without_pictures():
+        sys.exit(main(RECIPE))
