@@ -1,4 +1,4 @@
-"""A recipe that trains in a blink: two small convolutions on synthetic tensors. Run as a script by one of the tests."""
+"""A recipe that trains in a blink: two small convolutions on synthetic tensors. As a script it draws no pictures."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data, Recipe
 from recipe_common.settings.declaration import flag
 from recipe_common.settings.shared import Settings
+from recipes.without_pictures import without_pictures
 
 if "TINY_RECIPE_PRINTS" in os.environ:
     print(os.environ["TINY_RECIPE_PRINTS"])
@@ -142,4 +143,5 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(RECIPE))
+    with without_pictures():
+        sys.exit(main(RECIPE))

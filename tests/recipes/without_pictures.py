@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import pytest
+from unittest import mock
 
 from recipe_common.comparison import compare
 from recipe_common.report import html
@@ -15,9 +14,10 @@ from recipe_common.report.curves import Picture
 @contextmanager
 def without_pictures() -> Iterator[None]:
     """Write no file of a picture, and a page without pictures; tests of the report draw them all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Picture, "save", lambda picture, path: [])
-        patch.setattr(compare, "score_figure", lambda summary: None)
-        patch.setattr(compare, "write_figure", lambda figure, path: [])
-        patch.setattr(html, "_pictures", lambda summary: "")
+    with (
+        mock.patch.object(Picture, "save", return_value=[]),
+        mock.patch.object(compare, "score_figure", return_value=None),
+        mock.patch.object(compare, "write_figure", return_value=[]),
+        mock.patch.object(html, "_pictures", return_value=""),
+    ):
         yield
