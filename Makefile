@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test lowest check lint format types docs bench cuda clean
+.PHONY: env demo demo-all test test-fast lowest check lint format types docs bench cuda clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -21,8 +21,12 @@ demo: env
 demo-all: env
 	$(BIN)/python recipes/cremad.py --methods all --output runs/demo-all --overwrite
 
+# All tests, and the fast loop: without trainings of real recipes, further processes and searches by hypothesis.
 test: env
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-fast: env
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 lowest:
 	$(PYTHON) tests/lowest_versions.py -n auto --dist worksteal

@@ -1,5 +1,20 @@
-"""Balanced multimodal learning in one line: wrap the optimizer, name the paper."""
+"""Balanced multimodal learning in one line: wrap the optimizer, name the paper.
 
+The names in ``__all__``, with the public names of the modules among them, are the interface for users and plugin
+authors (docs/plugin-api.md). Modules with a leading underscore may change at any time.
+"""
+
+from modbalance import auxiliary as auxiliary
+from modbalance import coalitions as coalitions
+from modbalance import gradients as gradients
+from modbalance import loaders as loaders
+from modbalance import results as results
+from modbalance import scores as scores
+from modbalance._plugins import list_methods as list_methods
+from modbalance.context import Batch as Batch
+from modbalance.context import EpochData as EpochData
+from modbalance.context import Run as Run
+from modbalance.context import Step as Step
 from modbalance.errors import CheckpointError as CheckpointError
 from modbalance.errors import ConfigError as ConfigError
 from modbalance.errors import ModbalanceError as ModbalanceError
@@ -8,16 +23,53 @@ from modbalance.errors import ObservationError as ObservationError
 from modbalance.errors import PluginConflictError as PluginConflictError
 from modbalance.errors import PluginLoadError as PluginLoadError
 from modbalance.errors import UnknownMethodError as UnknownMethodError
+from modbalance.errors import suggest as suggest
 from modbalance.hookspecs import hookimpl as hookimpl
 from modbalance.method import Method as Method
 from modbalance.method import WindowedMethod as WindowedMethod
+from modbalance.method import between as between
+from modbalance.method import ge as ge
+from modbalance.method import gt as gt
+from modbalance.method import integer as integer
+from modbalance.method import one_of as one_of
 from modbalance.method import option as option
+from modbalance.method import optional as optional
 from modbalance.method import state as state
 from modbalance.optimizer import BalancedOptimizer as BalancedOptimizer
-from modbalance.records import Batch as Batch
-from modbalance.records import EpochData as EpochData
-from modbalance.records import Step as Step
-from modbalance.registry import list_methods as list_methods
-from modbalance.run import Run as Run
+
+__all__ = [
+    "BalancedOptimizer",
+    "Batch",
+    "CheckpointError",
+    "ConfigError",
+    "EpochData",
+    "Method",
+    "ModbalanceError",
+    "ModbalanceWarning",
+    "ObservationError",
+    "PluginConflictError",
+    "PluginLoadError",
+    "Run",
+    "Step",
+    "UnknownMethodError",
+    "WindowedMethod",
+    "auxiliary",
+    "between",
+    "coalitions",
+    "ge",
+    "gradients",
+    "gt",
+    "hookimpl",
+    "integer",
+    "list_methods",
+    "loaders",
+    "one_of",
+    "option",
+    "optional",
+    "results",
+    "scores",
+    "state",
+    "suggest",
+]
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`modbalance list` and `modbalance show METHOD`: which methods are installed, and their options."""
+"""The command line: `modbalance list` shows the installed methods, `modbalance show METHOD` its options."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from modbalance._plugins import list_methods, load_method
 from modbalance.errors import ModbalanceError
 from modbalance.method import Method
-from modbalance.registry import list_methods, load_method
+
+__all__ = ["main", "options_table"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, or 2 for an error that the user can mend."""
+    """Run the command line; return the exit status: 0, or 2 after a user's error."""
     parser = argparse.ArgumentParser(prog="modbalance", description="Methods of balanced multimodal learning.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list the installed methods")

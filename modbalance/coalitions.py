@@ -1,30 +1,36 @@
-"""Logits of every coalition of modalities, in two forms: whole passes of the model, or each encoder once."""
+"""Logits of every coalition of modalities: whole passes of the model, or one pass of each encoder.
+
+Passes in eval mode that keep their graph are guarded: activation checkpointing would recompute them in training mode,
+and batch norm reads its running statistics again in the backward.
+"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Variable
 
-from modbalance.backward import without_recomputation
-from modbalance.errors import ConfigError, ModbalanceWarning
-from modbalance.notices import depth_of_caller
-from modbalance.unimodal import ABSTAIN, NO, YES, agreement
+from modbalance._model.forward import map_tensors, tensors_in
+from modbalance._model.unimodal import ABSTAIN, NO, YES, agreement
+from modbalance.context import Batch
+from modbalance.errors import ConfigError, ObservationError
 
-if TYPE_CHECKING:
-    from modbalance.records import Batch
+__all__ = ["Coalition", "choose", "factored", "full", "guard_buffers", "proper"]
 
 Coalition = tuple[str, ...]
 
 FALLBACK = (
     "The logits of each coalition of modalities are computed by the whole model, since {reason}. Where encoders are "
-    "independent, and `fusion=` turns their features into the logits, each encoder needs one pass for all coalitions. "
-    "Pass `coalitions='full'` if this is what you expect."
+    "independent, and `fusion=` turns their features into the logits, each encoder needs one pass for all coalitions."
+)
+_RECOMPUTED = (
+    "A pass in eval mode should not be recomputed in the backward, where the model is in training mode again. Found "
+    "activation checkpointing, or other hooks on saved tensors, in the model: switch it off, or let no gradient "
+    "through such passes{hint}."
 )
 
 
@@ -34,43 +40,97 @@ def proper(modalities: Sequence[str]) -> Iterator[Coalition]:
         yield from combinations(modalities, size)
 
 
-def full(batch: Batch, *, training: bool = False) -> dict[Coalition, Tensor]:
-    """Return the logits of the proper coalitions by one pass of the whole model for each, 2^M - 2 in all."""
-    with nullcontext() if training else without_recomputation():
+def full(batch: Batch, *, training: bool = False, no_gradient: str = "") -> dict[Coalition, Tensor]:
+    """Return the logits of the proper coalitions by one pass of the whole model for each, 2^M - 2 in all.
+
+    Args:
+        batch: The batch.
+        training: Mode of the passes.
+        no_gradient: The option of the method that lets no gradient through them, for messages.
+
+    Raises:
+        ObservationError: The model recomputes activations, which passes in eval mode do not survive.
+    """
+    with nullcontext() if training else _without_recomputation(no_gradient):
         return {S: batch.coalition_logits(S, training=training) for S in proper(batch.run.modalities)}
 
 
-def factored(batch: Batch) -> dict[Coalition, Tensor]:
+def factored(batch: Batch, *, no_gradient: str = "") -> dict[Coalition, Tensor]:
     """Return the logits of the proper coalitions in eval mode by one pass of each encoder, and one of a masked sample.
 
-    Exact where no encoder sees another modality's input, and nothing but its own input tells samples apart.
+    Exact where features depend on the input of their own modality and of their own sample alone. Arguments and errors
+    are those of `full`.
     """
-    with without_recomputation():
-        seen, masked = batch.features_in_eval(), batch.features_in_eval(masked=True)
+    with _without_recomputation(no_gradient):
+        seen, masked = _features_in_eval(batch), _features_in_eval(batch, masked=True)
         absent = {name: masked[name].expand_as(feature) for name, feature in seen.items()}
-        fuse = batch.run.topology.fuse
+        fuse = batch.run._training.rerun.fuse
         return {
             S: fuse({i: seen[i] if i in S else absent[i] for i in seen}, batch.forward, training=False)
             for S in proper(batch.run.modalities)
         }
 
 
-def choose(batch: Batch, expected: Mapping[Coalition, Tensor]) -> str:
-    """Return "factored" if that form is exact, "full" with a warning if not, "auto" if this batch does not tell.
+def choose(batch: Batch, expected: Mapping[Coalition, Tensor], *, hint: str = "") -> str:
+    """Return "factored" if that form is exact, "full" with a warning if not, "auto" if this batch does not show it.
 
     Each encoder must be blind to the inputs of the others, and both forms must yield the same. Two host reads; all
     ranks agree.
 
     Args:
         batch: The batch to compare on.
-        expected: What `full` returned for it.
+        expected: The logits that `full` returned for it.
+        hint: Last sentence of the warning, such as the option for the full form.
     """
     vote, reason = _vote(batch, expected)
-    verdict = batch.run.ranks.minimum(vote, batch.logits.device)
+    verdict = batch.run._training.ranks.minimum(vote, batch.logits.device)
     if verdict == NO:
         reason = reason if vote == NO else "another rank found a reason"
-        warnings.warn(FALLBACK.format(reason=reason), ModbalanceWarning, stacklevel=depth_of_caller())
+        batch.run.warn(" ".join([FALLBACK.format(reason=reason), hint]).strip())
     return {NO: "full", ABSTAIN: "auto", YES: "factored"}[verdict]
+
+
+def guard_buffers(output: Tensor, model: nn.Module) -> None:
+    """Raise an ObservationError in the backward of ``output`` if a buffer changed since now, or changes meanwhile.
+
+    Batch norm in eval mode reads its running statistics again in the backward. Autograd does not notice that a forward
+    in training mode has changed them, and the gradients come out wrong; the batch counter beside them does show it.
+    """
+    buffers = dict(model.named_buffers())
+    versions = {name: buffer._version for name, buffer in buffers.items()}
+
+    def check() -> None:
+        for name, buffer in buffers.items():
+            if buffer._version != versions[name]:
+                raise ObservationError(
+                    "The backward should follow the criterion call, before the model runs in training mode again. "
+                    f"Found that the buffer {name!r} changed since: take the backward of each batch before the next "
+                    "forward, and do not checkpoint the activations of a model with batch norm."
+                )
+
+    def on_gradient(gradient: Tensor) -> None:
+        check()
+        Variable._execution_engine.queue_callback(check)
+
+    if buffers:
+        output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+
+
+def _features_in_eval(batch: Batch, *, masked: bool = False) -> Mapping[str, Tensor]:
+    """Return the features of a batch in eval mode, with graph: the model runs once more.
+
+    Args:
+        batch: The batch.
+        masked: Return those of the mask value instead, for one sample: (1, ..., D_i).
+    """
+    training, forward = batch.run._training, batch._require_inputs()
+    args, kwargs = forward.inputs or ((), {})
+    if masked:
+        args, kwargs = training.structure.inputs.masked(args, kwargs, batch.run.modalities, ())
+        args, kwargs = map_tensors(args, _first), map_tensors(kwargs, _first)
+    with training.watch.separately() as seen:
+        training.rerun.model(forward, args, kwargs, training=False)
+    return seen.features
 
 
 def _vote(batch: Batch, expected: Mapping[Coalition, Tensor]) -> tuple[int, str]:
@@ -78,7 +138,61 @@ def _vote(batch: Batch, expected: Mapping[Coalition, Tensor]) -> tuple[int, str]
         found = torch.stack([*factored(batch).values()])
         precision = found.dtype if batch.forward is None else batch.forward.precision(found.dtype)
         vote = agreement(found, torch.stack([*expected.values()]), precision)
-        mixing = None if vote == ABSTAIN else batch.why_not_separate()
+        mixing = None if vote == ABSTAIN else _why_not_separate(batch)
     except (ConfigError, RuntimeError, ValueError) as error:
         return NO, f"the other form fails ({error})"
     return (NO, mixing) if mixing is not None else (vote, "both forms yield different logits")
+
+
+def _why_not_separate(batch: Batch) -> str | None:
+    """Return a reason why the features of a modality may depend on more than its own input, or ``None``.
+
+    With NaN in the place of all other inputs, features must stay as they were: NaN gets through a gate that is
+    still closed, too. Integers become zero instead, which shows less. One pass per modality, one host read.
+    """
+    training, forward = batch.run._training, batch._require_inputs()
+    structure = training.structure
+    args, kwargs = forward.inputs or ((), {})
+    inputs = structure.inputs.read(args, kwargs, structure.modalities)
+    if {id(t) for t in tensors_in((args, kwargs))} - {id(t) for t in tensors_in(tuple(inputs.values()))}:
+        return "the model takes tensors that belong to no modality (name theirs in `inputs=`)"
+    with torch.no_grad():
+        features, differences = _features_in_eval(batch), []
+        if set(features) != set(inputs):
+            return "the model does not call its fusion"
+        for name, feature in features.items():
+            poison = {other: map_tensors(value, _poison) for other, value in inputs.items() if other != name}
+            changed = structure.inputs.write(args, kwargs, structure.modalities, poison)
+            with training.watch.separately() as seen:
+                training.rerun.model(forward, *changed, training=False)
+            near = torch.isclose(seen.features[name], feature, rtol=1e-3, atol=1e-5, equal_nan=False)
+            differences.append(~near.all())
+    differs = torch.stack(differences).tolist()
+    mixing = [name for name, found in zip(features, differs, strict=True) if found]
+    return f"the features of {mixing[0]!r} depend on the input of another modality" if mixing else None
+
+
+@contextmanager
+def _without_recomputation(no_gradient: str) -> Iterator[None]:
+    """Raise an ObservationError if the body uses activation checkpointing, which works by hooks on saved tensors.
+
+    Where such hooks are on already, around the body, the body is not watched.
+    """
+    message = _RECOMPUTED.format(hint=f" (`{no_gradient}`)" if no_gradient else "")
+    with ExitStack() as stack:
+        with suppress(RuntimeError):
+            stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(message))
+        try:
+            yield
+        except RuntimeError as error:
+            if str(error) != message:
+                raise
+            raise ObservationError(message) from None
+
+
+def _first(value: Tensor) -> Tensor:
+    return value[:1] if value.dim() else value
+
+
+def _poison(value: Tensor) -> Tensor:
+    return torch.full_like(value, torch.nan) if value.is_floating_point() else torch.zeros_like(value)

@@ -1,20 +1,19 @@
-"""The loss function handed to users: theirs, with eyes."""
+"""Wraps the user's loss so that methods can observe each training batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modbalance import notices, scores
-from modbalance.capture import Forward
+from modbalance import scores
+from modbalance._lifecycle import Lifecycle
+from modbalance.context import Batch
 from modbalance.errors import ConfigError, ObservationError, suggest
-from modbalance.records import Batch
 
-if TYPE_CHECKING:
-    from modbalance.balancer import Balancer
+__all__ = ["Criterion", "LogitsOf"]
 
 LogitsOf = Callable[[Any], Tensor] | str | int
 
@@ -28,14 +27,14 @@ class Criterion(nn.Module):
 
     def __init__(
         self,
-        balancer: Balancer,
+        lifecycle: Lifecycle,
         loss_fn: Callable[..., Tensor],
         logits_of: LogitsOf | None = None,
         score: scores.Score | str | None = None,
     ) -> None:
         super().__init__()
         self.loss_fn = loss_fn
-        self._balancer = balancer
+        self._lifecycle = lifecycle
         self._logits_of = logits_of
         self.score = scores.resolve(score, loss_fn)
         self._score_is_default = score is None
@@ -71,23 +70,24 @@ class Criterion(nn.Module):
         def task_loss(chosen: Tensor) -> Tensor:
             return self.loss_fn(chosen, target, *args, **kwargs)
 
-        if not self._is_training(logits):
-            return self._balancer.evaluate(Batch(self._balancer.run, logits=logits, target=target, task_loss=task_loss))
+        lifecycle = self._lifecycle
+        if not lifecycle.is_training(logits):
+            return lifecycle.evaluate(Batch(lifecycle.run, logits=logits, target=target, task_loss=task_loss))
         batch = self._batch(logits, target, features, unimodal_logits, present)
         batch.task_loss = task_loss
-        return self._balancer.criterion(batch)
+        return lifecycle.observe(batch)
 
     def observe(self, loss: Tensor, output: Any, target: Any, **given: Any) -> Tensor:
         """Let the methods observe a batch whose loss is computed already, and return that loss."""
         logits = self.pick_logits(output)
-        if not self._is_training(loss):
+        if not self._lifecycle.is_training(loss):
             return loss
-        for method in self._balancer.hooks.implementers("modbalance_logits", self._balancer.active):
+        for method in self._lifecycle.replacing_logits:
             raise ConfigError(
                 f"Method `{method.name}` replaces the logits before the loss is computed. Found a loss that is "
                 "computed already: take it from `opt.criterion(loss_fn)` instead of `opt.observe`."
             )
-        return self._balancer.criterion(self._batch(logits, target, **given), loss)
+        return self._lifecycle.observe(self._batch(logits, target, **given), loss)
 
     def pick_logits(self, output: Any) -> Tensor:
         """Return the logits in the model's output."""
@@ -99,18 +99,9 @@ class Criterion(nn.Module):
         keys = f" in a mapping with {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
         example = 0 if isinstance(output, tuple | list) else "logits"
         raise ConfigError(
-            f"The criterion should receive the logits as a tensor. Found {type(found).__name__}{given}{keys}: say "
-            f"where they are, `opt.criterion(loss_fn, logits_of={example!r})`; a name, an index or a callable."
+            f"The criterion should receive the logits as a tensor. Found {type(found).__name__}{given}{keys}: name "
+            f"their place, `opt.criterion(loss_fn, logits_of={example!r})`; a name, an index or a callable."
         )
-
-    def _is_training(self, differentiable: Tensor) -> bool:
-        balancer, model = self._balancer, self._balancer.run.model
-        learns = torch.is_grad_enabled() and differentiable.requires_grad
-        if not learns or (model is not None and not model.training):
-            balancer.note_evaluation(learns)
-            return False
-        balancer.note_training()
-        return bool(balancer.active)
 
     def _batch(
         self,
@@ -120,19 +111,19 @@ class Criterion(nn.Module):
         unimodal_logits: Mapping[str, Tensor] | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> Batch:
-        balancer = self._balancer
-        run = balancer.run
-        forward = self._forward_of(logits)
-        self._check(logits, target, {need for method in balancer.active for need in method.needs})
+        lifecycle = self._lifecycle
+        modalities = lifecycle.modalities
+        forward = lifecycle.forward_of(logits, self.pick_logits)
+        self._check(logits, target, lifecycle.needs)
         return Batch(
-            run,
+            lifecycle.run,
             forward=forward,
-            features=forward.features if features is None else _complete(features, run.modalities, "features"),
+            features=forward.features if features is None else _complete(features, modalities, "features"),
             logits=logits,
             target=target,
             scorer=self.score,
-            present=_checked_masks(present or {}, run.modalities, len(logits)),
-            given_logits=unimodal_logits and _complete(unimodal_logits, run.modalities, "unimodal_logits"),
+            present=_checked_masks(present or {}, modalities, len(logits)),
+            given_logits=unimodal_logits and _complete(unimodal_logits, modalities, "unimodal_logits"),
         )
 
     def _check(self, logits: Tensor, target: Any, needs: Collection[str]) -> None:
@@ -147,17 +138,6 @@ class Criterion(nn.Module):
                 "The loss should be one number, which methods differentiate. Found `reduction='none'`: pass a loss "
                 "with 'mean' or 'sum', or a function that reduces."
             )
-
-    def _forward_of(self, logits: Tensor) -> Forward:
-        capture = self._balancer.capture
-        before, capture.before = capture.before, None
-        if before is not None and not before.was_asked_for:
-            self._balancer.notices.give(notices.TWO_FORWARDS)
-        forward = capture.forward
-        if forward is None or (forward.is_unseen and forward.logits is not logits):
-            forward = capture.forward = Forward()
-        forward.was_asked_for, forward.logits, forward.logits_of = True, logits, self.pick_logits
-        return forward
 
 
 def _look_up(output: Any, where: LogitsOf) -> Any:

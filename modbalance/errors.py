@@ -1,9 +1,21 @@
-"""Every error and warning of modbalance: what was expected, what was found, and the fix."""
+"""Errors and warnings of modbalance; each message names the expected and the found value, and the fix."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ModbalanceError",
+    "ModbalanceWarning",
+    "ObservationError",
+    "PluginConflictError",
+    "PluginLoadError",
+    "UnknownMethodError",
+    "suggest",
+]
 
 
 class ModbalanceError(Exception):
@@ -23,11 +35,11 @@ class PluginConflictError(ModbalanceError):
 
 
 class PluginLoadError(ModbalanceError):
-    """A plugin cannot be imported, or what it offers is not a valid method."""
+    """A plugin cannot be imported, or offers no valid method."""
 
 
 class ObservationError(ModbalanceError, RuntimeError):
-    """A method needs something in this step that it was not shown."""
+    """A method needs a value in this step that was neither seen nor given."""
 
 
 class CheckpointError(ModbalanceError, ValueError):

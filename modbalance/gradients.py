@@ -1,4 +1,4 @@
-"""Gradients as lists of tensors: scaling, noise, norms, and a sandbox for what must leave no trace."""
+"""Gradients as lists of tensors: scaling, noise, norms, and a sandbox in which edits leave no trace."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+__all__ = ["add_noise_", "norm", "optimized", "sandbox", "scale_", "std", "values"]
 
 
 def optimized(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Every hook that a method may implement, in the order in which they fire. This file is the plugin reference.
+"""Hook specifications: every hook that a method may implement, in firing order.
 
 All hooks are optional, and an implementation may take any subset of the arguments. Hooks of several methods run in
 the order in which the methods were given, each seeing the result of the one before. No hook that fires within a step
@@ -15,9 +15,10 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modbalance.context import Batch, EpochData, Run, Step
     from modbalance.method import Method
-    from modbalance.records import Batch, EpochData, Step
-    from modbalance.run import Run
+
+__all__ = ["HOOKS", "hookimpl"]
 
 NAME = "modbalance"
 hookspec = pluggy.HookspecMarker(NAME)
@@ -31,7 +32,7 @@ def modbalance_methods() -> Sequence[type[Method]]:  # type: ignore[empty-body]
 
 @hookspec
 def modbalance_setup(run: Run) -> None:
-    """Build what the method needs: probes, snapshots. Called once, after the model is attached.
+    """Build probes, snapshots and the like. Called once, after the model is attached.
 
     Modules built here stay outside the user's model and must be equal on all ranks: draw from `run.generator`.
     """
@@ -77,7 +78,7 @@ def modbalance_losses(batch: Batch) -> Mapping[str, Tensor]:  # type: ignore[emp
 def modbalance_coefficients(step: Step) -> Mapping[str, Tensor]:  # type: ignore[empty-body]
     """Return a 0-dim coefficient by modality. Called in `modulate()`, gradients still unmodulated.
 
-    The core multiplies the gradients of the encoder by it, where `Method.modulates` says so. A coefficient that is
+    The core multiplies the gradients of the encoder by it, where `Method.modulates` is true. A coefficient that is
     NaN or infinite acts as 1 and is counted in `metrics()`.
     """
 

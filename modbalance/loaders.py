@@ -1,4 +1,4 @@
-"""For methods that look at data between epochs: what a loader draws from, and what one pass over it may change."""
+"""Loaders between epochs: samples gathered over ranks, random states kept, batch norm statistics estimated anew."""
 
 from __future__ import annotations
 
@@ -6,26 +6,48 @@ import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DistributedSampler
 
-if TYPE_CHECKING:
-    from modbalance.records import Forwarder
-    from modbalance.run import Run
+from modbalance._model.rerun import preserved
+from modbalance.context import Forwarder, Run
+
+__all__ = ["gather_samples", "recalibrate_batch_norm", "rng_kept"]
 
 
-def distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
-    """Return the `DistributedSampler` that a loader draws from, if it does."""
-    return next((part for part in _parts(loader) if isinstance(part, DistributedSampler)), None)
+def gather_samples(run: Run, loader: Any, columns: Sequence[Tensor]) -> list[Tensor]:
+    """Return the samples that all ranks drew from a loader, each sample once.
+
+    A `DistributedSampler` deals samples out in turn: row k of rank r is number k * ranks + r of one order for all
+    ranks, in which the rows are returned. Numbers beyond the size of the dataset repeat samples, to give each rank
+    as many, and are dropped. Of any other loader, each rank is taken to hold a share of its own, except where all
+    ranks hold the very same rows: these count once.
+
+    Args:
+        run: The run.
+        loader: The loader that the rows were drawn from, alike on all ranks.
+        columns: Tensors with one row per sample, in the order of this rank's loader; a rank may have no rows.
+    """
+    sampler = _distributed_sampler(loader)
+    gathered = [run.gather_rows(column) for column in columns]
+    if sampler is not None:
+        number = run.gather_rows(torch.arange(len(columns[0])) * sampler.num_replicas + sampler.rank)
+        order = number.argsort()
+        kept = order[number[order] < len(sampler.dataset)]  # type: ignore[arg-type]
+        return [column[kept] for column in gathered]
+    counts = run.gather_rows(torch.tensor([len(columns[0])])).tolist()
+    shares = [torch.split(column, counts) for column in gathered]
+    are_copies = all(torch.equal(first, other) for first, *others in shares for other in others)
+    return [share[0] for share in shares] if are_copies else gathered
 
 
 @contextmanager
 def rng_kept(loaders: Sequence[Any], device: torch.device) -> Iterator[None]:
-    """Restore after the body what drawing from loaders consumes: the random states of torch, numpy and Python.
+    """Restore the random states of torch, numpy and Python after the body, which draws from loaders.
 
     Generators of the loaders and of their samplers are restored too; those inside of worker processes cannot be.
     """
@@ -54,7 +76,7 @@ def recalibrate_batch_norm(run: Run, loader: Iterable[Any], forward: Forwarder) 
     layers = [layer for layer in run.model.modules() if isinstance(layer, _BatchNorm) and _is_calibrated(layer)]
     momenta = [layer.momentum for layer in layers]
     try:
-        with torch.no_grad(), run.topology.preserved([run.model], training=False), run.capture.watching():
+        with torch.no_grad(), preserved([run.model], training=False), run._training.watch.separately():
             for layer in layers:
                 layer.train().reset_running_stats()
                 layer.momentum = None  # a plain mean over the batches
@@ -67,10 +89,10 @@ def recalibrate_batch_norm(run: Run, loader: Iterable[Any], forward: Forwarder) 
 
 
 def _average_over_ranks(run: Run, layers: Sequence[_BatchNorm]) -> None:
-    counts = run.ranks.sum([layer.num_batches_tracked for layer in layers])  # type: ignore[misc]
+    counts = run.sums([layer.num_batches_tracked for layer in layers])  # type: ignore[misc]
     for name in ("running_mean", "running_var"):
         local = [getattr(layer, name) * layer.num_batches_tracked for layer in layers]
-        for layer, total, count in zip(layers, run.ranks.sum(local), counts, strict=True):
+        for layer, total, count in zip(layers, run.sums(local), counts, strict=True):
             getattr(layer, name).copy_(total / count)
     for layer, count in zip(layers, counts, strict=True):
         layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
@@ -79,6 +101,10 @@ def _average_over_ranks(run: Run, layers: Sequence[_BatchNorm]) -> None:
 def _is_calibrated(layer: nn.Module) -> bool:
     parameters = list(layer.parameters(recurse=False))
     return bool(layer.track_running_stats) and (not parameters or any(p.requires_grad for p in parameters))
+
+
+def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
+    return next((part for part in _parts(loader) if isinstance(part, DistributedSampler)), None)
 
 
 def _parts(loader: Any) -> list[Any]:

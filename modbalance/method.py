@@ -1,4 +1,4 @@
-"""What a method is: a class of options and hooks, one per paper."""
+"""Base classes of methods, declared options with their checks, and declared state."""
 
 from __future__ import annotations
 
@@ -13,10 +13,25 @@ from torch import Tensor
 
 from modbalance.errors import CheckpointError, ConfigError, suggest
 
+__all__ = [
+    "Check",
+    "Method",
+    "Preset",
+    "WindowedMethod",
+    "between",
+    "ge",
+    "gt",
+    "integer",
+    "one_of",
+    "option",
+    "optional",
+    "state",
+]
+
 Preset = Literal["official", "paper"]
 Check = Callable[[Any], str | None]
-NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model")
-"""What `Method.needs` may name."""
+NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model", "classes", "accuracy", "validation")
+"""The values of `Method.needs`."""
 
 
 def gt(bound: float) -> Check:
@@ -48,7 +63,7 @@ def one_of(*choices: Any, or_callable: bool = False) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Check for ``None`` or what ``check`` admits."""
+    """Check for ``None`` or a value that ``check`` admits."""
 
     def admit(value: Any) -> str | None:
         expected = None if value is None else check(value)
@@ -61,14 +76,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) -> Any:
+def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING, short: Any = attrs.NOTHING) -> Any:
     """Declare an option of a method.
 
     Args:
-        default: Value of the official preset: what the authors' code does.
-        check: Returns ``None`` for a valid value, else the words for what is expected (``gt``, ``one_of``, ...).
-        doc: One phrase with unit and range; it is what `modbalance show METHOD` and the docs print.
-        paper: Value of the paper preset, where the paper says something else than its code.
+        default: Value of the official preset, that of the authors' code.
+        check: Returns ``None`` for a valid value, else words for the expected ones (``gt``, ``one_of``, ...).
+        doc: One phrase with unit and range, printed by `modbalance show METHOD` and in the docs.
+        paper: Value of the paper preset, where the paper differs from its code.
+        short: Value for a training of a few epochs, where the default would never come to act in one.
     """
 
     def validate(method: Method, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -79,6 +95,8 @@ def option(default: Any, check: Check, doc: str, *, paper: Any = attrs.NOTHING) 
             )
 
     metadata = {"doc": doc, "paper": default if paper is attrs.NOTHING else paper}
+    if short is not attrs.NOTHING:
+        metadata["short"] = short
     return attrs.field(default=default, validator=validate, metadata=metadata)
 
 
@@ -102,8 +120,10 @@ class Method:
 
     Class attributes:
         name: Name of the method, equal to the name of its entry point.
-        needs: What the hooks use: any of ``unimodal_logits``, ``features``, ``target``, ``loss_fn``, ``model``. The
+        needs: Inputs of the hooks: any of ``unimodal_logits``, ``features``, ``target``, ``loss_fn``, ``model``. The
             model is asked for when the optimizer is built, a fitting target in the criterion, the rest on first use.
+            And what the data must have: ``classes``, one class index per sample as the target; ``accuracy``, that of
+            each modality; ``validation``, samples that are held out of training.
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
@@ -151,7 +171,7 @@ class Method:
         return {name: _cloned(getattr(self, name)) for name in self._state_names()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore the declared state from what `check_state` admitted."""
+        """Restore the declared state from a state that `check_state` admitted."""
         for name, value in saved.items():
             setattr(self, name, copy.deepcopy(value))
 
@@ -165,7 +185,7 @@ class Method:
 
     @classmethod
     def moved_state(cls, saved: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-        """Return a saved state on ``device``, but for what was declared to stay on the host."""
+        """Return a saved state on ``device``, but for tensors that were declared to stay on the host."""
         on_host = {field.name for field in attrs.fields(cast(Any, cls)) if field.metadata.get("on_host")}
         return {name: value if name in on_host else to_device(value, device) for name, value in saved.items()}
 

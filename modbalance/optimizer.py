@@ -1,4 +1,4 @@
-"""BalancedOptimizer: a torch optimizer around a torch optimizer."""
+"""BalancedOptimizer: wraps a torch optimizer so that methods of balanced multimodal learning modulate the training."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from modbalance import notices
-from modbalance.balancer import Balancer
-from modbalance.capture import Capture
-from modbalance.checkpoint import Checkpoint
+from modbalance._checkpoint import Checkpoint
+from modbalance._lifecycle import Lifecycle
+from modbalance._model.forward import Inputs, Place
+from modbalance._model.rerun import Rerun
+from modbalance._model.structure import Fusion, Parts, Structure
+from modbalance._model.unimodal import Unimodal, UnimodalSpec
+from modbalance._model.watch import Watch
+from modbalance._plugins import MethodSpec, build_methods
+from modbalance._ranks import Ranks
+from modbalance._reporting import Telemetry
+from modbalance._training import Training
+from modbalance._wrapper import Wrapper
+from modbalance.context import EpochData, default_forward
 from modbalance.criterion import Criterion, LogitsOf
-from modbalance.describe import describe
-from modbalance.distributed import Ranks
 from modbalance.errors import ConfigError
 from modbalance.gradients import optimized
-from modbalance.layout import Inputs, Place
 from modbalance.method import Preset
-from modbalance.records import EpochData, default_forward
-from modbalance.registry import MethodSpec, build_methods
-from modbalance.run import Run
 from modbalance.scores import Score
-from modbalance.telemetry import Telemetry
-from modbalance.topology import Fusion, Parts, Topology
-from modbalance.unimodal import Unimodal, UnimodalSpec
-from modbalance.wrapper import Wrapper
+
+__all__ = ["BalancedOptimizer"]
 
 
 class BalancedOptimizer(Wrapper):
@@ -41,7 +42,7 @@ class BalancedOptimizer(Wrapper):
        method, let each method edit gradients;
     3. clip the joint gradient norm, if `clip_grad_norm` is set;
     4. step the inner optimizer;
-    5. commit what the methods learned in this step.
+    5. commit the state of the methods.
 
     Learning-rate schedulers, GradScaler, DDP, `torch.compile` and checkpointing take it like any optimizer. Parameter
     groups, state and defaults are those of the inner optimizer, shared, not copied.
@@ -56,19 +57,19 @@ class BalancedOptimizer(Wrapper):
         fusion: Where unimodal features become logits: a path, a module, a list applied in sequence, or a callable.
         feature_sizes: Sizes of the parts where the fusion receives one concatenated tensor, by modality or in order.
         inputs: Which arguments of the model's forward belong to a modality; default: positional, in order.
-        mask_value: What a removed input is filled with; a number, or a number by modality.
+        mask_value: Fill value of a removed input; a number, or a number by modality.
         unimodal: How unimodal logits are obtained: ``"auto"``, ``"slice"``, ``"zero"``, a mapping to own heads, or a
-            callable from features to logits; see `modbalance.unimodal.Unimodal`.
-        preset: ``"official"``, the authors' code, or ``"paper"``, where the paper says something else.
+            callable from features to logits; see docs/usage.md.
+        preset: ``"official"``, the authors' code, or ``"paper"``, where the paper differs from its code.
         apply: ``"gradient"``: coefficients scale gradients.
         clip_grad_norm: Largest joint L2 norm of the gradients, > 0; larger ones are scaled down after modulation.
-            ``None``: what the preset of the method asks for, else no clip.
+            ``None``: that of the method's preset, else no clip.
         dry_run: Compute and log everything, and change nothing.
         check_finite: Raise when a loss is not finite, at the price of one host read per step.
         options: The method's options, where ``method`` is a name.
 
     Raises:
-        ConfigError: An argument or an option does not fit; the message says what was expected.
+        ConfigError: An argument or an option does not fit; the message names the fix.
         UnknownMethodError: No installed plugin offers the method.
         PluginConflictError: Two installed plugins offer it.
         PluginLoadError: Its plugin cannot be loaded.
@@ -105,32 +106,33 @@ class BalancedOptimizer(Wrapper):
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ConfigError(f"Parameter `clip_grad_norm` should be > 0. Found `clip_grad_norm = {clip_grad_norm}`.")
         super().__init__(inner)
-        topology = Topology(inner, model, modalities, fusion, feature_sizes, Inputs(inputs, mask_value))
+        structure = Structure(inner, model, modalities, fusion, feature_sizes, Inputs(inputs, mask_value))
         ranks = Ranks(model)
-        capture = Capture(topology)
-        run = Run(topology, capture, Unimodal(unimodal, topology, ranks), ranks, Telemetry(), inner, dry_run)
+        watch = Watch(structure)
+        rerun = Rerun(structure, watch)
+        unimodal_logits = Unimodal(unimodal, structure, rerun, ranks)
+        training = Training(structure, watch, rerun, unimodal_logits, ranks, Telemetry(), inner, dry_run)
         methods = build_methods(method, preset, options)
-        self._balancer = Balancer(methods, run, check_finite=check_finite)
+        self._lifecycle = Lifecycle(methods, training, check_finite=check_finite)
         self._own_clip = clip_grad_norm
         clips = [clip for each in methods if (clip := each.preset_clips.get(each.preset)) is not None]
         self._clip_grad_norm = min(clips, default=None) if clip_grad_norm is None and not dry_run else clip_grad_norm
-        self._warn_of_invariance()
 
-    # What users call
+    # Training
 
     def criterion(
         self, loss_fn: Callable[..., Tensor], *, logits_of: LogitsOf | None = None, score: Score | str | None = None
     ) -> Criterion:
-        """Return the loss function through which the methods see training batches.
+        """Return a loss function through which the methods observe training batches.
 
         Args:
             loss_fn: The user's loss, called as ``loss_fn(logits, target, *args, **kwargs)``.
-            logits_of: Where the logits are in the model's output: a key, an attribute, an index or a callable.
-            score: What "how well does this modality do" means: ``None`` (softmax probability of the target class),
+            logits_of: Place of the logits in the model's output: a key, an attribute, an index or a callable.
+            score: Measure of how well a modality does: ``None`` (softmax probability of the target class),
                 ``"binary"``, ``"multilabel"``, ``"regression"``, or a callable `(logits, target) -> (score, mask)`.
         """
-        criterion = Criterion(self._balancer, loss_fn, logits_of, score)
-        self._balancer.run.loss_fn, self._balancer.run.scorer = loss_fn, criterion.score
+        criterion = Criterion(self._lifecycle, loss_fn, logits_of, score)
+        self._lifecycle.set_loss(loss_fn, criterion.score)
         return criterion
 
     def observe(
@@ -144,16 +146,16 @@ class BalancedOptimizer(Wrapper):
         present: Mapping[str, Tensor] | None = None,
         score: Score | str | None = None,
     ) -> Tensor:
-        """Return ``loss``, having let the methods observe it; for losses computed inside the model or of many terms.
+        """Return ``loss`` and let the methods observe it; for losses computed inside the model or of many terms.
 
         Arguments are those of the criterion, see `modbalance.criterion.Criterion.forward`.
         """
         given = {"features": features, "unimodal_logits": unimodal_logits, "present": present}
-        return Criterion(self._balancer, _no_loss, None, score).observe(loss, logits, target, **given)
+        return Criterion(self._lifecycle, _no_loss, None, score).observe(loss, logits, target, **given)
 
     def modulate(self) -> None:
         """Turn gradients into modulated gradients, once per step; needed only before a clip by hand."""
-        self._balancer.modulate()
+        self._lifecycle.modulate()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step: closure, modulate, clip, inner step, commit. Returns what the closure returns."""
@@ -162,7 +164,7 @@ class BalancedOptimizer(Wrapper):
         else:
             result = self._evaluate(closure)
             self._inner.step()
-        self._balancer.commit()
+        self._lifecycle.commit()
         return result
 
     def end_epoch(
@@ -182,49 +184,49 @@ class BalancedOptimizer(Wrapper):
             forward: ``(model, batch) -> (logits, target)``; default ``model(*batch[:-1]), batch[-1]``, moved to the
                 device of the model.
         """
-        self._balancer.end_epoch(EpochData(train, val, metrics, forward or default_forward))
+        self._lifecycle.end_epoch(EpochData(train, val, metrics, forward or default_forward))
 
     @property
     def epoch(self) -> int:
         """Current epoch, 0-based; settable. Windows count in it."""
-        return self._balancer.run.epoch
+        return self._lifecycle.training.epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
             raise ConfigError(f"`opt.epoch` should be an integer >= 0. Found {epoch!r}.")
-        self._balancer.move_to_epoch(epoch)
+        self._lifecycle.move_to_epoch(epoch)
 
     @property
     def should_stop(self) -> bool:
         """Whether a method would end the training here (early stopping); nothing stops by itself."""
-        return self._balancer.run.should_stop
+        return self._lifecycle.training.should_stop
 
     def metrics(self) -> dict[str, float]:
         """Return the latest logged values, ``<method>/<quantity>/<modality>``; the only call that reads tensors."""
-        return self._balancer.run.telemetry.read()
+        return self._lifecycle.training.telemetry.read()
 
     def describe(self) -> str:
         """Return a readable account of modalities, parameters, methods, hooks, their order, and clips."""
-        return describe(self._balancer, self._inner, self._clip_grad_norm)
+        return self._lifecycle.describe(self._clip_grad_norm)
 
     def remove(self) -> None:
-        """Take all hooks off the model. The wrapper goes on as a plain optimizer, with the clip that you asked for."""
-        self._balancer.detach()
+        """Take all hooks off the model. The wrapper goes on as a plain optimizer, with the user's own clip."""
+        self._lifecycle.detach()
         self._clip_grad_norm = self._own_clip
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer; its key ``"modality"``, if any, counts as at construction."""
-        topology = self._balancer.run.topology
-        topology.check_group(param_group)
+        structure = self._lifecycle.training.structure
+        structure.check_group(param_group)
         super().add_param_group(param_group)
-        topology.adopt(self._inner.param_groups[-1])
+        structure.adopt(self._inner.param_groups[-1])
 
     def _about_to_scale(self) -> None:
         """Hear that a GradScaler is about to take a step or to skip it: the pending step is complete."""
-        self._balancer.complete()
+        self._lifecycle.complete()
 
-    # What is saved
+    # State
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state, flat as torch's, plus the key ``modbalance``.
@@ -234,7 +236,7 @@ class BalancedOptimizer(Wrapper):
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        saved = Checkpoint(self._inner, self._balancer).save()
+        saved = Checkpoint(self._inner, self._lifecycle).save()
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             changed = post_hook(self, saved)
             saved = saved if changed is None else changed
@@ -250,12 +252,12 @@ class BalancedOptimizer(Wrapper):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, saved)
             saved = saved if changed is None else changed
-        Checkpoint(self._inner, self._balancer).load(saved)
+        Checkpoint(self._inner, self._lifecycle).load(saved)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __repr__(self) -> str:
-        methods = [method.name for method in self._balancer.hooks.methods] or ["none"]
+        methods = [method.name for method in self._lifecycle.methods] or ["none"]
         return f"BalancedOptimizer({'+'.join(methods)}, {self._inner!r})"
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
@@ -263,32 +265,11 @@ class BalancedOptimizer(Wrapper):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        self._warn_of_missing_criterion()
-        self._balancer.modulate()
+        self._lifecycle.warn_of_missing_criterion()
+        self._lifecycle.modulate()
         if self._clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(list(optimized(self._inner)), self._clip_grad_norm)
         return result
-
-    def _warn_of_missing_criterion(self) -> None:
-        balancer = self._balancer
-        if balancer.pending is not None or not (acting := balancer.hooks.stepping(balancer.active)):
-            return
-        # torch's checkpoint helpers take a step with learning rate 0 before any forward, to create the state.
-        took_forward = balancer.capture.forward is not None or balancer.learns_unseen
-        learns = any(group.get("lr") != 0.0 for group in self.param_groups if not isinstance(group.get("lr"), Tensor))
-        if took_forward or (balancer.run.model is None and learns):
-            replacing = balancer.hooks.implementers("modbalance_features", acting)
-            methods = " and ".join(f"`{method.name}`" for method in replacing or acting)
-            balancer.notices.give(notices.MISSING_LOSS if replacing else notices.MISSING_CRITERION, methods=methods)
-
-    def _warn_of_invariance(self) -> None:
-        topology = self._balancer.run.topology
-        named = [each for modality in topology.modalities for each in topology.listed(modality)]
-        returning = self._balancer.hooks.implementers("modbalance_coefficients")
-        scaling = [method for method in returning if any(method.modulates(*each) for each in named)]
-        if scaling and notices.is_adam_family(self._inner):
-            methods = " and ".join(f"`{method.name}`" for method in scaling)
-            self._balancer.notices.give(notices.ADAM_INVARIANCE, methods=methods, optimizer=type(self._inner).__name__)
 
 
 def _requires_closure(optimizer: Optimizer) -> bool:

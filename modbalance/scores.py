@@ -1,14 +1,16 @@
-"""What "how well does this modality do" means, per task.
+"""Scores: how well a modality does, per task; comparison of scores beyond rounding.
 
 A score is a callable `(logits, target) -> (score, mask)`: one number per element, larger for better, and a boolean
-mask of the same shape that says which elements count (`None`: all).
+mask of the same shape, true for elements that count (`None`: all).
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from types import FunctionType
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,19 @@ from torch import Tensor, nn
 
 from modbalance.errors import ConfigError, suggest
 
+__all__ = [
+    *("Score", "binary", "multilabel", "regression", "softmax"),
+    *("clearly_greater", "require_classes", "resolve", "row_mask", "widened"),
+]
+
+# Sums over a batch, means over up to seven other modalities and a division are off by fewer units than this.
+_TIE_IN_UNITS = 32
+
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 def softmax(ignore_index: int = -100) -> Score:
-    """Softmax probability of the target class (OGM-GE, CVPR 2022, the summand of Eq. 8; range [0, 1]).
+    """Softmax probability of the target class (Peng et al., CVPR 2022, summand of Eq. 8; range [0, 1]).
 
     Logits are (B, C, ...), class indices (B, ...) or class probabilities (B, C, ...); the latter score by their
     expectation. Elements whose index is ``ignore_index`` do not count.
@@ -70,7 +80,7 @@ _NOT_FOR_CLASSES: dict[object, str] = {
 
 
 def resolve(score: Score | str | None, loss_fn: object) -> Score:
-    """Return the score for what the user gave: ``None``, a preset's name, or a callable."""
+    """Return a score from ``None``, the name of a preset, or a callable."""
     if callable(score):
         return score
     if score is None or score == "softmax":
@@ -88,8 +98,8 @@ def require_classes(loss_fn: object, what: str, fix: str) -> None:
 
     Args:
         loss_fn: The user's loss.
-        what: What is of classes alone.
-        fix: What to pass instead; ``{presets}`` stands for the scores that fit the loss.
+        what: The quantity that is defined for classes alone.
+        fix: The value to pass instead; ``{presets}`` stands for the scores that fit the loss.
     """
     presets = _NOT_FOR_CLASSES.get(loss_fn if isinstance(loss_fn, FunctionType) else type(loss_fn))
     if presets is not None:
@@ -100,6 +110,44 @@ def require_classes(loss_fn: object, what: str, fix: str) -> None:
 def widened(tensor: Tensor) -> Tensor:
     """Return ``tensor`` in single precision, or in double if it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def row_mask(rows: Tensor, tensor: Tensor) -> Tensor:
+    """Return a boolean mask of samples, (B,), as (B, 1, ...) on the device of a tensor (B, ...)."""
+    return rows.to(tensor.device).reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+@overload
+def clearly_greater(value: float, than: float, precision: torch.dtype | None = ...) -> bool: ...
+@overload
+def clearly_greater(value: Tensor | float, than: Tensor, precision: torch.dtype | None = ...) -> Tensor: ...
+@overload
+def clearly_greater(value: Tensor, than: float, precision: torch.dtype | None = ...) -> Tensor: ...
+def clearly_greater(value: Tensor | float, than: Tensor | float, precision: torch.dtype | None = None) -> Tensor | bool:
+    """Return whether ``value`` > ``than`` by more than rounding: beyond 32 units in the last place of ``than``.
+
+    Numbers that are equal on paper differ in their last digits, which depend on the order of sums and so on memory
+    alignment, thread count and rank. Every decision on such numbers goes through here: equal numbers are never
+    clearly greater. NaN compares false, infinity exceeds any finite number, any positive number exceeds 0. Tensors are
+    not read on the host.
+
+    Args:
+        value: A number, or a tensor of any shape.
+        than: The same; tensors are broadcast.
+        precision: Precision in which the numbers were computed; ``None``: the coarser one of the tensors, at least
+            single, or double for two numbers.
+
+    Returns:
+        A boolean tensor, or a bool for two numbers.
+    """
+    tensors = [widened(each) for each in (value, than) if isinstance(each, Tensor)]
+    dtypes = [each.dtype for each in tensors] or [torch.float64]
+    unit = max(torch.finfo(dtype).eps for dtype in ([precision] if precision else dtypes))
+    if isinstance(than, Tensor):
+        than = widened(than)
+        return value > than + (_TIE_IN_UNITS * unit * than.abs()).clamp(max=torch.finfo(than.dtype).max)
+    bound = than + min(_TIE_IN_UNITS * unit * abs(than), sys.float_info.max)
+    return widened(value) > bound if isinstance(value, Tensor) else value > bound
 
 
 def check_classes(logits: Tensor, target: Tensor) -> None:

@@ -1,23 +1,23 @@
-"""CMU-MOSI: how negative or positive is an opinion, from -3 to 3, by words, voice and face? A regression.
+"""CMU-MOSI: regression of the sentiment of opinions, from -3 to 3, by words, voice and face.
 
-    python recipes/cmu_mosi.py --methods none cggm                      a small generated set, minutes on a laptop
+    python recipes/cmu_mosi.py --methods none cggm                      a small synthetic set, minutes on a laptop
     python recipes/cmu_mosi.py --data-root DIR --methods none cggm      the paper's training
     python recipes/cmu_mosi.py --data-root DIR --protocol multibench    late fusion of three GRUs, as in MultiBench
 
 DIR holds `mosi_data_noalign.pkl` or, with --features aligned, `mosi_data.pkl`, both of the MulT authors; or, with
 --features multibench, `mosi_raw.pkl` of MultiBench. It may also be the file itself.
 
-Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). What differs from their code: training
-segments are shuffled, and the test part, which their code never evaluates, is evaluated once. The epoch with the
-lowest validation error is taken; theirs, and --protocol official, take that with the most correct signs.
+Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). Differences from their code: training
+segments are shuffled, and the test part, which their code never evaluates, is evaluated once. The best epoch is the one
+with the lowest validation error; in their code, and with --protocol official, the one with the most correct signs.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.arguments import positive_int
@@ -25,46 +25,57 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosi import FILES, PackedFile, read_mosi
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.sentiment import SyntheticSequences
 from recipe_common.models.fusion import ConcatFusion, LateFusionNet, describe
 from recipe_common.models.msa import MSANet
 from recipe_common.models.sequence import GRUEncoder, TransformerEncoder
 from recipe_common.recipe import Data, Recipe
-from recipe_common.tasks.sentiment import NOT_FOR_REGRESSION, REGRESSION, sentiment_regression
+from recipe_common.settings.declaration import flag
+from recipe_common.settings.shared import Settings
+from recipe_common.tasks.sentiment import REGRESSION, sentiment_regression
 
 HEADLINES = ("mae", *(metric.key for metric in REGRESSION if metric.key != "mae"))
 WIDTHS = {
     "gru": {"text": 600, "audio": 200, "vision": 70},
     "transformer": {"text": 600, "audio": 10, "vision": 40},
 }
-"""Of the encoders of MultiBench."""
+"""Widths of the encoders of MultiBench."""
 HIDDEN = {"gru": 870, "transformer": 256}
-"""Of its heads."""
-MADE_UP = MadeUpSequences()
-GENERATED = PackedFile("mosi_data.pkl", MADE_UP.shapes)
+"""Hidden units of the heads of MultiBench."""
+SYNTHETIC = SyntheticSequences()
+SYNTHETIC_FILE = PackedFile("mosi_data.pkl", SYNTHETIC.shapes)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its model."""
-    add = parser.add_argument_group("CMU-MOSI").add_argument
-    add("--features", choices=tuple(FILES), help="which packed file")
-    add("--headline", choices=HEADLINES, help="metric that selects the epoch; all are reported")
-    add("--model", choices=("cggm", *WIDTHS), help="transformers of CGGM, or late fusion of MultiBench")
-    add("--layers", type=positive_int, help="cggm: of the encoder of each modality")
-    add("--fusion-layers", type=positive_int, help="cggm: of the encoder of all")
-    add("--width", type=positive_int, help="cggm: of all encoders; a multiple of 5, the number of heads")
-    add("--balanced", choices=("branch", "encoder"), help="cggm: methods act on input projections too, or not")
+@attrs.frozen(kw_only=True)
+class MosiSettings:
+    """Settings of this dataset and its models: those of mosi_run.py of the CGGM code."""
+
+    title: ClassVar[str] = "CMU-MOSI"
+
+    features: str = flag("noalign", "packed file to read", choices=tuple(FILES))
+    # Ours. The error is the training loss, needs no convention for a sentiment of 0, and drives the plateau of the CGGM
+    # code, too; two-class accuracies of 229 validation segments tie and jump.
+    headline: str = flag("mae", "metric that selects the epoch; all are reported", choices=HEADLINES)
+    model: str = flag("cggm", "cggm: transformers of CGGM; else late fusion of MultiBench", choices=("cggm", *WIDTHS))
+    layers: int = flag(5, "cggm: layers of the encoder of each modality", number=positive_int)
+    fusion_layers: int = flag(3, "cggm: layers of the encoder of all modalities", number=positive_int)
+    width: int = flag(40, "cggm: width of all encoders; a multiple of 5, the number of heads", number=positive_int)
+    # Ours.
+    balanced: str = flag(
+        "branch", "cggm: methods act on encoders with or without input projections", choices=("branch", "encoder")
+    )
 
 
-def load(args: argparse.Namespace) -> Data:
-    """Read the packed file; without `--data-root` that of a small generated set."""
-    if args.data_root is None:
-        path, splits = read_mosi(generated_root(), GENERATED)
+def load(settings: Settings[MosiSettings]) -> Data:
+    """Read the packed file; without `--data-root` that of a small synthetic set."""
+    root, validation = settings.data.data_root, settings.data.validation
+    if root is None:
+        path, splits = read_mosi(synthetic_root(), SYNTHETIC_FILE)
     else:
-        path, splits = read_mosi(Path(args.data_root), FILES[args.features])
-    train = (splits["train"],) if args.validation else (splits["train"], splits["val"])
-    val = (splits["val"],) if args.validation else ()
+        path, splits = read_mosi(root, FILES[settings.own.features])
+    train = (splits["train"],) if validation else (splits["train"], splits["val"])
+    val = (splits["val"],) if validation else ()
     notes = (f"data: {path}", "split: the one in the file", *(part.summary(name) for name, part in splits.items()))
     return Data(
         train=in_memory(*train),
@@ -72,10 +83,9 @@ def load(args: argparse.Namespace) -> Data:
         test=in_memory(splits["test"]),
         classes=(),
         modalities=MODALITIES,
-        generated=args.data_root is None,
-        summary=notes if args.validation else (*notes, "validation segments are for training too"),
-        task=sentiment_regression(zero="negative", headline=args.headline),
-        excluded=NOT_FOR_REGRESSION,
+        synthetic=settings.data.is_synthetic,
+        summary=notes if validation else (*notes, "validation segments are for training too"),
+        task=sentiment_regression(zero="negative", headline=settings.own.headline),
         skipped=tuple(f"{name}: {id_}: no text" for name, part in splits.items() for id_ in part.dropped),
     )
 
@@ -88,37 +98,39 @@ def in_memory(*parts: Packed) -> TensorSet:
     return TensorSet([getattr(whole, modality) for modality in MODALITIES], whole.labels[:, None])
 
 
-def generated_root() -> Path:
-    """Return the folder of a small set in the format of MulT, which it makes at the first call.
+def synthetic_root() -> Path:
+    """Return the folder of a small set in the format of MulT, which is written at the first call.
 
     320 training, 80 validation and 120 test segments of at most 12 words.
     """
-    return generated_folder("cmu_mosi", MADE_UP, lambda root: MADE_UP.write(root / GENERATED.name))
+    return synthetic_folder("cmu_mosi", SYNTHETIC, lambda root: SYNTHETIC.write(root / SYNTHETIC_FILE.name))
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
+def build_model(settings: Settings[MosiSettings], data: Data) -> nn.Module:
     *sample, _ = data.train[0, 0]
     sizes = {modality: sequence.shape[-1] for modality, sequence in zip(MODALITIES, sample, strict=True)}
-    if args.model == "cggm":
-        return MSANet(sizes, 1, args.layers, args.fusion_layers, width=args.width)
-    widths = WIDTHS[args.model]
+    own = settings.own
+    if own.model == "cggm":
+        return MSANet(sizes, 1, own.layers, own.fusion_layers, width=own.width)
+    widths = WIDTHS[own.model]
     encoders: dict[str, nn.Module] = {
         modality: GRUEncoder(size, widths[modality])
-        if args.model == "gru"
+        if own.model == "gru"
         else TransformerEncoder(size, widths[modality], heads=5, layers=5, step="last")
         for modality, size in sizes.items()
     }
-    return LateFusionNet(encoders, ConcatFusion(widths, 1, hidden=HIDDEN[args.model]))
+    return LateFusionNet(encoders, ConcatFusion(widths, 1, hidden=HIDDEN[own.model]))
 
 
-def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    return describe(MODALITIES, part=".encoder" if args.model == "cggm" and args.balanced == "encoder" else "")
+def balance(settings: Settings[MosiSettings]) -> Mapping[str, Any]:
+    own = settings.own
+    return describe(MODALITIES, part=".encoder" if own.model == "cggm" and own.balanced == "encoder" else "")
 
 
 RECIPE = Recipe(
     name="cmu_mosi",
     title="CMU-MOSI: sentiment by text, audio and vision",
-    add_arguments=add_arguments,
+    settings=MosiSettings,
     defaults={
         # mosi_run.py of the CGGM code; the dropout rates there are the defaults of the model. Its Adam has no decay.
         "epochs": 30,
@@ -131,17 +143,8 @@ RECIPE = Recipe(
         "gamma": 0.1,
         "clip_grad_norm": 0.8,  # with and without CGGM
         "seed": 666,
-        "features": "noalign",
-        "model": "cggm",
-        "layers": 5,
-        "fusion_layers": 3,
-        "width": 40,
-        # Ours. The error is what is trained, it needs no convention for a sentiment of 0, and the plateau of the
-        # CGGM code watches it too; two-class accuracies of 229 validation segments tie and jump.
-        "headline": "mae",
-        "balanced": "branch",
     },
-    generated_defaults={
+    synthetic_defaults={
         "layers": 2,
         "fusion_layers": 1,
         "epochs": 10,

@@ -1,152 +1,127 @@
-"""CREMA-D: which of six emotions does a speaker show, by voice and face?
+"""CREMA-D: classification of clips of speakers into six emotions, by voice and face.
 
-    python recipes/cremad.py --methods none ogm_ge                      a small generated set, minutes on a laptop
+    python recipes/cremad.py --methods none ogm_ge                      a small synthetic set, minutes on a laptop
     python recipes/cremad.py prepare --data-root DIR                    frames and sound from the videos, once
     python recipes/cremad.py --data-root DIR --methods none ogm_ge      the paper's training
 
 DIR is a download of https://github.com/CheyneyComputerScience/CREMA-D (`AudioWAV/NAME.wav`, `VideoFlash/NAME.flv`), or
-what other code made of it: `AudioWAV`, `Audio` or `audio` with NAME.wav, and `Image-01-FPS/NAME/` with numbered jpg
-files. NAME is `<actor>_<sentence>_<emotion>_<level>`, such as `1001_DFA_ANG_XX`.
+the files that other code made of it: `AudioWAV`, `Audio` or `audio` with NAME.wav, and `Image-01-FPS/NAME/` with
+numbered jpg files. NAME is `<actor>_<sentence>_<emotion>_<level>`, such as `1001_DFA_ANG_XX`.
 
 Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Three things differ from their code: the best
 epoch is selected on validation clips and never on the test clips, frames are sorted, and clips that lack a modality are
 counted and reported. Their lists share all speakers between training and test; `--split speaker` does not.
 """
 
-import argparse
-import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.arguments import positive_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
-from recipe_common.data.cache.feed import add_feed_arguments
-from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.cache.feed import FeedSettings
+from recipe_common.data.datasets.cremad import CLASS_ORDERS, Folders, layout_of, listed_split
+from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
 from recipe_common.data.readers.audio import Spectrogram
 from recipe_common.data.readers.frames import Frames
 from recipe_common.data.samples.assemble import open_samples
-from recipe_common.data.samples.audiovisual import MadeUpClips, audio_source, frames_source
-from recipe_common.data.samples.folders import Folders, Layout
-from recipe_common.data.samples.lists import Row
-from recipe_common.data.samples.splits import Split, hold_out, listed_split, random_split, speaker_split
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.samples.audiovisual import audio_source, frames_source
+from recipe_common.data.samples.splits import Split, random_split, speaker_split
+from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.models.fusion import FUSIONS, describe
 from recipe_common.recipe import Data, Recipe
-
-CLASS_ORDERS = {
-    "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),  # OGM-GE, AGM, DGL, PMR, BalanceBenchmark
-    "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),  # Diagnosing & Re-learning, MMPareto
-}
+from recipe_common.settings.declaration import flag, group
+from recipe_common.settings.shared import Settings
 
 
-def layout_of(fps: int) -> Layout:
-    """Return the folder names of the official download and of the OGM-GE and AGM code, for frames at `fps`."""
-    return Layout(
-        audio=("AudioWAV", "Audio", "audio"),
-        frames=f"Image-{fps:02d}-FPS",
-        videos="VideoFlash",
-        lists=(".", "CREMAD", "data/CREMAD"),
-        name=re.compile(r"\d{4}_[A-Z]{3}_([A-Z]{3})_[A-Z]{1,2}"),
-        prepare=f"python recipes/cremad.py prepare --data-root {{root}} --fps {fps}",
+@attrs.frozen(kw_only=True)
+class CremadSettings:
+    """Settings of this dataset and its model."""
+
+    title: ClassVar[str] = "CREMA-D"
+
+    # Ours: the OGM-GE code skips missing clips silently and has no validation clips.
+    split: str = flag(
+        "official",
+        "official: lists on disk; random: 80/10/10 %% of clips; speaker: of actors",
+        choices=("official", "random", "speaker"),
     )
+    split_seed: int = flag(0, "seed of the choice of held-out clips, independent of --seed", number=seed_int)
+    # The dataset code of OGM-GE, classes as in its stat.csv.
+    class_order: str = flag("official", "order of the class indices; two are published", choices=tuple(CLASS_ORDERS))
+    min_found: float = flag(0.9, "share of the listed clips that must be on disk", number=share_float, metavar="SHARE")
+    # main.py of the OGM-GE code: one frame, concatenation.
+    fps: int = flag(1, "read the folder Image-<fps>-FPS", number=positive_int)
+    frames: int = flag(1, "frames per clip", number=positive_int)
+    image_size: int = flag(224, number=positive_int, metavar="PIXELS")
+    # Its dataset code: 3 s at 22,050 Hz, log magnitude of a (257, 188) spectrogram.
+    audio_rate: int = flag(22_050, number=positive_int, metavar="HZ")
+    audio_seconds: float = flag(3.0, "waveforms are repeated and cut to this length", number=positive_float)
+    n_fft: int = flag(512, "window of the spectrogram", number=positive_int, metavar="SAMPLES")
+    hop: int = flag(353, "step of the spectrogram", number=positive_int, metavar="SAMPLES")
+    fusion: str = flag("concat", choices=FUSIONS)
+    feed: FeedSettings = group(FeedSettings)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its model."""
-    add = parser.add_argument_group("CREMA-D").add_argument
-    add("--split", choices=("official", "random", "speaker"), help="lists on disk, 80/10/10 %% of clips, or of actors")
-    add("--split-seed", type=seed_int, help="decides what is held out, independently of --seed")
-    add("--class-order", choices=tuple(CLASS_ORDERS), help="which of the two published class indices")
-    add("--min-found", type=share_float, metavar="SHARE", help="share of the listed clips that must be on disk")
-    add("--fps", type=positive_int, help="read the folder Image-<fps>-FPS")
-    add("--frames", type=positive_int, help="frames per clip")
-    add("--image-size", type=positive_int, metavar="PIXELS")
-    add("--audio-rate", type=positive_int, metavar="HZ")
-    add("--audio-seconds", type=positive_float, help="waveforms are repeated and cut to this length")
-    add("--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram")
-    add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram")
-    add("--fusion", choices=FUSIONS)
-    add_feed_arguments(parser)
+@attrs.frozen(kw_only=True)
+class CremadPreparation(Preparation):
+    """Settings of `prepare`."""
+
+    fps: int = flag(1, "frames per second of video", number=positive_int)
 
 
-def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else Path(args.data_root)
-    classes = CLASS_ORDERS[args.class_order]
-    folders = layout_of(args.fps).find(root)
-    split, origin = choose_split(args, folders, classes)
+def load(settings: Settings[CremadSettings]) -> Data:
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    own, root = settings.own, settings.data.data_root or synthetic_root()
+    classes = CLASS_ORDERS[own.class_order]
+    folders = layout_of(own.fps).find(root)
+    split, origin = choose_split(settings, folders, classes)
     sources = (
-        audio_source([folders.audio], Spectrogram(args.audio_rate, args.audio_seconds, args.n_fft, args.hop)),
-        frames_source([folders.frames], Frames(args.frames, args.image_size)),
+        audio_source([folders.audio], Spectrogram(own.audio_rate, own.audio_seconds, own.n_fft, own.hop)),
+        frames_source([folders.frames], Frames(own.frames, own.image_size)),
     )
     lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
-    return open_samples(args, root, classes, split, sources, lines)
+    return open_samples(settings, root, classes, split, sources, lines, min_found=own.min_found, feeding=own.feed)
 
 
-def choose_split(args: argparse.Namespace, folders: Folders, classes: tuple[str, ...]) -> tuple[Split, str]:
-    """Return the split and a line that says where it comes from; without lists, `official` is the same as `random`."""
-    seed = args.split_seed
-    if args.split == "official" and folders.lists:
-        return listed_split(folders.lists, classes, seed, validation=args.validation)
-    rows = layout_of(args.fps).rows(folders, classes)
-    if args.split == "speaker":
+def choose_split(settings: Settings[CremadSettings], folders: Folders, classes: tuple[str, ...]) -> tuple[Split, str]:
+    """Return the split and a line about its origin; without lists, `official` is the same as `random`."""
+    own, validation = settings.own, settings.data.validation
+    seed = own.split_seed
+    if own.split == "official" and folders.lists:
+        return listed_split(folders.lists, classes, seed, validation=validation)
+    rows = layout_of(own.fps).rows(folders, classes)
+    if own.split == "speaker":
         split, origin = speaker_split(rows, lambda name: name[:4], seed), f"80/10/10 % of the actors, seed {seed}"
     else:
-        note = "; there is no train.csv" if args.split == "official" else ""
+        note = "; there is no train.csv" if own.split == "official" else ""
         split, origin = random_split(rows, seed), f"80/10/10 % of every class, seed {seed}{note}"
-    return (split, origin) if args.validation else (split.without_validation(), f"{origin}, validation added to train")
-
-
-def generated_root() -> Path:
-    """Return the folder of a small set with the names, folders and lists of CREMA-D, which it makes at the first call.
-
-    13 actors say 6 sentences in 6 emotions: 300 clips in my_train.csv, 60 in val.csv, 108 in test.csv.
-    """
-    classes = CLASS_ORDERS["official"]
-    rows = [
-        Row(f"{actor}_{sentence}_{label}_XX", label)
-        for actor in range(1001, 1014)
-        for sentence in ("IEO", "TIE", "IOM", "IWW", "TAI", "MTI")
-        for label in classes
-    ]
-    train, test = hold_out(rows, 18 / 78, seed=0)
-    mine, val = hold_out(train, 10 / 60, seed=0)
-    clips = MadeUpClips(tuple(row.name for row in rows), tuple(classes.index(row.label) for row in rows), len(classes))
-
-    def write(root: Path) -> None:
-        for name, part in {"train": train, "my_train": mine, "val": val, "test": test}.items():
-            (root / f"{name}.csv").write_text("".join(f"{row.name},{row.label}\n" for row in part), newline="")
-        clips.write(root / "AudioWAV", root / "Image-01-FPS")
-
-    return generated_folder("cremad", clips, write)
+    return (split, origin) if validation else (split.without_validation(), f"{origin}, validation added to train")
 
 
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were videos that could not be read."""
-    parser = prepare_parser("cremad.py prepare", "Frames and sound from the videos.")
-    parser.add_argument("--fps", type=positive_int, default=1, help="frames per second of video")
-    args = parser.parse_args(arguments)
-    if args.verify:
-        return verify(args.data_root, workers=args.workers)
-    layout = layout_of(args.fps)
-    audio, frames = layout.audio_folder(args.data_root), args.data_root / layout.frames
-    videos = find_videos(args.data_root, [f"{layout.videos}/*.flv"])
+    settings = parse_preparation(CremadPreparation, "cremad.py prepare", "Frames and sound from the videos.", arguments)
+    if settings.verify:
+        return verify(settings.data_root, workers=settings.workers)
+    layout = layout_of(settings.fps)
+    audio, frames = layout.audio_folder(settings.data_root), settings.data_root / layout.frames
+    videos = find_videos(settings.data_root, [f"{layout.videos}/*.flv"])
     jobs = [VideoJob(video, frames / video.stem, audio / f"{video.stem}.wav") for video in videos]
-    return prepare_videos(args.data_root, jobs, fps=args.fps, workers=args.workers)
+    return prepare_videos(settings.data_root, jobs, fps=settings.fps, workers=settings.workers)
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return audio_visual_net(len(data.classes), args.fusion)
+def build_model(settings: Settings[CremadSettings], data: Data) -> nn.Module:
+    return audio_visual_net(len(data.classes), settings.own.fusion)
 
 
-def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    return describe(("audio", "visual"), args.fusion)
+def balance(settings: Settings[CremadSettings]) -> Mapping[str, Any]:
+    return describe(("audio", "visual"), settings.own.fusion)
 
 
 OGM = {"alpha": 0.8, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE code, advice for CREMA-D
@@ -154,9 +129,9 @@ OGM = {"alpha": 0.8, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE 
 RECIPE = Recipe(
     name="cremad",
     title="CREMA-D: audio-visual emotion recognition",
-    add_arguments=add_arguments,
+    settings=CremadSettings,
     defaults={
-        # main.py of the OGM-GE code: SGD, StepLR, one frame, concatenation.
+        # main.py of the OGM-GE code: SGD, StepLR.
         "epochs": 100,
         "batch_size": 64,
         "lr": 1e-3,
@@ -164,22 +139,8 @@ RECIPE = Recipe(
         "weight_decay": 1e-4,
         "step_size": 70,
         "gamma": 0.1,
-        "frames": 1,
-        "fps": 1,
-        "image_size": 224,
-        "fusion": "concat",
-        # Its dataset code: 3 s at 22,050 Hz, log magnitude of a (257, 188) spectrogram, classes as in its stat.csv.
-        "audio_rate": 22_050,
-        "audio_seconds": 3.0,
-        "n_fft": 512,
-        "hop": 353,
-        "class_order": "official",
-        # Ours: its code skips missing clips silently and has no validation clips.
-        "split": "official",
-        "split_seed": 0,
-        "min_found": 0.9,
     },
-    generated_defaults={
+    synthetic_defaults={
         # A (64, 64) spectrogram and picture, and steps as large as 6 epochs of 300 clips need.
         "audio_rate": 8_000,
         "audio_seconds": 1.0,
@@ -199,7 +160,7 @@ RECIPE = Recipe(
         "mslr": {"init": {"audio": 0.9, "visual": 1.1}},  # the CREMA-D script of the AGM code, as is the patience
         "mses": {"patience": 80},
     },
-    generated_options={
+    synthetic_options={
         # The easy audio is far ahead here, and 0.8 would all but stop it; 0.1 is the README's other advice.
         "ogm": {"alpha": 0.1},
         "ogm_ge": {"alpha": 0.1},

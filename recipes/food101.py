@@ -1,45 +1,47 @@
-"""UPMC Food-101: which of 101 dishes does a web page show, by its picture and its title?
+"""UPMC Food-101: classification of web pages into 101 dishes, by picture and title.
 
-    python recipes/food101.py --methods none cggm                       a small generated set, a minute on a laptop
+    python recipes/food101.py --methods none cggm                       a small synthetic set, a minute on a laptop
     python recipes/food101.py prepare --data-root DIR --image-model VIT --text-model BERT       features, once
     python recipes/food101.py --data-root DIR --methods none cggm       the paper's training, on those features
     python recipes/food101.py --data-root DIR --protocol end-to-end --text-model BERT           both networks trained
 
 DIR is the copy on Kaggle, `texts/{train,test}_titles.csv` and `images/{train,test}/CLASS/*.jpg`, with or without a
-header in the lists, or that of the CGGM code: `train.json`, `dev.json`, `test.json` and the pictures that they name.
+header in the lists, or that of the CGGM code: `train.json`, `dev.json`, `test.json` and the pictures listed in them.
 VIT and BERT are folders with the weights of ViT-B/16-224 and BERT-base; nothing is downloaded.
 
 Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024): a small transformer on all hidden states of
-frozen ViT and BERT. What differs from their code: a part of the training list selects the epoch instead of the test
+frozen ViT and BERT. Differences from their code: a part of the training list selects the epoch instead of the test
 list, training samples are shuffled in every epoch, the plateau is one of the accuracy instead of the loss, text has a
 projection of its own, pixels are normalised as ViT expects, and pictures are not augmented, so that features are
-computed once. `--protocol official` takes back what it can. `end-to-end` is ResNet-18 and BERT in training, as in
-BalanceBenchmark, and `--protocol benchmark` does what that code does.
+computed once. `--protocol official` undoes most of them. `end-to-end` is ResNet-18 and BERT in training, as in
+BalanceBenchmark, and `--protocol benchmark` follows that code.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.arguments import positive_int, seed_int, share_float
 from recipe_common.cli import main
-from recipe_common.data.datasets.food101 import FORMATS, read_titles, split_titles
-from recipe_common.data.features.encode import encode_main
+from recipe_common.data.datasets.food101.lists import FORMATS, read_titles, split_titles
+from recipe_common.data.datasets.food101.prepare import encode_main
+from recipe_common.data.datasets.food101.sources import PictureTransform, feature_sources, picture_source, token_source
 from recipe_common.data.features.networks import KEEP
-from recipe_common.data.readers.image_text import PictureTransform, feature_sources, picture_source, token_source
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.sources import Source
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.food101 import MadeUpDishes
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.food101 import SyntheticDishes
 from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import describe
 from recipe_common.models.imagetext import end_to_end_net, frozen_feature_net
 from recipe_common.models.pretrained import local_folder
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.declaration import flag, group
+from recipe_common.settings.shared import Settings
 
 NAMES = """
     apple_pie baby_back_ribs baklava beef_carpaccio beef_tartare beet_salad beignets bibimbap bread_pudding
@@ -56,7 +58,7 @@ NAMES = """
 """
 CLASSES = tuple(NAMES.split())
 """In ASCII order, as in the code of CGGM: `_` comes before `c`, so `cheese_plate` before `cheesecake`."""
-MADE_UP = MadeUpDishes()
+SYNTHETIC = SyntheticDishes()
 MODALITIES = ("image", "text")
 VIT, BERT = "google/vit-base-patch16-224", "google-bert/bert-base-uncased"
 TRAIN = ("frozen", "end-to-end")
@@ -75,98 +77,138 @@ END_TO_END = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its models."""
-    switch = argparse.BooleanOptionalAction
-    add = parser.add_argument_group("UPMC Food-101").add_argument
-    add("--train", choices=TRAIN, help="a transformer on features of frozen networks, or ResNet-18 and a text encoder")
-    add("--lists", choices=("auto", *FORMATS), help="which lists are read if there are several; auto: csv")
-    add(
-        "--val-share",
-        type=share_float,
-        help="share of every class of the training list that is held out to select with",
+@attrs.frozen(kw_only=True)
+class FrozenSettings:
+    """Settings of training on features of frozen networks."""
+
+    title: ClassVar[str] = "--train frozen"
+
+    features: str | None = flag(None, "folder that `prepare` has written; default: DATA_ROOT/features", metavar="DIR")
+    image_features: str | None = flag(None, "folder in --features, if several have these settings", metavar="NAME")
+    text_features: str | None = flag(None, "folder in --features, if several have these settings", metavar="NAME")
+    keep: str = flag("all", "hidden states of all tokens, or of the first one alone", choices=KEEP)
+    normalize: bool = flag(True, "pixels normalised as the network expects, or from 0 to 1 as in CGGM")
+    # food_run.py and foodtrain.py of the CGGM code.
+    layers: int = flag(4, "layers of the encoder of each modality", number=positive_int)
+    fusion_layers: int = flag(2, "layers of the encoder of both modalities", number=positive_int)
+    width: int = flag(40, "width of all encoders; a multiple of 5, the number of heads", number=positive_int)
+    # Ours: that code scales encoders without projections.
+    balanced: str = flag("branch", "methods act on encoders with or without projections", choices=("branch", "encoder"))
+    shared_projection: bool = flag(False, "text goes through the projection of the images, as in CGGM")
+
+
+@attrs.frozen(kw_only=True)
+class EndToEndSettings:
+    """Settings of training a ResNet-18 and a text encoder."""
+
+    title: ClassVar[str] = "--train end-to-end"
+
+    text_model: str | None = flag(
+        None, f"weights to start from; a folder, or a cached name such as {BERT}", metavar="DIR"
     )
-    add("--split-seed", type=seed_int, help="decides what is held out, independently of --seed")
-    add("--min-found", type=share_float, metavar="SHARE", help="share of the listed samples that must be there")
-    add("--text-length", type=positive_int, metavar="TOKENS", help="titles are cut or padded to this length")
-    frozen = parser.add_argument_group("--train frozen").add_argument
-    frozen("--features", metavar="DIR", help="what `prepare` has made; default: DATA_ROOT/features")
-    for modality in MODALITIES:
-        frozen(f"--{modality}-features", metavar="NAME", help="folder in --features, if several have these settings")
-    frozen("--keep", choices=KEEP, help="hidden states of all tokens, or of the first one alone")
-    frozen("--normalize", action=switch, help="pixels normalised as the network expects, or from 0 to 1 as in CGGM")
-    frozen("--layers", type=positive_int, help="of the encoder of each modality")
-    frozen("--fusion-layers", type=positive_int)
-    frozen("--width", type=positive_int, help="of all encoders; a multiple of 5, the number of heads")
-    frozen("--balanced", choices=("branch", "encoder"), help="what methods act on: with or without the projection")
-    frozen("--shared-projection", action=switch, help="text goes through the projection of the images, as in CGGM")
-    tower = parser.add_argument_group("--train end-to-end").add_argument
-    tower("--text-model", metavar="DIR", help=f"weights to start from; a folder, or a cached name such as {BERT}")
-    tower("--resnet", metavar="FILE", help="state dict of torchvision's resnet18 to start from; default: random")
-    tower("--image-size", type=positive_int, metavar="PIXELS")
+    resnet: str | None = flag(
+        None, "state dict of torchvision's resnet18 to start from; default: random", metavar="FILE"
+    )
+    image_size: int = flag(224, number=positive_int, metavar="PIXELS")
 
 
-def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the samples; without `--data-root` those of a small generated set."""
-    is_generated = args.data_root is None
-    root = generated_folder("food101", MADE_UP, MADE_UP.write) if is_generated else Path(args.data_root)
-    classes = MADE_UP.classes if is_generated else CLASSES
-    lists = read_titles(root, classes, args.lists)
-    split, origin = split_titles(lists, args.val_share, args.split_seed, validation=args.validation)
-    sources = frozen_sources(args, root) if args.train == "frozen" else end_to_end_sources(args, root)
+@attrs.frozen(kw_only=True)
+class FoodSettings:
+    """Settings of this dataset and its models."""
+
+    title: ClassVar[str] = "UPMC Food-101"
+
+    train: str = flag(
+        "frozen",
+        "frozen: a transformer on features of frozen networks; end-to-end: ResNet-18 and a text encoder",
+        choices=TRAIN,
+    )
+    lists: str = flag("auto", "lists to read where there are several; auto: csv", choices=("auto", *FORMATS))
+    # Ours: the CGGM code has no validation part.
+    val_share: float = flag(
+        0.1, "share of every class of the training list that is held out to select with", number=share_float
+    )
+    split_seed: int = flag(0, "seed of the choice of held-out samples, independent of --seed", number=seed_int)
+    min_found: float = flag(
+        0.9, "share of the listed samples that must be on disk", number=share_float, metavar="SHARE"
+    )
+    text_length: int = flag(50, "titles are cut or padded to this length", number=positive_int, metavar="TOKENS")
+    frozen: FrozenSettings = group(FrozenSettings)
+    end_to_end: EndToEndSettings = group(EndToEndSettings)
+
+
+def load(settings: Settings[FoodSettings]) -> Data:
+    """Find, split and open the samples; without `--data-root` those of a small synthetic set."""
+    own, data_root = settings.own, settings.data.data_root
+    root = data_root or synthetic_folder("food101", SYNTHETIC, SYNTHETIC.write)
+    classes = CLASSES if data_root else SYNTHETIC.classes
+    lists = read_titles(root, classes, own.lists)
+    split, origin = split_titles(lists, own.val_share, own.split_seed, validation=settings.data.validation)
+    is_frozen = own.train == "frozen"
+    sources = frozen_sources(own, root) if is_frozen else end_to_end_sources(settings, root)
     places = tuple(f"{source.modality}: {source.where}" for source in sources)
     lines = (f"data: {root}, {lists.kind} lists", *lists.notes, f"split: {origin}", *places)
-    return open_samples(args, root, classes, split, sources, lines)
+    data = open_samples(settings, root, classes, split, sources, lines, min_found=own.min_found)
+    # A run may not be resumed with the features of another network.
+    found = {f"{source.modality}_features": Path(source.where).name for source in sources}
+    return attrs.evolve(data, chosen=found) if is_frozen else data
 
 
-def frozen_sources(args: argparse.Namespace, root: Path) -> tuple[Source, ...]:
-    """Open the features that the flags describe.
-
-    Their names become settings of the run, which therefore cannot go on with the features of another network.
-    """
+def frozen_sources(own: FoodSettings, root: Path) -> tuple[Source, ...]:
+    """Return the features that the settings describe."""
+    frozen = own.frozen
     settings = {
-        "image": {"keep": args.keep, "normalize": args.normalize},
-        "text": {"keep": args.keep, "length": args.text_length},
+        "image": {"keep": frozen.keep, "normalize": frozen.normalize},
+        "text": {"keep": frozen.keep, "length": own.text_length},
     }
-    folder = Path(args.features) if args.features else root / "features"
-    names = {"image": args.image_features, "text": args.text_features}
-    flags = f"--keep {args.keep} --text-length {args.text_length}{'' if args.normalize else ' --no-normalize'}"
+    folder = Path(frozen.features) if frozen.features else root / "features"
+    names = {"image": frozen.image_features, "text": frozen.text_features}
+    flags = f"--keep {frozen.keep} --text-length {own.text_length}{'' if frozen.normalize else ' --no-normalize'}"
     command = f"python recipes/food101.py prepare --data-root {root} {flags}"
-    sources = feature_sources(folder, root, settings, names, command)
-    args.image_features, args.text_features = (Path(source.where).name for source in sources)
-    return sources
+    return feature_sources(folder, root, settings, names, command)
 
 
-def end_to_end_sources(args: argparse.Namespace, root: Path) -> tuple[Source, ...]:
+def end_to_end_sources(settings: Settings[FoodSettings], root: Path) -> tuple[Source, ...]:
     """Return pictures and token ids."""
-    transform = PictureTransform(args.image_size)
-    return picture_source(root, transform), token_source(text_model(args), args.text_length)
+    transform = PictureTransform(settings.own.end_to_end.image_size)
+    return picture_source(root, transform), token_source(text_model(settings), settings.own.text_length)
 
 
-def text_model(args: argparse.Namespace) -> Path:
-    """Return the folder of the text encoder; on the generated set, one of that set."""
-    if args.text_model is None and args.data_root is None:
-        return generated_folder("food101", MADE_UP, MADE_UP.write) / "models" / "text"
-    return local_folder(args.text_model or BERT, "--text-model", BERT)
+def text_model(settings: Settings[FoodSettings]) -> Path:
+    """Return the folder of the text encoder; on the synthetic set, the small one of that set."""
+    named = settings.own.end_to_end.text_model
+    if named is None and settings.data.is_synthetic:
+        return synthetic_folder("food101", SYNTHETIC, SYNTHETIC.write) / "models" / "text"
+    return local_folder(named or BERT, "--text-model", BERT)
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    """Return the network that `--train` names."""
-    if args.train == "end-to-end":
-        return end_to_end_net(len(data.classes), text_model(args), Path(args.resnet) if args.resnet else None)
-    if args.shared_projection and args.balanced == "branch":
+def build_model(settings: Settings[FoodSettings], data: Data) -> nn.Module:
+    """Return the network of `--train`.
+
+    Raises:
+        RecipeError: If `--shared-projection` is combined with `--balanced branch`.
+    """
+    own, frozen = settings.own, settings.own.frozen
+    if own.train == "end-to-end":
+        resnet = own.end_to_end.resnet
+        return end_to_end_net(len(data.classes), text_model(settings), Path(resnet) if resnet else None)
+    shared = frozen.shared_projection
+    if shared and frozen.balanced == "branch":
         raise RecipeError(
-            "Expected --balanced encoder with --shared-projection: one projection cannot be scaled for each modality. "
-            "Found --balanced branch. Fix: --balanced encoder, or --no-shared-projection."
+            "`--balanced` should be encoder with --shared-projection, as one projection cannot be scaled by modality",
+            found="--balanced branch",
+            fix="add --balanced encoder, or --no-shared-projection",
         )
     *sample, _ = data.train[0, 0]
     sizes = {modality: feature.shape[-1] for modality, feature in zip(MODALITIES, sample, strict=True)}
-    shared = args.shared_projection
-    return frozen_feature_net(sizes, len(data.classes), args.layers, args.fusion_layers, args.width, shared=shared)
+    return frozen_feature_net(
+        sizes, len(data.classes), frozen.layers, frozen.fusion_layers, frozen.width, shared=shared
+    )
 
 
-def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    return describe(MODALITIES, part=".encoder" if args.train == "frozen" and args.balanced == "encoder" else "")
+def balance(settings: Settings[FoodSettings]) -> Mapping[str, Any]:
+    own = settings.own
+    return describe(MODALITIES, part=".encoder" if own.train == "frozen" and own.frozen.balanced == "encoder" else "")
 
 
 def prepare_main(arguments: list[str]) -> int:
@@ -177,7 +219,7 @@ def prepare_main(arguments: list[str]) -> int:
 RECIPE = Recipe(
     name="food101",
     title="UPMC Food-101: 101 dishes by picture and title",
-    add_arguments=add_arguments,
+    settings=FoodSettings,
     defaults={
         # food_run.py and foodtrain.py of the CGGM code.
         "epochs": 60,
@@ -189,25 +231,10 @@ RECIPE = Recipe(
         "patience": 10,
         "gamma": 0.1,
         "seed": 666,
-        "text_length": 50,
-        "layers": 4,
-        "fusion_layers": 2,
-        "width": 40,
-        "keep": "all",
-        "image_size": 224,
-        # Ours: that code has no validation part, scales encoders without projections, and leaves pixels as they are.
-        "train": "frozen",
-        "lists": "auto",
-        "val_share": 0.1,
-        "split_seed": 0,
-        "min_found": 0.9,
-        "normalize": True,
-        "balanced": "branch",
-        "shared_projection": False,
     },
-    generated_defaults={
-        "text_length": MADE_UP.length,
-        "image_size": MADE_UP.pixels,
+    synthetic_defaults={
+        "text_length": SYNTHETIC.length,
+        "image_size": SYNTHETIC.pixels,
         "layers": 1,
         "fusion_layers": 1,
         "epochs": 12,
@@ -223,7 +250,7 @@ RECIPE = Recipe(
     },
     protocols={
         # CGGM: the test list selects the epoch, all gradients are clipped, pixels are not normalised, the text goes
-        # through the projection of the images, and only what is behind the projections is scaled.
+        # through the projection of the images, and projections are not scaled.
         "official": {
             "select": "test",
             "validation": False,

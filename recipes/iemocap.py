@@ -1,24 +1,24 @@
-"""IEMOCAP: which of four emotions does a speaker show, by words, voice and face? Features as MMIN packs them.
+"""IEMOCAP: classification of utterances into four emotions, by words, voice and face, on the features of MMIN.
 
-    python recipes/iemocap.py --methods none cggm                       a small generated set, minutes on a laptop
+    python recipes/iemocap.py --methods none cggm                       a small synthetic set, minutes on a laptop
     python recipes/iemocap.py --data-root DIR --methods none cggm       the paper's training on fold 1
     python recipes/iemocap.py --data-root DIR --fold 4                  another one of the 10 folds
 
-DIR is the feature archive of the MMIN code, `IEMOCAP_features_2021`, or the folder it is in: `L/bert_large.h5`,
+DIR is the feature archive of the MMIN code, `IEMOCAP_features_2021`, or its parent folder: `L/bert_large.h5`,
 `A/comparE.h5`, `A/comparE_mean_std.h5`, `V/denseface.h5`, and `target/<fold>/{trn,val,tst}_{label,int2name}.npy`.
 
-Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). What differs from their code: training
+Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). Differences from their code: training
 utterances are shuffled, the plateau is one of the validation accuracy instead of the loss, and the test part, which
 their code never evaluates, is evaluated once.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.arguments import positive_int, share_float
@@ -26,49 +26,59 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.iemocap import find_root, read_split, sources
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.splits import Split
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.iemocap import MadeUpUtterances
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.iemocap import SyntheticUtterances
 from recipe_common.models.fusion import describe
 from recipe_common.models.msa import Dropouts, MSANet
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.declaration import flag
+from recipe_common.settings.shared import Settings
 
 CLASSES = ("angry", "happy", "neutral", "sad")
-"""In the order of the one-hot labels, as notes of the MMIN authors' group give it; happy includes excited."""
+"""Class names in the order of the one-hot labels, from notes by the group of MMIN's authors; happy includes excited."""
 SIZES = {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084}
-"""Utterances of each class in the whole corpus, by which the order is checked."""
+"""Utterances of each class in the whole corpus, for a check of that order."""
 MODALITIES = ("text", "audio", "vision")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its model."""
-    add = parser.add_argument_group("IEMOCAP").add_argument
-    add("--fold", type=int, choices=range(1, 11), metavar="1..10", help="which lists; the papers take 1")
-    add(
-        "--min-found",
-        type=share_float,
-        metavar="SHARE",
-        help="share of the listed utterances that must be in the h5 files",
+@attrs.frozen(kw_only=True)
+class IemocapSettings:
+    """Settings of this dataset and its model: those of iemo_run.py of the CGGM code."""
+
+    title: ClassVar[str] = "IEMOCAP"
+
+    fold: int = flag(1, "number of the fold; the papers take 1", choices=range(1, 11), metavar="1..10")
+    # Ours: its code stops at an utterance that is missing.
+    min_found: float = flag(
+        0.9, "share of the listed utterances that must be in the h5 files", number=share_float, metavar="SHARE"
     )
-    for modality in MODALITIES:
-        add(f"--{modality}-length", type=positive_int, metavar="STEPS", help="time steps that are kept")
-    add("--layers", type=positive_int, help="of the encoder of each modality")
-    add("--fusion-layers", type=positive_int)
-    add("--width", type=positive_int, help="of all encoders; a multiple of 5, the number of heads")
-    add("--balanced", choices=("branch", "encoder"), help="what methods act on: with or without the input projection")
+    # Shapes in its dataset code.
+    text_length: int = flag(22, "time steps of text that are kept", number=positive_int, metavar="STEPS")
+    audio_length: int = flag(350, "time steps of audio that are kept", number=positive_int, metavar="STEPS")
+    vision_length: int = flag(50, "time steps of vision that are kept", number=positive_int, metavar="STEPS")
+    layers: int = flag(4, "layers of the encoder of each modality", number=positive_int)
+    fusion_layers: int = flag(2, "layers of the encoder of all modalities", number=positive_int)
+    width: int = flag(40, "width of all encoders; a multiple of 5, the number of heads", number=positive_int)
+    # Ours: its code scales the encoders without their projections.
+    balanced: str = flag(
+        "branch", "methods act on encoders with or without input projections", choices=("branch", "encoder")
+    )
 
 
-def load(args: argparse.Namespace) -> Data:
-    """Open the features of a fold; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else find_root(Path(args.data_root))
-    split = read_split(root, args.fold, CLASSES)
-    notes = (f"data: {root}", f"split: fold {args.fold}", *check_sizes(split))
-    split = split if args.validation else split.without_validation()
-    read = sources(root, args.fold, {modality: getattr(args, f"{modality}_length") for modality in MODALITIES})
-    return open_samples(args, root, CLASSES, split, read, notes)
+def load(settings: Settings[IemocapSettings]) -> Data:
+    """Open the features of a fold; without `--data-root` those of a small synthetic set."""
+    own, given = settings.own, settings.data.data_root
+    root = synthetic_root() if given is None else find_root(given)
+    split = read_split(root, own.fold, CLASSES)
+    notes = (f"data: {root}", f"split: fold {own.fold}", *check_sizes(split))
+    split = split if settings.data.validation else split.without_validation()
+    lengths = {"text": own.text_length, "audio": own.audio_length, "vision": own.vision_length}
+    read = sources(root, own.fold, lengths)
+    return open_samples(settings, root, CLASSES, split, read, notes, min_found=own.min_found)
 
 
 def check_sizes(split: Split) -> tuple[str, ...]:
-    """Return a line that says so if a whole corpus has classes of other sizes than their names let expect."""
+    """Return a line of warning if the classes of a whole corpus have other sizes than expected."""
     found = Counter(row.label for row in (*split.train, *split.val, *split.test))
     if found.total() != sum(SIZES.values()) or found == SIZES:
         return ()
@@ -76,30 +86,31 @@ def check_sizes(split: Split) -> tuple[str, ...]:
     return (f"the columns of the labels have another order than {CLASSES}: {counts}; only the names are affected",)
 
 
-def generated_root() -> Path:
-    """Return the folder of a small set in the layout of MMIN, which it makes at the first call.
+def synthetic_root() -> Path:
+    """Return the folder of a small set in the layout of MMIN, which is written at the first call.
 
     320 training, 80 validation and 80 test utterances of 48, 24 and 32 features; folds 1 and 2.
     """
-    made_up = MadeUpUtterances(num_classes=len(CLASSES))
-    return generated_folder("iemocap", made_up, made_up.write)
+    synthetic = SyntheticUtterances(num_classes=len(CLASSES))
+    return synthetic_folder("iemocap", synthetic, synthetic.write)
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
+def build_model(settings: Settings[IemocapSettings], data: Data) -> nn.Module:
     *sample, _ = data.train[0, 0]
     sizes = {modality: sequence.shape[-1] for modality, sequence in zip(MODALITIES, sample, strict=True)}
     dropouts = Dropouts(residual=0.15, output=0.2)  # iemo_run.py of the CGGM code
-    return MSANet(sizes, len(CLASSES), args.layers, args.fusion_layers, width=args.width, dropouts=dropouts)
+    own = settings.own
+    return MSANet(sizes, len(CLASSES), own.layers, own.fusion_layers, width=own.width, dropouts=dropouts)
 
 
-def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    return describe(MODALITIES, part=".encoder" if args.balanced == "encoder" else "")
+def balance(settings: Settings[IemocapSettings]) -> Mapping[str, Any]:
+    return describe(MODALITIES, part=".encoder" if settings.own.balanced == "encoder" else "")
 
 
 RECIPE = Recipe(
     name="iemocap",
     title="IEMOCAP: four emotions by text, audio and vision",
-    add_arguments=add_arguments,
+    settings=IemocapSettings,
     defaults={
         # iemo_run.py of the CGGM code. Its Adam has no weight decay.
         "epochs": 30,
@@ -112,19 +123,8 @@ RECIPE = Recipe(
         "gamma": 0.1,
         "clip_grad_norm": 0.8,  # with and without CGGM
         "seed": 666,
-        "fold": 1,
-        "layers": 4,
-        "fusion_layers": 2,
-        "width": 40,
-        # Shapes in its dataset code.
-        "text_length": 22,
-        "audio_length": 350,
-        "vision_length": 50,
-        # Ours: its code stops at an utterance that is missing, and scales the encoders without their projections.
-        "min_found": 0.9,
-        "balanced": "branch",
     },
-    generated_defaults={
+    synthetic_defaults={
         "text_length": 6,
         "audio_length": 16,
         "vision_length": 8,

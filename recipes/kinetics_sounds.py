@@ -1,6 +1,6 @@
-"""Kinetics-Sounds: which of 31 actions, all to be seen and heard, does a 10-second clip show?
+"""Kinetics-Sounds: classification of 10-second clips into 31 actions, all of them visible and audible.
 
-    python recipes/kinetics_sounds.py --methods none ogm_ge                      a small generated set
+    python recipes/kinetics_sounds.py --methods none ogm_ge                      a small synthetic set
     python recipes/kinetics_sounds.py prepare --data-root DIR                    frames and sound from videos, once
     python recipes/kinetics_sounds.py --data-root DIR --methods none ogm_ge      the paper's training
 
@@ -13,90 +13,75 @@ or videos/NAME.mp4 with the lists, or {train,val}/CLASS/NAME.mp4 of Kinetics-400
 id>_<start>_<end>` or `<id>_<start>`; zeros before a number do not matter. Other folders: --audio-dir, --visual-dir,
 --train-list, --test-list.
 
-Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). What differs from their code: the best epoch
+Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Differences from their code: the best epoch
 is selected on a tenth of the training list, a frame of each third of a clip is drawn in training, and clips that lack a
 modality are counted and reported.
 """
 
-import argparse
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.cli import main
-from recipe_common.data.cache.feed import add_feed_arguments
-from recipe_common.data.datasets.kinetics_sounds import CLASSES, LISTS, PLACES, read_split, video_jobs
-from recipe_common.data.prepare.engine import prepare_parser, verify
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, LAYOUT, read_split, video_jobs
+from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import prepare_videos
-from recipe_common.data.samples.audiovisual import MadeUpClips
 from recipe_common.data.samples.clips import (
-    CLIP_DEFAULTS,
-    add_clip_arguments,
-    add_short_side,
-    balance,
+    ClipPreparation,
+    ClipSettings,
     open_clips,
     with_validation,
 )
-from recipe_common.data.samples.youtube import clip_key
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.models.clips import audio_visual_net
+from recipe_common.models.fusion import describe
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.declaration import flag, group
+from recipe_common.settings.shared import Settings
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its model."""
-    add = parser.add_argument_group("Kinetics-Sounds").add_argument
-    add_clip_arguments(add)
-    add_feed_arguments(parser)
-    add("--train-list", metavar="FILE", help="instead of my_train.txt; clip name and label, by commas or spaces")
-    add("--test-list", metavar="FILE", help="instead of my_test.txt")
+@attrs.frozen(kw_only=True)
+class KineticsSettings:
+    """Settings of this dataset and its model."""
+
+    title: ClassVar[str] = "Kinetics-Sounds"
+
+    clips: ClipSettings = group(ClipSettings)
+    train_list: str | None = flag(
+        None, "list to read instead of my_train.txt; lines of clip name and label", metavar="FILE"
+    )
+    test_list: str | None = flag(None, "list to read instead of my_test.txt", metavar="FILE")
 
 
-def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else Path(args.data_root)
-    folders = PLACES.find(root, args)
-    split, origin = with_validation(*read_split(args, root), args)
-    return open_clips(args, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
-
-
-def generated_root() -> Path:
-    """Return the folder of a small set with the lists and folders of the OGM-GE code, made at the first call.
-
-    10 training and 3 test clips of each class; in the test list starts are not padded, as in theirs.
-    """
-    labels = [index % len(CLASSES) for index in range(13 * len(CLASSES))]
-    names = [f"gen_{index:05d}-k_{index:06d}_{index + 10:06d}" for index in range(len(labels))]
-    clips = MadeUpClips(tuple(names), tuple(labels), len(CLASSES))
-
-    def write(root: Path) -> None:
-        clips.write(root / "audio", root / "visual")
-        for folder in (root / "visual").iterdir():
-            for number, path in enumerate(sorted(folder.iterdir()), 1):
-                path.rename(folder / f"frame_{number:05d}.jpg")
-        cut = 10 * len(CLASSES)
-        rows = list(zip(names, labels, strict=True))
-        lists = (rows[:cut], [(clip_key(name), label) for name, label in rows[cut:]])
-        for file, part in zip(LISTS.values(), lists, strict=True):
-            (root / file).write_text("".join(f"{name},10,{label}\r\n" for name, label in part), newline="")
-
-    return generated_folder("kinetics_sounds", clips, write)
+def load(settings: Settings[KineticsSettings]) -> Data:
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    own, root = settings.own, settings.data.data_root or synthetic_root()
+    folders = LAYOUT.find(root, own.clips)
+    listed, origin = read_split(root, own.train_list, own.test_list)
+    split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
+    return open_clips(settings, own.clips, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
 
 
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were videos that could not be read."""
-    parser = prepare_parser("kinetics_sounds.py prepare", "Frames, one per second, and sound from the videos.")
-    add_short_side(parser)
-    args = parser.parse_args(arguments)
-    if args.verify:
-        return verify(args.data_root, workers=args.workers)
-    jobs = video_jobs(args.data_root)
-    return prepare_videos(args.data_root, jobs, fps=1, workers=args.workers, short_side=args.short_side)
+    settings = parse_preparation(
+        ClipPreparation, "kinetics_sounds.py prepare", "Frames, one per second, and sound from the videos.", arguments
+    )
+    root, workers = settings.data_root, settings.workers
+    if settings.verify:
+        return verify(root, workers=workers)
+    return prepare_videos(root, video_jobs(root), fps=1, workers=workers, short_side=settings.short_side)
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return audio_visual_net(len(data.classes), args.fusion)
+def build_model(settings: Settings[KineticsSettings], data: Data) -> nn.Module:
+    return audio_visual_net(len(data.classes), settings.own.clips.fusion)
+
+
+def balance(settings: Settings[KineticsSettings]) -> Mapping[str, Any]:
+    return describe(("audio", "visual"), settings.own.clips.fusion)
 
 
 OGM = {"alpha": 0.1, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE code; it names no value for this dataset
@@ -104,7 +89,7 @@ OGM = {"alpha": 0.1, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE 
 RECIPE = Recipe(
     name="kinetics_sounds",
     title="Kinetics-Sounds: audio-visual action recognition",
-    add_arguments=add_arguments,
+    settings=KineticsSettings,
     defaults={
         # main.py of the OGM-GE code.
         "epochs": 100,
@@ -115,13 +100,10 @@ RECIPE = Recipe(
         "step_size": 70,
         "gamma": 0.1,
         # Its process_audio.py and dataset code: Kaldi filter banks (1024, 128), three frames.
-        **CLIP_DEFAULTS,
         "audio_frontend": "fbank",
         "frames": 3,
-        "train_list": None,
-        "test_list": None,
     },
-    generated_defaults={
+    synthetic_defaults={
         # Half a second of sound as (48, 40) filter banks, one (64, 64) picture, and larger steps.
         "audio_rate": 8_000,
         "mel_bins": 40,

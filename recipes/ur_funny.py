@@ -1,6 +1,6 @@
-"""UR-FUNNY: is a punchline of a talk humour, by words, voice and face?
+"""UR-FUNNY: detection of humour in punchlines of talks, by words, voice and face.
 
-    python recipes/ur_funny.py --methods none agm                       a small generated set, minutes on a laptop
+    python recipes/ur_funny.py --methods none agm                       a small synthetic set, minutes on a laptop
     python recipes/ur_funny.py --data-root DIR --methods none agm       AGM's model on the real data
     python recipes/ur_funny.py --data-root DIR --model gru              a model of MultiBench: gru or transformer
 
@@ -9,70 +9,76 @@ DIR holds `humor.pkl`, as MultiBench packs version 2, or the six files of the re
 arrays and plain containers only.
 
 The model is that of the AGM authors (Li et al., ICCV 2023), whose code has no script for this dataset: optimizer and
-schedule are those of the one run in its README. Unlike theirs, our transformers do not attend to padding. The epoch is
+schedule are those of the one run in its README. Unlike in theirs, padding is ignored. The epoch is
 selected on validation punchlines, as in their code; the test punchlines are evaluated once.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.ur_funny import PACKED, read_humor
+from recipe_common.data.datasets.ur_funny import PACKED, read_ur_funny
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.samples.padding import trim_padding
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.sentiment import SyntheticSequences
 from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import FUSIONS, ConcatFusion, LateFusionNet, describe
 from recipe_common.models.maxout import MaxoutFusion
 from recipe_common.models.sequence import GRUEncoder, TransformerEncoder
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.declaration import flag
+from recipe_common.settings.shared import Settings
 
 CLASSES = ("none", "humour")
 WIDTHS = {
     "gru": {"text": 600, "audio": 256, "vision": 512},
     "transformer": {"text": 600, "audio": 100, "vision": 400},
 }
-"""Of the encoders of MultiBench."""
+"""Widths of the encoders of MultiBench."""
 HIDDEN = {"gru": 512, "transformer": 256}
-"""Of its heads."""
+"""Hidden units of the heads of MultiBench."""
 HEADS = {"concat": FUSIONS["concat"], "sum": FUSIONS["sum"], "maxout": MaxoutFusion}
-"""Of AGM's model."""
-MADE_UP = MadeUpSequences(strengths=(0.3, 0.16, 0.09), two_classes=True)
+"""Heads of AGM's model."""
+SYNTHETIC = SyntheticSequences(strengths=(0.3, 0.16, 0.09), two_classes=True)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the model."""
-    add = parser.add_argument_group("UR-FUNNY").add_argument
-    add("--model", choices=("agm", *WIDTHS), help="three transformers of AGM, or late fusion of MultiBench")
-    add("--fusion", choices=tuple(HEADS), help="head of AGM's model; maxout is its early fusion")
-    add("--width", type=positive_int, help="of AGM's transformers; a multiple of 4, the number of heads")
-    add("--layers", type=positive_int, help="of AGM's transformers")
-    add("--mask", action=argparse.BooleanOptionalAction, help="do not attend to padding; the papers do")
+@attrs.frozen(kw_only=True)
+class UrFunnySettings:
+    """Settings of the model: the network of the AGM code for UR-FUNNY."""
+
+    title: ClassVar[str] = "UR-FUNNY"
+
+    model: str = flag("agm", "agm: three transformers of AGM; else late fusion of MultiBench", choices=("agm", *WIDTHS))
+    fusion: str = flag("concat", "agm: head; maxout is its early fusion", choices=tuple(HEADS))
+    width: int = flag(768, "agm: width of the transformers; a multiple of 4, the number of heads", number=positive_int)
+    layers: int = flag(8, "agm: layers of the transformers", number=positive_int)
+    # Ours: the AGM code attends to the zeros that fill a batch up.
+    mask: bool = flag(True, "ignore padding; the papers do not")
 
 
-def load(args: argparse.Namespace) -> Data:
-    """Read the punchlines; without `--data-root` those of a small generated set."""
-    is_small = args.data_root is None
-    humor = read_humor(generated_root(), MADE_UP.shapes) if is_small else read_humor(Path(args.data_root))
+def load(settings: Settings[UrFunnySettings]) -> Data:
+    """Read the punchlines; without `--data-root` those of a small synthetic set."""
+    root, validation = settings.data.data_root, settings.data.validation
+    humor = read_ur_funny(synthetic_root(), SYNTHETIC.shapes) if root is None else read_ur_funny(root)
     train, val, test = (humor.splits[name] for name in ("train", "val", "test"))
     return Data(
-        train=in_memory(train) if args.validation else in_memory(train, val),
-        val=in_memory(val) if args.validation else in_memory(),
+        train=in_memory(train) if validation else in_memory(train, val),
+        val=in_memory(val) if validation else in_memory(),
         test=in_memory(test),
         classes=CLASSES,
         modalities=MODALITIES,
-        generated=is_small,
+        synthetic=settings.data.is_synthetic,
         summary=(
             f"data: {humor.path}",
-            f"split: the published one{'' if args.validation else ', validation added to train'}",
+            f"split: the published one{'' if validation else ', validation added to train'}",
             *(f"{part.summary(name)}; {share(part):.1%} humour" for name, part in humor.splits.items()),
         ),
         skipped=humor.skipped,
@@ -92,48 +98,51 @@ def share(part: Packed) -> float:
     return (part.labels >= 1).float().mean().item() if len(part) else 0.0
 
 
-def generated_root() -> Path:
-    """Return the folder of a small set in the format of MultiBench, which it makes at the first call.
+def synthetic_root() -> Path:
+    """Return the folder of a small set in the format of MultiBench, which is written at the first call.
 
     320 training, 80 validation and 120 test punchlines of at most 12 words.
     """
-    return generated_folder("ur_funny", MADE_UP, lambda root: MADE_UP.write(root / PACKED))
+    return synthetic_folder("ur_funny", SYNTHETIC, lambda root: SYNTHETIC.write(root / PACKED))
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
+def build_model(settings: Settings[UrFunnySettings], data: Data) -> nn.Module:
     """Return the network of `--model`.
 
     Raises:
-        RecipeError: If a model of MultiBench meets a head that is not its own.
+        RecipeError: If a model of MultiBench is combined with the head of another model.
     """
     *sample, _ = data.train[0, 0]
     sizes = {modality: sequence.shape[-1] for modality, sequence in zip(MODALITIES, sample, strict=True)}
-    if args.model == "agm":
-        return build_agm(args, sizes)
-    if args.fusion != "concat":
+    own = settings.own
+    if own.model == "agm":
+        return build_agm(own, sizes)
+    if own.fusion != "concat":
         raise RecipeError(
-            f"Expected the head of --model {args.model}. Found --fusion {args.fusion}. Fix: leave --fusion out."
+            f"`--fusion` should be the head of --model {own.model}",
+            found=f"--fusion {own.fusion}",
+            fix="leave --fusion out",
         )
-    widths = WIDTHS[args.model]
+    widths = WIDTHS[own.model]
     encoders: dict[str, nn.Module] = {
-        modality: GRUEncoder(size, widths[modality], mask=args.mask)
-        if args.model == "gru"
-        else TransformerEncoder(size, widths[modality], heads=5, layers=5, step="last", mask=args.mask)
+        modality: GRUEncoder(size, widths[modality], mask=own.mask)
+        if own.model == "gru"
+        else TransformerEncoder(size, widths[modality], heads=5, layers=5, step="last", mask=own.mask)
         for modality, size in sizes.items()
     }
-    return LateFusionNet(encoders, ConcatFusion(widths, len(CLASSES), hidden=HIDDEN[args.model]))
+    return LateFusionNet(encoders, ConcatFusion(widths, len(CLASSES), hidden=HIDDEN[own.model]))
 
 
-def build_agm(args: argparse.Namespace, sizes: Mapping[str, int]) -> nn.Module:
+def build_agm(own: UrFunnySettings, sizes: Mapping[str, int]) -> nn.Module:
     encoders = {
-        modality: TransformerEncoder(size, args.width, heads=4, layers=args.layers, mask=args.mask)
+        modality: TransformerEncoder(size, own.width, heads=4, layers=own.layers, mask=own.mask)
         for modality, size in sizes.items()
     }
-    return LateFusionNet(encoders, HEADS[args.fusion](dict.fromkeys(encoders, args.width), len(CLASSES)))
+    return LateFusionNet(encoders, HEADS[own.fusion](dict.fromkeys(encoders, own.width), len(CLASSES)))
 
 
-def balance(args: argparse.Namespace) -> Mapping[str, Any]:
-    return describe(MODALITIES, args.fusion)
+def balance(settings: Settings[UrFunnySettings]) -> Mapping[str, Any]:
+    return describe(MODALITIES, settings.own.fusion)
 
 
 OGM = {"param_filter": "all"}  # ours: the default is to scale 4-D convolutions, and here are none
@@ -141,9 +150,9 @@ OGM = {"param_filter": "all"}  # ours: the default is to scale 4-D convolutions,
 RECIPE = Recipe(
     name="ur_funny",
     title="UR-FUNNY: humour by text, audio and vision",
-    add_arguments=add_arguments,
+    settings=UrFunnySettings,
     defaults={
-        # README of the AGM code, whose only run is on AV-MNIST; the rest are defaults of that code.
+        # README of the AGM code, whose only run is on AV-MNIST; other values are defaults of that code.
         "epochs": 100,
         "batch_size": 64,
         "lr": 1e-4,
@@ -152,15 +161,8 @@ RECIPE = Recipe(
         "step_size": 70,
         "gamma": 0.1,
         "seed": 999,
-        # Its network for UR-FUNNY.
-        "model": "agm",
-        "fusion": "concat",
-        "width": 768,
-        "layers": 8,
-        # Ours: it attends to the zeros that fill a batch up.
-        "mask": True,
     },
-    generated_defaults={
+    synthetic_defaults={
         "width": 32,
         "layers": 2,
         "epochs": 8,

@@ -1,6 +1,6 @@
-"""VGGSound: which of 309 sounds is made in a 10-second clip, by what is heard and seen?
+"""VGGSound: classification of 10-second clips into 309 kinds of sounds, by sound and picture.
 
-    python recipes/vggsound.py --methods none ogm_ge                      a small generated set
+    python recipes/vggsound.py --methods none ogm_ge                      a small synthetic set
     python recipes/vggsound.py prepare --data-root DIR                    frames and sound from videos, once
     python recipes/vggsound.py --data-root DIR --methods none ogm_ge      the paper's training
 
@@ -10,159 +10,85 @@ DIR holds `vggsound.csv` (video id, start second, label, train or test; no heade
     audio/NAME.wav (or .npy with --audio-frontend stored), visual/NAME/*.jpg                (BalanceBenchmark code)
 or {train,test}-videos/{train,test}-set/NAME.mp4, or videos/NAME.mp4, for `prepare`. NAME is `<YouTube id>_<start>`;
 zeros before the start do not matter. Other folders: --audio-dir, --visual-dir. Without vggsound.csv, train.csv and
-test.csv of lines `NAME.mp4,label` do.
+test.csv of lines `NAME.mp4,label` are read.
 
-Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). What differs from their code: classes are the
+Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Differences from their code: classes are the
 sorted labels of the csv file, not those of the clips that happen to be on disk; the best epoch is selected on a tenth
 of the training clips; evaluation takes the centre 5 s of sound and the centre frames of thirds of a clip, training
 random ones; clips that lack a modality are counted and reported.
 """
 
-import argparse
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import attrs
 from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.cache.feed import add_feed_arguments
-from recipe_common.data.prepare.engine import prepare_parser, verify
-from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
-from recipe_common.data.samples.audiovisual import MadeUpClips
+from recipe_common.data.datasets.vggsound import LAYOUT, read_split, video_job
+from recipe_common.data.prepare.engine import parse_preparation, verify
+from recipe_common.data.prepare.video import find_videos, prepare_videos
 from recipe_common.data.samples.clips import (
-    CLIP_DEFAULTS,
-    Places,
-    add_clip_arguments,
-    add_short_side,
-    balance,
-    flat_job,
+    ClipPreparation,
+    ClipSettings,
     open_clips,
     with_validation,
 )
-from recipe_common.data.samples.splits import Split
-from recipe_common.data.samples.youtube import disjoint, read_named_list, read_vggsound
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_root
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import audio_visual_net
+from recipe_common.models.fusion import describe
 from recipe_common.recipe import Data, Recipe
-
-PARTS = ("train", "test")
-PLACES = Places(
-    audio=("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
-    frames=(
-        "visual",
-        "video",
-        *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
-        *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
-    ),
-    videos=(*(f"{part}-videos/{part}-set/*.mp4" for part in PARTS), "videos/*.mp4"),
-    bases=(".", "vggsound", "VGGSound", "data/VGGSound"),
-    prepare="python recipes/vggsound.py prepare --data-root {root}",
-)
-MADE_UP_LABELS = (
-    "air horn",
-    "cat purring",
-    "child speech, kid speaking",
-    "dog barking",
-    "female speech, woman speaking",
-    "male speech, man speaking",
-    "motorboat, speedboat acceleration",
-    "people whistling",
-    "playing theremin",
-    "race car, auto racing",
-    "vehicle horn, car horn, honking",
-    "wind chime",
-)
+from recipe_common.settings.declaration import flag, group
+from recipe_common.settings.shared import Settings
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this dataset and its model."""
-    add = parser.add_argument_group("VGGSound").add_argument
-    add_clip_arguments(add)
-    add_feed_arguments(parser)
-    add("--num-classes", type=positive_int, metavar="C", help="how many labels the csv file must have")
+@attrs.frozen(kw_only=True)
+class VggsoundSettings:
+    """Settings of this dataset and its model."""
+
+    title: ClassVar[str] = "VGGSound"
+
+    clips: ClipSettings = group(ClipSettings)
+    num_classes: int = flag(309, "number of labels that the csv file must have", number=positive_int, metavar="C")
 
 
-def load(args: argparse.Namespace) -> Data:
-    """Find, split and open the clips; without `--data-root` those of a small generated set."""
-    root = generated_root() if args.data_root is None else Path(args.data_root)
+def load(settings: Settings[VggsoundSettings]) -> Data:
+    """Find, split and open the clips; without `--data-root` those of a small synthetic set."""
+    own, root = settings.own, settings.data.data_root or synthetic_root()
     listed, origin = read_split(root)
     classes = tuple(sorted({row.label for part in (listed.train, listed.test) for row in part}))
-    if len(classes) != args.num_classes:
+    if len(classes) != own.num_classes:
         raise RecipeError(
-            f"Expected {args.num_classes} labels in {origin}. Found {len(classes)}. Fix: restore the file, or pass "
-            f"--num-classes {len(classes)} if it is meant to be a part of the dataset."
+            f"{origin} should have {own.num_classes} labels",
+            found=str(len(classes)),
+            fix=f"restore the file, or pass --num-classes {len(classes)} for a part of the dataset",
         )
-    folders = PLACES.find(root, args)
-    split, origin = with_validation(listed, origin, args)
-    return open_clips(args, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
-
-
-def read_split(root: Path) -> tuple[Split, str]:
-    """Return the split, without validation rows, and where it comes from."""
-    if path := PLACES.find_file(root, ["vggsound.csv"]):
-        return read_vggsound(path), str(path)
-    lists = [PLACES.find_file(root, [f"{part}.csv"]) for part in PARTS]
-    train, test = lists
-    if train and test:
-        return disjoint(Split(read_named_list(train), (), read_named_list(test))), f"{train}, {test}"
-    raise RecipeError(
-        f"Expected vggsound.csv, or train.csv and test.csv, in {root}. Found {train or test or 'none of them'}. "
-        "Fix: download vggsound.csv, which lists all clips, from the VGGSound site."
-    )
-
-
-def generated_root() -> Path:
-    """Return the folder of a small set with the csv file and folders of the OGM-GE code, made at the first call.
-
-    30 training and 8 test clips of each of 12 labels. On disk, starts have six digits in the test part alone.
-    """
-    parts = {"train": made_up("train", "d", 30), "test": made_up("test_", "06d", 8)}
-
-    def write(root: Path) -> None:
-        lines = []
-        for part, clips in parts.items():
-            frames = root / f"{part}-videos/{part}-set-img/Image-01-FPS"
-            clips.write(root / f"{part}-audios/{part}-set", frames)
-            for folder in sorted(frames.iterdir()):
-                folder.rename(f"{folder}.mp4")
-            for name, label in zip(clips.names, clips.labels, strict=True):
-                lines.append(f'{name[:11]},{int(name[12:])},"{MADE_UP_LABELS[label]}",{part}\n')
-        (root / "vggsound.csv").write_text("".join(lines), newline="")
-
-    return generated_folder("vggsound", tuple(parts.items()), write)
-
-
-def made_up(prefix: str, start: str, per_label: int) -> MadeUpClips:
-    """Describe clips with ids of 11 characters, as YouTube has them, and starts in the given format."""
-    labels = tuple(range(len(MADE_UP_LABELS))) * per_label
-    names = tuple(f"{prefix}{index:06d}_{index:{start}}" for index in range(len(labels)))
-    return MadeUpClips(names, labels, len(MADE_UP_LABELS), seed=per_label)
+    folders = LAYOUT.find(root, own.clips)
+    split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
+    return open_clips(settings, own.clips, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
 
 
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were videos that could not be read."""
-    parser = prepare_parser("vggsound.py prepare", "Frames, one per second, and sound from the videos.")
-    add_short_side(parser)
-    args = parser.parse_args(arguments)
-    if args.verify:
-        return verify(args.data_root, workers=args.workers)
-    jobs = [video_job(args.data_root, video) for video in find_videos(args.data_root, PLACES.videos)]
-    return prepare_videos(args.data_root, jobs, fps=1, workers=args.workers, short_side=args.short_side)
+    settings = parse_preparation(
+        ClipPreparation, "vggsound.py prepare", "Frames, one per second, and sound from the videos.", arguments
+    )
+    root, workers = settings.data_root, settings.workers
+    if settings.verify:
+        return verify(root, workers=workers)
+    jobs = [video_job(root, video) for video in find_videos(root, LAYOUT.videos)]
+    return prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
 
 
-def video_job(root: Path, video: Path) -> VideoJob:
-    """Put frames and sound where the OGM-GE code has them, or those of videos/ into visual/ and audio/."""
-    part = video.parent.name.removesuffix("-set")
-    if part not in PARTS:
-        return flat_job(root, video)
-    frames = root / f"{part}-videos/{part}-set-img/Image-01-FPS" / video.name
-    return VideoJob(video, frames, root / f"{part}-audios/{part}-set/{video.stem}.wav")
+def build_model(settings: Settings[VggsoundSettings], data: Data) -> nn.Module:
+    return audio_visual_net(len(data.classes), settings.own.clips.fusion)
 
 
-def build_model(args: argparse.Namespace, data: Data) -> nn.Module:
-    return audio_visual_net(len(data.classes), args.fusion)
+def balance(settings: Settings[VggsoundSettings]) -> Mapping[str, Any]:
+    return describe(("audio", "visual"), settings.own.clips.fusion)
 
 
 OGM = {"alpha": 0.1, "start_epoch": 0, "end_epoch": 50}  # README of the OGM-GE code, advice for VGGSound
@@ -172,7 +98,7 @@ OFFICIAL = {"select": "test", "validation": False, "crop": "random", "frame_choi
 RECIPE = Recipe(
     name="vggsound",
     title="VGGSound: audio-visual event recognition",
-    add_arguments=add_arguments,
+    settings=VggsoundSettings,
     defaults={
         # main.py of the OGM-GE code.
         "epochs": 100,
@@ -183,14 +109,12 @@ RECIPE = Recipe(
         "step_size": 70,
         "gamma": 0.1,
         # Its dataset code: 5 of 10 s at 16 kHz, log magnitude of a (129, 626) spectrogram, three frames.
-        **CLIP_DEFAULTS,
         "audio_frontend": "stft16k",
         "frames": 3,
-        "num_classes": 309,
     },
-    generated_defaults={
+    synthetic_defaults={
         # 0.4 s of 0.8 s as a (64, 64) spectrogram, one (64, 64) picture, and larger steps.
-        "num_classes": len(MADE_UP_LABELS),
+        "num_classes": len(SYNTHETIC_LABELS),
         "audio_rate": 8_000,
         "audio_seconds": 0.4,
         "n_fft": 126,
@@ -208,7 +132,7 @@ RECIPE = Recipe(
         "ogm_ge": OGM,
         "dgl": {"alpha": 2.0},  # the VGGSound script of the DGL code, as is its learning rate
     },
-    # The DGL code does as the OGM-GE code, with full batches only.
+    # The DGL code is like the OGM-GE code, with full batches only.
     protocols={"official": OFFICIAL, "dgl": {**OFFICIAL, "drop_last": "both", "lr": 2e-3}},
     load=load,
     build_model=build_model,

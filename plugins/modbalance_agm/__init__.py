@@ -1,7 +1,8 @@
 """AGM: adaptive gradient modulation by Shapley values.
 
 Source: Li, Li, Hu, Lei, Li, Zhang, "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV
-2023. Deviations of the authors' code from the paper, and which side each option takes: docs/methods/agm.md.
+2023, Section 3. Symbols are those of docs/methods/agm.md, which also lists where the authors' code departs from the
+paper, and which side each option takes.
 """
 
 from __future__ import annotations
@@ -14,21 +15,37 @@ import attrs
 import torch
 from torch import Tensor
 
-from modbalance import Batch, ConfigError, Method, Run, Step, WindowedMethod, gradients, hookimpl, option, state
-from modbalance import coalitions as of_modalities
-from modbalance.backward import guard_buffers
-from modbalance.coalitions import Coalition
-from modbalance.method import between, gt, integer, one_of, optional
-from modbalance.scores import widened
-from modbalance.topology import Topology
+from modbalance import (
+    Batch,
+    ConfigError,
+    Method,
+    Run,
+    Step,
+    WindowedMethod,
+    between,
+    gradients,
+    gt,
+    hookimpl,
+    integer,
+    one_of,
+    option,
+    optional,
+    state,
+)
+from modbalance.coalitions import Coalition, choose, factored, full, guard_buffers
+from modbalance.scores import clearly_greater, widened
+from modbalance_agm.competition import competition_metric as competition_metric
+
+NO_GRADIENT = "masked_pass_grad=False"
+HINT = "Pass `coalitions='full'` if this is what you expect."
 
 
 @attrs.define(eq=False, kw_only=True)
 class AGM(WindowedMethod):
-    """Scales the gradient of each modality's share in the logits, its Shapley output. Source: Section 3.
+    """Scales the gradient of the Shapley output of each modality, its share in the logits.
 
-    Touches the gradients of the whole model, by the chain rule; nothing is edited but for the conditional clip. Needs
-    one more pass per encoder, in eval mode and with graph, where encoders are independent. No host read.
+    Touches the gradients of the whole model, by the chain rule; only the conditional clip edits them. Costs one more
+    pass per encoder, in eval mode and with graph, where encoders are independent. No host read.
     """
 
     name: ClassVar[str] = "agm"
@@ -40,7 +57,7 @@ class AGM(WindowedMethod):
     after_window: str = option("reset", one_of("reset", "freeze"), "scale after the window: 1, or the last for ever")
     max_gap: float | None = option(10.0, optional(gt(0)), "largest tau - r that counts; None: any", paper=None)
     p_min: float = option(1e-8, between(0, 1), "smallest score whose logarithm is taken, in [0, 1]", paper=0.0)
-    include_current: bool = option(False, one_of(True, False), "whether tau knows of the current step", paper=True)
+    include_current: bool = option(False, one_of(True, False), "whether tau includes the current step", paper=True)
     masked_mode: str = option("eval", one_of("eval", "train"), "mode of the masked passes")
     masked_pass_grad: bool = option(True, one_of(True, False), "whether gradients run through the masked passes")
     coalitions: str = option(
@@ -61,29 +78,29 @@ class AGM(WindowedMethod):
         if self.masked_mode == "train" and self.coalitions == "factored":
             raise ConfigError(
                 "Option `coalitions` of method `agm` should be 'full' or 'auto' beside masked_mode = 'train', where "
-                "the samples of a batch depend on each other. Found `coalitions = 'factored'`."
+                "the samples of a batch depend on each other. Found `coalitions = 'factored'`: leave it out."
             )
 
     def is_active(self, epoch: int) -> bool:
-        """Before the window the mean of the scores already gathers; after it, only a frozen scale is at work."""
+        """Whether scores are gathered: up to the end of the window, and after it where the scale is frozen."""
         return self.after_window == "freeze" or self.end_epoch is None or epoch <= self.end_epoch
 
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
         """Check that there is a head for the conditional clip."""
-        if self.clip_trigger is not None and not head_weights(run.topology):
+        if self.clip_trigger is not None and not head_weights(run):
             raise ConfigError(
-                "Option `clip_trigger` of method `agm` looks at the weight of the head. Found no matrix among the "
-                "parameters of the fusion: name the head in `fusion=`, or pass `clip_trigger=None`."
+                "Option `clip_trigger` of method `agm` should go with a head, whose weight it watches. Found no matrix "
+                "among the parameters of the fusion: name the head in `fusion=`, or pass `clip_trigger=None`."
             )
 
     @hookimpl
     def modbalance_observe(self, batch: Batch) -> dict[str, Tensor]:
-        """Sum the scores s_i = -log softmax(m_i)[y] of the Shapley outputs m_i, and settle the scale of this batch."""
+        """Sum the scores s_i of the Shapley outputs m_i, and compute the scale kappa_i of this batch."""
         modulates = batch.run.epoch >= self.start_epoch
         with torch.set_grad_enabled(modulates):
             m = self.shapley_outputs(batch)
-        scores = [batch.score(m_i, name, of=self.surprise) for name, m_i in m.items()]
+        scores = [batch.score(m_i, name, of=self.surprise) for name, m_i in m.items()]  # s_i = -log softmax(m_i)[y]
         sums = {"score": torch.stack([s for s, _ in scores]), "count": torch.stack([n for _, n in scores])}
         is_over = self.end_epoch is not None and batch.run.epoch > self.end_epoch
         kappa = self.last_kappa if is_over else self.scale(batch.run, sums) if modulates else None
@@ -108,17 +125,17 @@ class AGM(WindowedMethod):
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:
         """Clip the joint norm, if an entry of the head's weight gradient is too large."""
-        head = [p for p in head_weights(step.run.topology) if p.grad is not None]
+        head = [p for p in head_weights(step.run) if p.grad is not None]
         if self.clip_trigger is None or not head or step.run.epoch < self.start_epoch:
             return
-        parameters = [p for p in gradients.optimized(step.run.optimizer) if p.grad is not None]
+        parameters = [p for p in step.run.optimized_parameters() if p.grad is not None]
         largest = torch.stack([gradients.values(p).abs().amax() for p in head]).amax()
         clip = (self.clip_norm / (gradients.norm(parameters) + 1e-6)).clamp(max=1)
-        gradients.scale_(parameters, clip.where(largest > self.clip_trigger, 1))
+        gradients.scale_(parameters, clip.where(clearly_greater(largest, self.clip_trigger), 1))
 
     @hookimpl
     def modbalance_after_step(self, step: Step) -> None:
-        """Let the mean take over the scores of this step, and keep its scale for after the window."""
+        """Add the scores of this step to their mean, and keep the scale for the epochs after the window."""
         s = step.stats["score"] / step.stats["count"]
         self.mean_score, self.score_steps = self.updated_mean(s)
         for i, name in enumerate(step.run.modalities):
@@ -135,25 +152,27 @@ class AGM(WindowedMethod):
         return {i: shapley_output(f, i, len(batch.run.modalities)) for i in batch.run.modalities}
 
     def masked_outputs(self, batch: Batch) -> dict[Coalition, Tensor]:
-        """Return f(S) for 1 <= |S| < M, in the form that was asked for or found to be exact."""
+        """Return f(S) for 1 <= |S| < M, in the form that `coalitions` names or that was found to be exact."""
         form = self.form if self.coalitions == "auto" else self.coalitions
         if form == "factored":
-            return of_modalities.factored(batch)
-        f = of_modalities.full(batch, training=self.masked_mode == "train")
+            return factored(batch, no_gradient=NO_GRADIENT)
+        f = full(batch, training=self.masked_mode == "train", no_gradient=NO_GRADIENT)
         if form == "auto" and self.masked_mode == "eval":
-            self.form = of_modalities.choose(batch, f)
+            self.form = choose(batch, f, hint=HINT)
         return f
 
     def surprise(self, probability: Tensor) -> Tensor:
-        """Return -log p of each element."""
+        """Return -log max(p, p_min) of each element, the summand of s_i."""
         return -probability.double().clamp(min=self.p_min).log()
 
     def scale(self, run: Run, sums: Mapping[str, Tensor]) -> Tensor:
-        """Return kappa_i = exp(alpha * min(tau_i - r_i, max_gap)), (M,); 1 where scores or kappa are not finite."""
-        score, count = run.ranks.sum([sums["score"], sums["count"]])
-        s = score / count
-        tau = ratio(self.updated_mean(s)[0] if self.include_current else self.mean(s))
-        gap = tau - ratio(s)
+        """Return the scale kappa_i of this batch, (M,); 1 where scores or kappa are not finite."""
+        score, count = run.sums([sums["score"], sums["count"]])
+        s = score / count  # s_i, over all ranks
+        r = ratio(s)  # r_i
+        tau = ratio(self.updated_mean(s)[0] if self.include_current else self.mean(s))  # tau_i, of the history S_i
+        gap = tau - r
+        # kappa_i = exp(alpha min(tau_i - r_i, max_gap))
         kappa = (self.alpha * (gap if self.max_gap is None else gap.clamp(max=self.max_gap))).exp()
         is_sound = kappa.isfinite() & s.isfinite().all()
         for name, sound in zip(run.modalities, is_sound, strict=True):
@@ -161,18 +180,19 @@ class AGM(WindowedMethod):
         return kappa.where(is_sound, 1)
 
     def mean(self, s: Tensor) -> Tensor:
-        """Return the cumulative mean of the scores of the steps before this one, (M,); 0 at first."""
+        """Return S_i, the mean of the scores of the steps before this one, (M,); 0 at first."""
         return torch.zeros_like(s) if self.mean_score is None else self.mean_score
 
     def updated_mean(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return S_i (t - 1) / t + s_i / t, and t; a step whose scores are not finite does not count."""
+        """Return S_i with the scores of step t, (M,), and t; a step whose scores are not finite does not count."""
         counts = s.isfinite().all()
         t = (s.new_zeros(()) if self.score_steps is None else self.score_steps) + counts
-        return (self.mean(s) * (t - 1) / t + s / t).where(counts, self.mean(s)), t
+        updated = self.mean(s) * (t - 1) / t + s / t  # S_i <- S_i (t - 1) / t + s_i / t
+        return updated.where(counts, self.mean(s)), t
 
 
 class ScaledSum(torch.autograd.Function):
-    """The sum of Shapley outputs m_i, which is f(N) and takes its value from there; scales their gradients."""
+    """Sum of the Shapley outputs m_i, with the value of f(N), which it equals; scales their gradients by kappa_i."""
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, kappa: Tensor, *m: Tensor) -> Tensor:
@@ -182,32 +202,33 @@ class ScaledSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return kappa_i * gradient for each m_i."""
+        """Return dL/dm_i <- kappa_i dL/dm_i."""
         (kappa,) = ctx.saved_tensors
         return None, None, *(widened(gradient) * k for k in kappa)
 
 
 def shapley_output(f: Mapping[Coalition, Tensor], i: str, count: int) -> Tensor:
-    """Return m_i = sum_S c_i(S) f(S): c_i(S) = w(|S| - 1) if i is in S, else -w(|S|), w(k) = k! (M - k - 1)! / M!.
+    """Return the Shapley output m_i of modality ``i``, (B, C, ...), from f(S) of all coalitions but the empty one.
 
     For M = 2, m_i = (f(N) - f(j) + f(i)) / 2. The empty coalition cancels; the sum over i is f(N).
     """
-    w = [factorial(k) * factorial(count - k - 1) / factorial(count) for k in range(count)]
-    return torch.stack([(w[len(S) - 1] if i in S else -w[len(S)]) * f_S for S, f_S in f.items()]).sum(0)
+    w = [factorial(k) * factorial(count - k - 1) / factorial(count) for k in range(count)]  # k! (M - k - 1)! / M!
+    c_i = {S: w[len(S) - 1] if i in S else -w[len(S)] for S in f}
+    return torch.stack([c_i[S] * f_S for S, f_S in f.items()]).sum(0)  # m_i = sum_S c_i(S) f(S)
 
 
 def ratio(s: Tensor) -> Tensor:
-    """Return exp(mean_{j != i} s_j - s_i), (M,): large for a modality that is ahead."""
-    return ((s.sum() - s) / (len(s) - 1) - s).exp()
+    """Return the ratio r_i of scores s_i, (M,): large for a modality that is ahead."""
+    return ((s.sum() - s) / (len(s) - 1) - s).exp()  # r_i = exp(mean_{j != i} s_j - s_i)
 
 
-def head_weights(topology: Topology) -> list[Tensor]:
+def head_weights(run: Run) -> list[Tensor]:
     """Return the weights whose rows are the outputs: the last matrix of the fusion, and those with as many rows.
 
     A fusion that is a callable has no parameters of its own: the last matrix outside of the encoders counts then.
     """
-    encoders = {id(p) for name in topology.modalities for _, p in topology.listed(name)}
-    roots = topology.fusion or ([] if topology.model is None else [topology.model])
+    encoders = {id(p) for name in run.modalities for module in run.encoders(name) for p in module.parameters()}
+    roots = run.fusion_modules or ([] if run.model is None else [run.model])
     matrices = [p for root in roots for p in root.parameters() if p.dim() >= 2 and id(p) not in encoders]
     return [p for p in matrices if len(p) == len(matrices[-1])]
 

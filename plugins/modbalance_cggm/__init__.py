@@ -1,7 +1,8 @@
 """CGGM: classifier-guided gradient modulation.
 
 Source: Guo, Jin, Chen, Zhao, "Classifier-guided Gradient Modulation for Enhanced Multimodal Learning", NeurIPS 2024.
-Deviations of the authors' code from the paper, and which side each option takes: docs/methods/cggm.md.
+The paper's classifiers f_i are called probes here. Symbols are those of docs/methods/cggm.md, which also lists where
+the authors' code departs from the paper, and which side each option takes.
 """
 
 from __future__ import annotations
@@ -16,29 +17,57 @@ from torch import Tensor, nn
 from modbalance import (
     Batch,
     CheckpointError,
-    ConfigError,
     Method,
     ObservationError,
     Run,
     Step,
+    between,
+    ge,
     gradients,
+    gt,
     hookimpl,
+    one_of,
     option,
     state,
 )
-from modbalance.method import between, ge, gt, one_of
-from modbalance_cggm.checks import is_head, is_interval, is_maker, is_probes
-from modbalance_cggm.guides import Guides, Kind, MakeOptimizer, build, feature_size, own_draws
-from modbalance_cggm.heads import Sizes, find_head, last_layer, matrix, reads_concatenation, slices, weight_of
-from modbalance_cggm.metrics import BUILT, Metric, check_metric
+from modbalance.auxiliary import batch_rng
+from modbalance.scores import clearly_greater
+from modbalance_cggm.heads import (
+    METRICS,
+    Head,
+    Metric,
+    Sizes,
+    check_metric,
+    is_head,
+    is_metric,
+    last_layer,
+    matrix,
+    weight_of,
+)
+from modbalance_cggm.probes import (
+    Kind,
+    MakeOptimizer,
+    Probes,
+    default_optimizer,
+    feature_size,
+    is_maker,
+    is_probes,
+    maker,
+)
 
 EPS = 1e-8
 LARGE = 100
 WARNING = (
-    f"|B_i| of CGGM went above {LARGE}, as often as `cggm/large/<modality>` says: the improvements of the modalities "
+    f"|B_i| of CGGM went above {LARGE}, as often as `cggm/large/<modality>` counts: the improvements of the modalities "
     "nearly cancelled out. `clip_grad_norm=` bounds such a step, `coeff_clip=` bounds B_i; larger batches and "
     "`metric_ema=` make it rarer."
 )
+
+
+def is_interval(value: Any) -> str | None:
+    """Check for a pair of numbers in ascending order."""
+    is_pair = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
+    return None if value is None or (is_pair and value[0] <= value[1]) else "None or a pair (low, high), low <= high"
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -46,7 +75,7 @@ class CGGM(Method):
     """Scales each encoder's gradients by how much the other modalities improved, and turns the head towards them.
 
     Touches the gradients of the encoders, and that of the head's weight. Trains one probe per modality on detached
-    features, outside of the user's loss. Needs a forward and a backward of the probes: no host read.
+    features, outside of the user's loss. Costs a forward and a backward of the probes; no host read.
     """
 
     name: ClassVar[str] = "cggm"
@@ -59,7 +88,7 @@ class CGGM(Method):
     probes: Kind = option("linear", is_probes, "'linear', 'mlp', 'transformer', modules by modality, or a factory")
     probe_optimizer: MakeOptimizer | None = option(None, is_maker, "parameters -> optimizer; None: Adam, lr 5e-4")
     metric: str | Metric = option(
-        "accuracy", one_of(*BUILT, or_callable=True), f"{', '.join(map(repr, BUILT))}, or a callable -> (sum, count)"
+        "accuracy", is_metric, f"{', '.join(map(repr, METRICS))}, or a callable (logits, target) -> (sum, count)"
     )
     head: str | nn.Module | None = option(None, is_head, "layer to compare probes with; None: the fusion's last")
     direction: str = option("weight", one_of("weight", "gradient"), "what is compared of last layers", paper="gradient")
@@ -75,118 +104,120 @@ class CGGM(Method):
     outputs: int = state(0)
 
     _run: Run | None = attrs.field(default=None, init=False)
-    _head: nn.Module | None = attrs.field(default=None, init=False)
-    _guides: Guides | None = attrs.field(default=None, init=False)
-    _slices: Sizes = attrs.field(factory=dict, init=False)
+    _head: Head | None = attrs.field(default=None, init=False)
+    _built: Probes | None = attrs.field(default=None, init=False)
 
     # The paper's equations
 
     @hookimpl
     def modbalance_observe(self, batch: Batch) -> dict[str, Tensor]:
         """Run each probe: its metric, and the gradient of its task loss, as sums over samples."""
-        guides, features = self._ready(batch), batch.require_features()
+        probes, features = self._ready(batch), batch.require_features()
         sums: dict[str, Tensor] = {}
-        with torch.enable_grad(), torch.autocast(batch.logits.device.type, enabled=False), own_draws(batch):
+        with torch.enable_grad(), torch.autocast(batch.logits.device.type, enabled=False), batch_rng(batch):
             for name in batch.run.modalities:
-                sums |= guides.observe(batch, name, features[name], self.metric, self.probe_eval)
+                sums |= probes.observe(batch, name, features[name], self.metric, self.probe_eval)
         batch.cache["sums"] = sums
         return sums
 
     @hookimpl
     def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
-        """Return rho * B_i."""
+        """Return rho B_i, by which the gradients of encoder i are scaled."""
         step.cache["epsilon"], step.cache["b"] = epsilon, b = self.balance(step.run, step.stats)
         for name, epsilon_i, b_i in zip(step.run.modalities, epsilon, b, strict=True):
             step.run.log(f"metric/{name}", epsilon_i)
             step.run.log(f"probe_loss/{name}", step.stats[f"loss/{name}"] / step.stats[f"samples/{name}"])
-            step.run.count(f"large/{name}", b_i.abs() > LARGE, WARNING)
-        return dict(zip(step.run.modalities, self.rho * b, strict=True))
+            step.run.count(f"large/{name}", clearly_greater(b_i.abs(), LARGE), WARNING)
+        return dict(zip(step.run.modalities, self.rho * b, strict=True))  # g <- rho B_i g
 
     def balance(self, run: Run, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the metrics epsilon_i and B_i = (S - Delta_i) / S, S = sum_j Delta_j + 1e-8; (M,) fp64 each."""
+        """Return the metrics epsilon_i and the coefficients B_i of this step; (M,), double precision each."""
         measured = torch.stack([sums[f"metric/{name}"] / sums[f"count/{name}"] for name in run.modalities])
         before = torch.zeros_like(measured) if self.epsilon is None else self.epsilon
         epsilon = self.metric_ema * before + (1 - self.metric_ema) * measured
-        delta = epsilon - before
-        total = sum(delta.unbind(), start=torch.zeros_like(delta[0])) + EPS
-        b = (total - delta) / total
+        delta = epsilon - before  # Delta_i = epsilon_i(t) - epsilon_i(t-1)
+        total = sum(delta.unbind(), start=torch.zeros_like(delta[0])) + EPS  # S = sum_j Delta_j + 1e-8
+        b = (total - delta) / total  # B_i = (S - Delta_i) / S
         return epsilon, b if self.coeff_clip is None else b.clamp(*self.coeff_clip)
 
-    def align(self, w: Tensor, u: Sequence[Tensor], b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return l_gm = 1/M (sum_i |B_i| - sum_i B_i cos(u_i, w)), 0-dim, and its derivative by w, (C, K).
+    def align(self, head: Head, w: Tensor, u: Sequence[Tensor], b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the direction term l_gm, 0-dim, and its derivative by w, (C, K).
 
         Args:
-            w: Weight of the head, or the gradient of the task loss by it, (C, K).
+            head: The head.
+            w: Its weight, or the gradient of the task loss by it, (C, K).
             u: The same of the last layer of each probe, (C, K) or (C, D_i) where w is sliced.
             b: B_i, (M,).
         """
         l_gm, derivative = b.new_zeros(()), torch.zeros_like(w)
-        for w_i, slot, u_i, b_i in zip(self._parts(w), self._parts(derivative), u, b, strict=True):
+        for w_i, slot, u_i, b_i in zip(*(head.parts(each, len(b)) for each in (w, derivative)), u, b, strict=True):
             length = w_i.norm().clamp(min=EPS)
             unit_w, unit_u = w_i / length, u_i / u_i.norm().clamp(min=EPS)
-            c = (unit_w * unit_u).sum()
+            c = (unit_w * unit_u).sum()  # c_i = cos(u_i, w)
             turn = b_i * (unit_u - c * unit_w) / length
-            is_finite = (b_i * c).isfinite()  # a probe that went astray must not take the head along
-            l_gm = l_gm + (b_i.abs() - b_i * c).where(is_finite, 0) / len(b)
-            slot.sub_(turn.where(is_finite, 0) / len(b))
+            is_finite = (b_i * c).isfinite()  # a probe that diverged must not spoil the head
+            l_gm = l_gm + (b_i.abs() - b_i * c).where(is_finite, 0) / len(b)  # 1/M (sum_i |B_i| - sum_i B_i c_i)
+            slot.sub_(turn.where(is_finite, 0) / len(b))  # dl_gm/dw = -1/M sum_i B_i (u_i / |u_i| - c_i w / |w|) / |w|
         return l_gm, derivative
 
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:
-        """Add lam * dl_gm/dW, W the head's weight, in closed form: that of the previous step, or of this one."""
-        if self._head is None or self.direction != "weight":
+        """Add the gradient of lam * l_gm, of the previous step or of this one, to that of the head's weight W."""
+        head = self._head
+        if head is None or self.direction != "weight":
             return
         u = [matrix(layer) for layer in self._lasts().values()]
-        l_gm, derivative = self.align(self._weight.flatten(1), u, step.cache["b"])
+        l_gm, derivative = self.align(head, matrix(head.layer), u, step.cache["b"])
         step.run.log("l_gm", l_gm)
-        step.cache["pull"] = self.lam * derivative.view_as(self._weight)
+        step.cache["pull"] = self.lam * derivative.view_as(head.weight)
         pull = self.pull if self.direction_delay else step.cache["pull"]
-        if pull is not None and self._weight.grad is not None:
-            gradients.values(self._weight).add_(pull)
+        if pull is not None and head.weight.grad is not None:
+            gradients.values(head.weight).add_(pull)  # dL/dW <- dL/dW + lam dl_gm/dW
 
     @hookimpl
     def modbalance_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return lam * l_gm of the gradients of this batch, which the user's backward really differentiates."""
-        if self._head is None or self.direction != "gradient" or not self._weight.requires_grad:
+        """Return lam * l_gm, c_i of the gradients of this batch: a term of the loss, differentiated with it."""
+        head = self._head
+        if head is None or self.direction != "gradient" or not head.weight.requires_grad:
             return {}
         run, count = batch.run, len(batch.logits)
-        w = self._live_gradient(batch)
+        w = head.gradient(batch)
         sums = batch.cache["sums"] | {"head": w.detach() * count, "all": w.new_full((), count)}
-        sums = dict(zip(sums, run.ranks.sum(list(sums.values())), strict=True))
+        sums = dict(zip(sums, run.sums(list(sums.values())), strict=True))
         b = self.b if self.direction_delay else self.balance(run, sums)[1]
         if b is None:
             return {}
-        u = [self._built.last_gradient(sums, name, weight_of(layer)) for name, layer in self._lasts().items()]
-        l_gm, derivative = self.align(sums["head"] / sums["all"], u, b)
-        # Of l_gm as a function of the joint gradient, only this rank's share of the gradient has a graph here.
+        u = [self._probes.last_gradient(sums, name, weight_of(layer)) for name, layer in self._lasts().items()]
+        l_gm, derivative = self.align(head, sums["head"] / sums["all"], u, b)
+        # Of the joint gradient, only the share of this rank has a graph here.
         share = (derivative * w).sum()
         return {"l_gm": self.lam * (l_gm.to(share) + (share - share.detach()))}
 
     @hookimpl
     def modbalance_after_step(self, step: Step) -> None:
-        """Keep metrics, B_i and the derivative; step the probes by the gradients of their own losses."""
+        """Keep epsilon_i, B_i and the derivative of l_gm; step the probes by the gradients of their own losses."""
         epsilon = step.cache["epsilon"]
         before = torch.zeros_like(epsilon) if self.epsilon is None else self.epsilon
         self.epsilon = epsilon.where(epsilon.isfinite(), before)
         self.b = step.cache["b"].nan_to_num(1.0)
         self.pull = step.cache.get("pull")
-        self._built.step(step.stats)
+        self._probes.step(step.stats)
 
     # The probes
 
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
-        """Find the head; build the probes where their sizes are known, else on the first batch."""
+        """Find the head; build the probes if their sizes are known, else on the first batch."""
         self._run = run
-        self._head = find_head(run, self.head) if self.lam > 0 else None
-        sizes = run.topology.feature_sizes
+        self._head = Head(run, self.head) if self.lam > 0 else None
+        sizes = dict(run.feature_sizes)
         if isinstance(self.probes, Mapping):
             self._adopt({}, 0)
-        elif sizes is not None and self._head is not None and self.head is None:
-            self._adopt(dict(zip(run.modalities, sizes, strict=True)), len(self._weight))
+        elif sizes and self._head is not None and self.head is None:
+            self._adopt(sizes, len(self._head.weight))
 
-    def _ready(self, batch: Batch) -> Guides:
-        """Return the probes; on the first batch, build them if need be and compare sizes."""
+    def _ready(self, batch: Batch) -> Probes:
+        """Return the probes, on the device of the features; on the first batch, build them and compare sizes."""
         if batch.task_loss is None:
             raise ObservationError(
                 "Method `cggm` trains its probes with the task loss. Found a loss that is computed already: use "
@@ -197,25 +228,23 @@ class CGGM(Method):
         if not self.sizes:
             outputs = batch.logits.shape[1] if batch.logits.dim() > 1 else 1
             self._adopt({name: feature_size(run, features[name]) for name in run.modalities}, outputs)
-        self._built.follow(features)
-        return self._built
+        self._probes.follow(features)
+        return self._probes
 
     def _adopt(self, sizes: Sizes, outputs: int) -> None:
-        """Take probes for these sizes, built now unless they are there, and compare their shapes with the head's."""
-        guides = self._guides or self._made(sizes, outputs)
-        run, head = self._attached, self._head
-        if head is not None:
-            lasts = {name: last_layer(probe, f"The probe of {name!r}") for name, probe in guides.modules.items()}
-            self._slices = slices(run, head, lasts, sizes)
-        if self._guides is None:
-            guides.share(run)
-        self._guides, self.sizes, self.outputs = guides, sizes, outputs
+        """Take probes for these sizes, built now if there are none, and compare their shapes with the head's."""
+        probes = self._built or self._made(sizes, outputs)
+        if self._head is not None:
+            lasts = {name: last_layer(probe, f"The probe of {name!r}") for name, probe in probes.modules.items()}
+            self._head.compare(lasts, sizes)
+        if self._built is None:
+            probes.share(self._attached)
+        self._built, self.sizes, self.outputs = probes, sizes, outputs
 
-    def _made(self, sizes: Sizes, outputs: int) -> Guides:
-        run, widths = self._attached, sizes
-        if self._head is not None and not reads_concatenation(run, self._head, sum(sizes.values())):
-            widths = dict.fromkeys(sizes, self._weight.flatten(1).shape[1])
-        return build(run, self.probes, self.probe_optimizer, sizes, widths, outputs)
+    def _made(self, sizes: Sizes, outputs: int) -> Probes:
+        widths = sizes if self._head is None else self._head.widths(sizes)
+        make = maker(self._attached, self.probes, sizes, widths, outputs)
+        return Probes.build(self._attached, make, self.probe_optimizer or default_optimizer, "probe")
 
     @property
     def _attached(self) -> Run:
@@ -223,57 +252,37 @@ class CGGM(Method):
         return self._run
 
     @property
-    def _built(self) -> Guides:
-        assert self._guides is not None
-        return self._guides
-
-    @property
-    def _weight(self) -> nn.Parameter:
-        assert self._head is not None
-        return weight_of(self._head)
+    def _probes(self) -> Probes:
+        assert self._built is not None
+        return self._built
 
     def _lasts(self) -> dict[str, nn.Module]:
-        return {name: last_layer(probe, "The probe") for name, probe in self._built.modules.items()}
+        return {name: last_layer(probe, "The probe") for name, probe in self._probes.modules.items()}
 
-    def _parts(self, w: Tensor) -> Sequence[Tensor]:
-        """Return what each probe is compared with: views of ``w``, (C, K), whole or by columns."""
-        return torch.split(w, list(self._slices.values()), 1) if self._slices else [w] * len(self._built.modules)
-
-    def _live_gradient(self, batch: Batch) -> Tensor:
-        """Return the gradient of the task loss by the head's weight, (C, K), itself differentiable."""
-        assert batch.task_loss is not None
-        if not len(batch.logits):
-            return torch.zeros_like(self._weight.flatten(1))
-        loss = batch.task_loss(batch.logits)
-        (gradient,) = torch.autograd.grad(loss, self._weight, create_graph=True, allow_unused=True)
-        if gradient is None:
-            raise ConfigError("Option `head` should name a layer that the loss depends on. Found one that it does not.")
-        return gradient.flatten(1)
-
-    # State
+    # State; saved states have the probes under "guides", an earlier name
 
     def state_dict(self) -> dict[str, Any]:
         """Return the declared state, and the probes with their optimizer; ``None`` before they are built."""
-        return Method.state_dict(self) | {"guides": self._guides and self._guides.state_dict()}
+        return Method.state_dict(self) | {"guides": self._built and self._built.state_dict()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; probes that no batch has shaped yet are built for it."""
-        guides = saved["guides"]
-        if guides is None:
-            self._guides = None if self.sizes else self._guides
+        """Restore a state that `state_dict` returned; probes are built for it if no batch did so yet."""
+        probes = saved["guides"]
+        if probes is None:
+            self._built = None if self.sizes else self._built
         else:
             self._adopt(dict(saved["sizes"]), saved["outputs"])
-            self._built.load_state_dict(guides)
+            self._probes.load_state_dict(probes)
         Method.load_state_dict(self, {name: value for name, value in saved.items() if name != "guides"})
 
     def check_state(self, saved: Mapping[str, Any]) -> None:
         """Raise a CheckpointError unless ``saved`` is of a run with these probes."""
         Method.check_state(self, {name: value for name, value in saved.items() if name != "guides"})
-        guides = saved.get("guides")
-        if guides is not None and not (self._guides or self._made(saved["sizes"], saved["outputs"])).fits(guides):
+        probes = saved.get("guides")
+        if probes is not None and not (self._built or self._made(saved["sizes"], saved["outputs"])).fits(probes):
             raise CheckpointError(
-                "The saved probes of method `cggm` should have the shapes of those that `probes=` asks for. They have "
-                "not: build BalancedOptimizer with the `probes=` of the run that was saved."
+                "The saved probes of method `cggm` should have the shapes of those of `probes=`. Found other shapes: "
+                "build BalancedOptimizer with the `probes=` of the run that was saved."
             )
 
 

@@ -1,21 +1,163 @@
-"""The built-in probes: classifiers of one modality's feature."""
+"""Probes of CGGM, classifiers of one modality's detached feature: modules, observation on a batch, optimizer step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Adam, Optimizer
+
+from modbalance import Batch, ConfigError, Run
+from modbalance.auxiliary import Auxiliary
+from modbalance_cggm.heads import Metric, Sizes, measure
 
 KINDS = ("linear", "mlp", "transformer")
+Factory = Callable[[str, int, int], nn.Module]
+Kind = str | Mapping[str, nn.Module] | Factory
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+
+
+def is_probes(value: Any) -> str | None:
+    """Check for a kind of probe, a mapping to modules or a factory."""
+    is_mapping = isinstance(value, Mapping) and all(isinstance(probe, nn.Module) for probe in value.values())
+    is_known = is_mapping or callable(value) or (isinstance(value, str) and value in KINDS)
+    return None if is_known else f"one of {', '.join(map(repr, KINDS))}, a mapping to modules, or a factory"
+
+
+def is_maker(value: Any) -> str | None:
+    """Check for a callable that returns an optimizer."""
+    return None if value is None or callable(value) else "None or a callable: parameters -> optimizer"
+
+
+def default_optimizer(parameters: Iterable[Tensor]) -> Optimizer:
+    """Adam at 5e-4, as for the authors' MOSI and IEMOCAP; fused, because plain Adam reads its step count."""
+    return Adam(parameters, lr=5e-4, fused=True)
+
+
+def feature_size(run: Run, feature: Tensor) -> int:
+    """Return D of a feature (B, D), tokens (B, T, D) or a map (B, D, H, W)."""
+    return feature.shape[-1 if feature.dim() <= 3 or run.feature_sizes else 1]
+
+
+def maker(run: Run, kind: Kind, sizes: Sizes, widths: Sizes, outputs: int) -> Callable[[str], nn.Module]:
+    """Return a function from modalities to their probes.
+
+    Args:
+        run: The run.
+        kind: Value of `probes`.
+        sizes: Size of each modality's feature.
+        widths: Columns of the last layer's weight.
+        outputs: Its rows.
+    """
+    if isinstance(kind, Mapping):
+        if set(kind) != set(run.modalities):
+            raise ConfigError(
+                f"Option `probes` should hold a module for each of {list(run.modalities)}. Found {sorted(kind)}: "
+                "pass one module by modality."
+            )
+        return kind.__getitem__
+    if not isinstance(kind, str):
+        return lambda name: kind(name, sizes[name], outputs)
+    precision = torch.promote_types(next(run.optimized_parameters()).dtype, torch.float32)
+    channels_last = bool(run.feature_sizes)
+
+    def built_in(name: str) -> nn.Module:
+        probe = Probe(kind, sizes[name], widths[name], outputs, channels_last)
+        return probe if precision == torch.get_default_dtype() else probe.to(precision)
+
+    return built_in
+
+
+@attrs.define(eq=False)
+class Probes(Auxiliary):
+    """The probes of all modalities at work."""
+
+    def observe(
+        self, batch: Batch, name: str, feature: Tensor, metric: str | Metric, in_eval: bool
+    ) -> dict[str, Tensor]:
+        """Return metric, loss and gradients of one probe on one batch, as sums over its samples.
+
+        Keys are ``<quantity>/<modality>``: ``metric`` and the ``count`` of its elements, ``loss`` and the number of
+        ``samples``, ``calls``; and ``gradient/<modality>/<name>`` and ``buffer/<modality>/<name>``.
+
+        Args:
+            batch: The batch; with its task loss.
+            name: The modality.
+            feature: Its feature.
+            metric: The metric epsilon_i.
+            in_eval: Whether it is measured in eval mode, in a second forward.
+        """
+        assert batch.task_loss is not None
+        trained = self.trained(name)
+        buffers = {key: buffer.clone() for key, buffer in self.modules[name].named_buffers()}
+        sums = dict.fromkeys(
+            ("metric", "count", "loss", "samples", "calls"), feature.new_zeros((), dtype=torch.float64)
+        )
+        gradients = {key: torch.zeros_like(p) for key, p in trained.items()}
+        moved = {key: torch.zeros_like(buffer, dtype=torch.float64) for key, buffer in buffers.items()}
+        if len(batch.logits):
+            present = batch.present.get(name)
+            logits = self._logits(name, feature, batch.logits, buffers)
+            loss = batch.task_loss(batch.where_present(name, logits))
+            found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            gradients |= {key: g * len(logits) for key, g in zip(gradients, found, strict=True) if g is not None}
+            moved = {key: buffer.double() for key, buffer in buffers.items()}
+            if in_eval:
+                logits = self._logits(name, feature, batch.logits, buffers, training=False)
+            ignore_index = getattr(batch.run.loss_fn, "ignore_index", -100)
+            sums["metric"], sums["count"] = measure(metric, logits.detach(), batch.target, present, ignore_index)
+            sums["calls"] = sums["calls"] + 1
+            sums["samples"] = sums["samples"] + (len(logits) if present is None else present.sum())
+            sums["loss"] = loss.detach().double() * sums["samples"]
+        named = {f"{quantity}/{name}": value for quantity, value in sums.items()}
+        named |= {f"gradient/{name}/{key}": value for key, value in gradients.items()}
+        return named | {f"buffer/{name}/{key}": value for key, value in moved.items()}
+
+    def step(self, sums: Mapping[str, Tensor]) -> None:
+        """Take a step by the mean gradients, and set buffers to the mean of those that the forwards left."""
+        for name, module in self.modules.items():
+            samples, calls = sums[f"samples/{name}"].clamp(min=1), sums[f"calls/{name}"]
+            for key, parameter in self.trained(name).items():
+                parameter.grad = (sums[f"gradient/{name}/{key}"] / samples).to(parameter)
+            for key, buffer in module.named_buffers():
+                buffer.copy_(torch.where(calls > 0, sums[f"buffer/{name}/{key}"] / calls, buffer))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def last_gradient(self, sums: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
+        """Return the mean gradient by the weight of a probe's last layer, zero where it is frozen; (C, K)."""
+        keys = [key for key, parameter in self.trained(name).items() if parameter is weight]
+        found = [sums[f"gradient/{name}/{key}"] / sums[f"samples/{name}"].clamp(min=1) for key in keys]
+        return (found or [torch.zeros_like(weight)])[0].flatten(1).to(weight.dtype)
+
+    def _logits(
+        self, name: str, feature: Tensor, like: Tensor, buffers: dict[str, Tensor], *, training: bool = True
+    ) -> Tensor:
+        """Run one probe in the precision of its weights; ``buffers`` change, those of the probe do not."""
+        module = self.modules[name]
+        given = (feature.detach().to(next(module.parameters()).dtype),)
+        module.train(training)
+        output: Tensor = functional_call(module, buffers, (*given, like) if isinstance(module, Probe) else given)
+        module.train()
+        if output.shape != like.shape:
+            raise ConfigError(
+                f"The probe of {name!r} should return logits of shape {tuple(like.shape)}, as the model does. Found "
+                f"{tuple(output.shape)}: pass a probe with as many outputs."
+            )
+        return output.to(like.device)
 
 
 class Probe(nn.Module):
     """A classifier of one feature, (B, D), tokens (B, T, D) or a map (B, D, H, W), to logits of a given shape.
 
-    Where the logits are vectors, "linear" and "mlp" see the mean over tokens or space, and "transformer" answers at
-    token 0; where they are maps, each position answers, and the answers are interpolated to the size of the logits.
+    Where the logits are vectors, "linear" and "mlp" classify the mean over tokens or space, and "transformer" token 0;
+    where they are maps, each position is classified, and the result is interpolated to the size of the logits.
 
     Args:
         kind: "linear"; "mlp": one hidden layer; "transformer": two pre-norm layers, then one layer applied twice.

@@ -1,4 +1,4 @@
-"""DGL: disentangled gradient learning; encoders and fusion learn from losses of their own.
+"""DGL: disentangled gradient learning, with a loss for the encoders and another one for the fusion.
 
 Source: Wei, Luo, Luo, "Boosting Multimodal Learning via Disentangled Gradient Learning", ICCV 2025.
 Deviations of the authors' code from the paper, and which side each option takes: docs/methods/dgl.md.
@@ -14,16 +14,15 @@ import attrs
 import torch
 from torch import Tensor
 
-from modbalance import Batch, ConfigError, Method, Run, Step, hookimpl, option
-from modbalance.method import gt, one_of
+from modbalance import Batch, ConfigError, Method, Run, Step, gt, hookimpl, one_of, option
 
 
 @attrs.define(eq=False, kw_only=True)
 class DGL(Method):
     """Trains each encoder by the loss of its unimodal logits alone, and the fusion by the fused loss alone.
 
-    Touches the features, which enter the fusion without a way back, and the loss, which gains alpha * sum_i L(o_i).
-    Needs the head once more per modality, and one backward; no further encoder pass, no host read, no state.
+    Touches the features, through which no gradient of the fused loss comes back, and the loss, which gains a term L_u.
+    Costs a pass of the head per modality, and one backward; no further encoder pass, no host read, no state.
     """
 
     name: ClassVar[str] = "dgl"
@@ -38,38 +37,41 @@ class DGL(Method):
 
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
-        """Refuse a model whose fusion is not known: it could not be held constant for the unimodal losses."""
-        topology, any_will_do = run.topology, self.detach_at == "features"
-        if not topology.fusion and not (any_will_do and topology.fusion_callable):
+        """Raise a ConfigError for a model whose fusion is not known: unimodal losses could not hold it constant."""
+        any_will_do = self.detach_at == "features"
+        if not run.fusion_modules and not (any_will_do and run.fusion_callable):
             what = "a path, a module, a list of them" + (" or a callable" if any_will_do else "")
-            found = "none" if topology.fusion_callable is None else "a callable, whose layers nobody can tell"
+            found = "none" if run.fusion_callable is None else "a callable, whose layers are not known"
             raise ConfigError(f"Method `dgl` needs `fusion=`, where features become logits: {what}. Found {found}.")
 
     @hookimpl
     def modbalance_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return sg(z_i): equal features, through which the fused loss L(H(sg z_1, .., sg z_M)) reaches no encoder."""
-        return {name: cut(feature) for name, feature in features.items()}
+        """Return sg(z_i): equal features, through which the fused loss reaches no encoder."""
+        return {name: cut(feature) for name, feature in features.items()}  # L_f = L(H(sg z_1, .., sg z_M))
 
     @hookimpl
     def modbalance_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return alpha * sum_i L(o_i), o_i the logits of z_i alone, with the weights of the head as constants."""
+        """Return the unimodal losses L_u, of the logits o_i of z_i alone, with the weights of the head as constants."""
         if batch.task_loss is None:
-            raise ConfigError("Method `dgl` calls the loss itself: use `opt.criterion(loss_fn)`, not `opt.observe`.")
-        logits = batch.unimodal_logits_live(frozen_head=True, auto="zero")
-        losses = {name: batch.task_loss(where_present(batch, name, o)) for name, o in logits.items()}
+            raise ConfigError(
+                "Method `dgl` calls the loss on logits of its own. Found a loss that is computed already: use "
+                "`opt.criterion(loss_fn)`, not `opt.observe`."
+            )
+        o = batch.unimodal_logits_live(frozen_head=True, auto="zero")
+        losses = {name: batch.task_loss(batch.where_present(name, o_i)) for name, o_i in o.items()}  # L(o_i)
         for name, loss in losses.items():
             batch.run.log(f"loss/{name}", loss)
-        return {"unimodal": self.alpha * torch.stack(list(losses.values())).sum()}
+        return {"unimodal": self.alpha * torch.stack(list(losses.values())).sum()}  # L_u = alpha sum_i L(o_i)
 
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:
-        """Take the gradients of the projections away, where the fused loss is cut behind them.
+        """Remove the gradients of the projections, if the fused loss is cut behind them.
 
         Projections are all layers of the fusion but the last that is in use, in the order of registration.
         """
         if self.detach_at == "features":
             return
-        modules = [module for part in step.run.topology.fusion for module in part.modules()]
+        modules = [module for part in step.run.fusion_modules for module in part.modules()]
         layers = [list(module.parameters(recurse=False)) for module in modules]
         used = [layer for layer in layers if any(p.grad is not None or not p.requires_grad for p in layer)]
         for parameter in chain(*used[:-1]):
@@ -77,19 +79,11 @@ class DGL(Method):
 
 
 def cut(feature: Tensor) -> Tensor:
-    """Return sg(z): an equal tensor with a gradient of zero, also where what comes back is not finite.
+    """Return sg(z): an equal tensor with a gradient of zero, also where the gradient that arrives is not finite.
 
     After a detach, DDP would take the encoder for unused and refuse the gradient of its unimodal loss.
     """
     return torch.where(torch.ones((), dtype=torch.bool, device=feature.device), feature.detach(), feature)
-
-
-def where_present(batch: Batch, modality: str, logits: Tensor) -> Tensor:
-    """Return equal logits, (B, C, ...), whose gradient stops at the samples that lack the modality."""
-    there = batch.present.get(modality)
-    if there is None:
-        return logits
-    return torch.where(there.to(logits.device).reshape(-1, *[1] * (logits.dim() - 1)), logits, logits.detach())
 
 
 @hookimpl

@@ -1,12 +1,12 @@
 """OGM and OGM-GE: on-the-fly gradient modulation, with generalization enhancement.
 
 Source: Peng, Wei, Deng, Wang, Hu, "Balanced Multimodal Learning via On-the-fly Gradient Modulation", CVPR 2022.
-Deviations of the authors' code from the paper, and which side each option takes: docs/methods/ogm_ge.md.
+Eq. 8 to 10 for OGM, to 12 with the noise of GE. Deviations of the authors' code from the paper, and which side each
+option takes: docs/methods/ogm_ge.md.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -14,9 +14,22 @@ import attrs
 import torch
 from torch import Tensor
 
-from modbalance import Batch, Method, ModbalanceWarning, Run, Step, WindowedMethod, gradients, hookimpl, option
-from modbalance.method import ge, gt, integer, one_of, optional
-from modbalance.notices import depth_of_caller
+from modbalance import (
+    Batch,
+    Method,
+    Run,
+    Step,
+    WindowedMethod,
+    ge,
+    gradients,
+    gt,
+    hookimpl,
+    integer,
+    one_of,
+    option,
+    optional,
+)
+from modbalance.scores import clearly_greater
 
 ParamFilter = str | Callable[[str, Tensor], bool]
 SELECTS: dict[str, Callable[[int], bool]] = {
@@ -28,7 +41,7 @@ SELECTS: dict[str, Callable[[int], bool]] = {
 
 @attrs.define(eq=False, kw_only=True)
 class OGM(WindowedMethod):
-    """Scales down the encoder gradients of the modality that is ahead. Source: Eq. 8-10.
+    """Scales down the encoder gradients of the modality that is ahead.
 
     Touches the gradients of the encoders that `param_filter` selects; fusion and head stay as they are. Needs one
     softmax per modality on logits that the forward yields anyway: no further pass, no host read.
@@ -57,44 +70,45 @@ class OGM(WindowedMethod):
     def modbalance_setup(self, run: Run) -> None:
         """Warn of encoders of which nothing is modulated, such as a transformer's without convolutions."""
         for modality in run.modalities:
-            named = run.topology.listed(modality)
+            named = run.encoder_parameters(modality)
             if named and not any(self.modulates(*each) for each in named):
-                warnings.warn(
+                run.warn(
                     f"`param_filter={self.param_filter!r}` of method `{self.name}` selects no parameter of the encoder "
-                    f"of {modality!r}, whose gradients therefore stay as they are. Pass param_filter='all'.",
-                    ModbalanceWarning,
-                    stacklevel=depth_of_caller(),
+                    f"of {modality!r}, whose gradients therefore stay as they are. Pass param_filter='all'."
                 )
 
     @hookimpl
     def modbalance_observe(self, batch: Batch) -> dict[str, Tensor]:
-        """Sum the scores s_i = softmax(o_i)[y] of each modality, and count them."""
-        scores = [batch.score(logits, name) for name, logits in batch.unimodal_logits.items()]
+        """Sum the scores s_i of each modality, and count them."""
+        scores = [batch.score(o_i, name) for name, o_i in batch.unimodal_logits.items()]  # Eq. 8: softmax(o_i)[y]
         return {"score": torch.stack([s for s, _ in scores]), "count": torch.stack([n for _, n in scores])}
 
     @hookimpl
     def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
-        """Return k_i = 1 - tanh(alpha * rho_i) for a modality that is ahead, 1 for the others (Eq. 10)."""
+        """Return the coefficients k_i: below 1 for a modality that is ahead, 1 for the others."""
         score = step.stats["score"] / step.stats["count"]
         rho = self.discrepancy(score)
-        k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift)), 1)
-        # x/0 saturates (k = 0), as in the authors' code; 0/0 or a score that is not finite says nothing, and the core
-        # turns NaN into 1 and counts it.
+        # Eq. 10: k_i = 1 - tanh(alpha rho_i) if rho_i > 1, else 1
+        k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift).clamp(min=0)), 1)
+        # x/0 saturates (k = 0), as in the authors' code. Of 0/0, or a score that is not finite, NaN is made, which the
+        # core replaces by 1 and counts.
         k = k.where((score.sum().abs() < torch.inf) & (rho == rho), torch.nan)
         for name, ratio in zip(step.run.modalities, rho, strict=True):
             step.run.log(f"ratio/{name}", ratio)
         return dict(zip(step.run.modalities, k, strict=True))
 
     def discrepancy(self, score: Tensor) -> Tensor:
-        """Return the discrepancy ratios rho_i = s_i / mean of the others (Eq. 9 for M = 2); shapes (M,)."""
+        """Return the discrepancy ratios rho_i from the scores s_i; shapes (M,)."""
         others = score.repeat(len(score), 1)
-        if self.ratio == "mean_others":
-            return score / (others.fill_diagonal_(0).sum(1) / (len(score) - 1))
+        if self.ratio == "mean_others":  # Eq. 9 for M = 2: rho_i = s_i / s_j
+            # Added one by one: the order of `sum` depends on memory alignment, and ranks would differ.
+            total = sum(others.fill_diagonal_(0).unbind(1), start=torch.zeros_like(score))
+            return score / (total / (len(score) - 1))
         return score / others.fill_diagonal_(torch.inf).amin(1)
 
     def is_ahead(self, rho: Tensor) -> Tensor:
         """Return which modalities are suppressed, boolean (M,); the authors' code breaks ties against the first."""
-        ahead = rho > 1
+        ahead = clearly_greater(rho, 1)
         if self.tie == "first":
             ahead = torch.cat([ahead[:1] | ~ahead.any(), ahead[1:]])
         return ahead
@@ -102,7 +116,7 @@ class OGM(WindowedMethod):
 
 @attrs.define(eq=False, kw_only=True)
 class OGMGE(OGM):
-    """OGM with generalization enhancement: Gaussian noise on the modulated gradients. Source: Eq. 8-12.
+    """OGM with generalization enhancement: Gaussian noise on the modulated gradients.
 
     The noise of each tensor has the standard deviation of its gradient's elements. It is a function of `seed` and of
     the number of steps taken, so ranks agree and a resumed run draws what the uninterrupted one would have.
@@ -117,17 +131,17 @@ class OGMGE(OGM):
 
     @hookimpl
     def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
-        """Note the spread of the raw gradients, then do as OGM."""
+        """Keep the standard deviation of the raw gradients, then return the coefficients of OGM."""
         if self.noise_source == "raw":
             step.cache["sigma"] = self.sigma(step)
         return OGM.modbalance_coefficients(self, step)
 
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:
-        """Add noise N(0, sigma^2) to each modulated tensor."""
+        """Add noise N(0, sigma^2) to each modulated tensor: g <- k_i g + epsilon."""
         sigma = step.cache.get("sigma") or self.sigma(step)
         for modality, coefficient in step.coefficients.items():
-            on = 1 if self.noise_on == "both" else coefficient < 1
+            on = 1 if self.noise_on == "both" else clearly_greater(1, coefficient)
             for parameter in step.parameters(modality):
                 generator = step.generator(parameter.device, self.seed)
                 gradients.add_noise_(gradients.values(parameter), on * sigma[parameter], generator)

@@ -1,7 +1,8 @@
 """Diagnosing & Re-learning: encoders that stopped to generalize are blended back towards their initial weights.
 
-Source: Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning", ECCV 2024.
-Deviations of the authors' code from the paper, and which side each option takes: docs/methods/relearning.md.
+Source: Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning", ECCV 2024. Symbols are those
+of docs/methods/relearning.md, which also lists where the authors' code departs from the paper, and which side each
+option takes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,23 @@ from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import Progress
 from torch import Tensor
-from torch.optim import Adagrad
 
-from modbalance import EpochData, Method, Run, hookimpl, option, state
-from modbalance.errors import CheckpointError, ConfigError, ObservationError
+from modbalance import (
+    CheckpointError,
+    ConfigError,
+    EpochData,
+    Method,
+    ObservationError,
+    Run,
+    ge,
+    hookimpl,
+    integer,
+    one_of,
+    option,
+    optional,
+    state,
+)
 from modbalance.loaders import recalibrate_batch_norm, rng_kept
-from modbalance.method import ge, integer, one_of, optional
 from modbalance_relearning.clusters import clustered, lexicographic, purity
 from modbalance_relearning.samples import samples_of
 
@@ -35,16 +47,16 @@ SWITCH = one_of(False, True)
 class Relearning(Method):
     """Compares how well features cluster by class on training and validation data, and blends encoders accordingly.
 
-    Touches the weights of the encoders, between epochs, when the schedule says so; fusion, head and every step stay as
-    they are. Costs one pass in eval mode over both loaders and 2 k-means runs per modality, each time.
+    Touches the weights of the encoders, after the epochs of its schedule; fusion, head and every step stay as they are.
+    Costs one pass in eval mode over both loaders and 2 k-means runs per modality, each time.
     """
 
     name: ClassVar[str] = "relearning"
-    needs = frozenset({"model"})
+    needs = frozenset({"model", "classes", "validation"})
 
     lam: float = option(3.0, ge(0), "strength of the re-learning, dimensionless, >= 0")
-    period: int = option(20, integer(1), "epochs from one re-learning to the next")
-    count: int = option(3, integer(1), "how many times encoders re-learn")
+    period: int = option(20, integer(1), "epochs from one re-learning to the next", short=3)
+    count: int = option(3, integer(1), "how many times encoders re-learn", short=2)
     offset: int = option(
         0, integer(-1), "first epoch that ends with re-learning, 0-based; 0: `period`, -1: `period` - 1", paper=-1
     )
@@ -68,27 +80,30 @@ class Relearning(Method):
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
         """Keep theta_init, on the CPU."""
-        if not run.topology.encoders:
+        if not any(run.encoders(modality) for modality in run.modalities):
             raise ConfigError(
-                "Method `relearning` looks at the outputs of encoders. Found none: pass `modalities=`, such as "
+                "Method `relearning` needs the outputs of encoders. Found none: pass `modalities=`, such as "
                 "{'audio': 'audio_net', 'visual': 'visual_net'}."
             )
-        if self.reset_momentum and isinstance(run.optimizer, Adagrad):
-            raise ConfigError("Option `reset_momentum` should be False with Adagrad, which makes its state only once.")
+        if self.reset_momentum and not run.can_clear_optimizer_state:
+            raise ConfigError(
+                "Option `reset_momentum` should be False with Adagrad, which makes its state only once. Found True: "
+                "leave it out."
+            )
         for modality in run.modalities:
             for name, value in self._blended(run, modality):
                 self.initial[name] = value.detach().to("cpu", copy=True).contiguous()
 
     @hookimpl
     def modbalance_epoch_end(self, run: Run, epoch: int, data: EpochData) -> None:
-        """Diagnose, and re-learn: theta <- w theta_init + (1 - w) theta, with w = tanh(lam * |P_train - P_val|)."""
+        """Diagnose and re-learn, after the epochs of the schedule."""
         if not self.is_due(epoch):
             return
         if data.train is None or data.val is None:
             found = [name for name in ("train", "val") if getattr(data, name) is not None]
             raise ObservationError(
-                f"Method `relearning` looks at data after epoch {epoch}: pass `opt.end_epoch(train=loader, "
-                f"val=val_loader)`. Found {found or 'neither'}."
+                f"Method `relearning` needs data after epoch {epoch}, `opt.end_epoch(train=loader, val=val_loader)`. "
+                f"Found {found or 'neither'}: pass both."
             )
         keeps_rng = self.preserve_rng or run.dry_run
         with rng_kept([data.train, data.val], run.device) if keeps_rng else nullcontext():
@@ -121,15 +136,15 @@ class Relearning(Method):
                 samples += [(rows, label, clusters) for rows in features.values()]
             # Rank 0 clusters for all, so that ranks on unlike machines cannot drift apart.
             found = [math.nan] * len(samples)
-            if run.ranks.rank == 0:
+            if run.rank == 0:
                 tracked = progress.track(samples, description="relearning: k-means")
                 found = [self.purity(*each) for each in tracked]
-        of_rank_0 = run.ranks.gather_rows(torch.tensor([found], dtype=torch.float64))[0]
+        of_rank_0 = run.gather_rows(torch.tensor([found], dtype=torch.float64))[0]
         columns = zip(run.modalities, *of_rank_0.view(2, -1).tolist(), strict=True)
         return {modality: self.weight(run, modality, of_train, of_val) for modality, of_train, of_val in columns}
 
     def purity(self, features: Tensor, label: Tensor, clusters: int) -> float:
-        """Return P = 1/N sum over clusters of the count of its most frequent class; NaN where features overflow.
+        """Return the purity P of k-means clusters, in (0, 1]; NaN where features overflow.
 
         Args:
             features: One modality of one split, (N, D), on the CPU.
@@ -144,8 +159,9 @@ class Relearning(Method):
         return purity(clustered(features, clusters, self.n_init), label)
 
     def weight(self, run: Run, modality: str, of_train: float, of_val: float) -> float:
-        """Return w = tanh(lam * |P_train - P_val|), or 0 where a purity is not known, which is counted."""
-        weight = math.tanh(self.lam * abs(of_train - of_val))
+        """Return the blend weight w_i from two purities, or 0 where one is not known, which is counted."""
+        gap = abs(of_train - of_val)  # g_i = |P_i^train - P_i^val|
+        weight = math.tanh(self.lam * gap)  # w_i = tanh(lam g_i)
         for name, value in {"purity_train": of_train, "purity_val": of_val, "weight": weight}.items():
             run.log(f"{name}/{modality}", value)
         run.count(f"nonfinite/{modality}", torch.tensor(math.isnan(weight)))
@@ -156,11 +172,10 @@ class Relearning(Method):
         with torch.no_grad():
             for modality, w in weights.items():
                 for name, theta in self._blended(run, modality):
-                    initial = run.ranks.broadcast(self.initial[name].to(theta.device, theta.dtype))
-                    theta.lerp_(initial, w)  # theta + w (theta_init - theta), exact where the two are equal
+                    initial = run.broadcast(self.initial[name].to(theta.device, theta.dtype))
+                    theta.lerp_(initial, w)  # theta_i <- w_i theta_i^init + (1 - w_i) theta_i
                 if self.reset_momentum:
-                    for _, parameter in run.parameters(modality):
-                        run.optimizer.state.pop(parameter, None)
+                    run.clear_optimizer_state(parameter for _, parameter in run.parameters(modality))
 
     def check_state(self, saved: Mapping[str, Any]) -> None:
         """Raise a CheckpointError unless the saved initial weights are of these encoders."""
@@ -173,19 +188,19 @@ class Relearning(Method):
             )
 
     def _blended(self, run: Run, modality: str) -> Iterator[tuple[str, Tensor]]:
-        """Yield what is blended of an encoder: its parameters, trained by this optimizer or not, and buffers."""
-        for name, parameter in run.topology.owned(modality):
+        """Yield the tensors that are blended of an encoder: parameters, of this optimizer or not, and buffers."""
+        for name, parameter in run.encoder_parameters(modality):
             if parameter.is_floating_point():  # quantized weights are not trained
                 yield name, parameter
-        for index, module in enumerate(run.topology.encoders[modality] if self.blend_buffers else []):
+        for index, module in enumerate(run.encoders(modality) if self.blend_buffers else []):
             for name, buffer in module.named_buffers():
                 if buffer.is_floating_point():
                     yield f"{modality}/{index}/{name}", buffer
 
 
 def _progress(run: Run) -> Progress:
-    """Return bars for rank 0 at a terminal that no other live display owns, which is when rich replaces stdout."""
-    is_seen = run.ranks.rank == 0 and sys.stdout.isatty() and not isinstance(sys.stdout, FileProxy)
+    """Return progress bars, shown on rank 0 at a terminal without another live display, which replaces stdout."""
+    is_seen = run.rank == 0 and sys.stdout.isatty() and not isinstance(sys.stdout, FileProxy)
     return Progress(transient=True, disable=not is_seen, console=Console(quiet=not is_seen))
 
 

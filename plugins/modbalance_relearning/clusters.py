@@ -1,4 +1,4 @@
-"""How well the rows of a matrix cluster by class."""
+"""Clusters of the rows of a matrix by k-means, and their purity."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def clustered(rows: Tensor, clusters: int, n_init: int) -> Tensor:
     scaled = MinMaxScaler(feature_range=(-1, 1)).fit_transform(rows.numpy())
     # One thread adds up in one order: a resumed run finds the clusters that the uninterrupted one would have found.
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        # Rows that fall together make fewer clusters than asked for, and their purity is what it is.
+        # Equal rows make fewer clusters than K; their purity is defined all the same.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return torch.from_numpy(KMeans(clusters, n_init=n_init, random_state=0).fit_predict(scaled)).long()
 
 
 def purity(cluster: Tensor, label: Tensor) -> float:
-    """Return 1/N sum over clusters of the count of its most frequent class, in (0, 1]; both (N,)."""
+    """Return the purity P of clusters by class, in (0, 1]; both (N,)."""
     pairs, counts = torch.unique(torch.stack([cluster, label]), dim=1, return_counts=True)
     most = torch.zeros(int(cluster.max()) + 1, dtype=torch.long).scatter_reduce_(0, pairs[0], counts, "amax")
-    return int(most.sum()) / len(label)
+    return int(most.sum()) / len(label)  # P = 1/N sum over clusters of the count of its most frequent class
 
 
 def lexicographic(rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modbalance import Batch, ObservationError, Run
+from modbalance.loaders import gather_samples
 
 
 def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tuple[dict[str, Tensor], Tensor, int]:
@@ -16,7 +17,7 @@ def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tup
 
     Args:
         run: The run.
-        loader: What the batches come from, which tells how samples are dealt out to ranks.
+        loader: Loader of the batches, whose sampler may deal samples out to ranks.
         batches: The batches of this rank, in eval mode; a rank may have none.
     """
     features: dict[str, list[Tensor]] = {modality: [torch.empty(0)] for modality in run.modalities}
@@ -32,8 +33,8 @@ def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tup
                     f"{len(labels[-1])} targets: name the module in `fusion=` that gets one feature per sample."
                 )
     columns = [torch.cat(labels), *(torch.cat(rows) for rows in features.values())]
-    label, *gathered = run.ranks.gather_samples(loader, columns)
-    classes = int(run.ranks.gather_rows(torch.tensor([classes])).max())
+    label, *gathered = gather_samples(run, loader, columns)
+    classes = int(run.gather_rows(torch.tensor([classes])).max())
     return dict(zip(features, gathered, strict=True)), label, classes
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,13 +15,14 @@ from modbalance import ModbalanceError
 from recipe_common.comparison.child import COMMAND, run_one
 from recipe_common.comparison.compare import compare
 from recipe_common.comparison.sweep import COMMAND as SWEEP
-from recipe_common.comparison.sweep import add_sweep_arguments, sweep
+from recipe_common.comparison.sweep import SweepSettings, sweep
 from recipe_common.errors import RecipeError, message
 from recipe_common.recipe import Recipe
 from recipe_common.report.telemetry import COMMAND as TELEMETRY
 from recipe_common.report.telemetry import telemetry
+from recipe_common.settings.command_line import add_flags, read
+from recipe_common.settings.shared import FAIR, Settings
 from recipe_common.training import checkpoint
-from recipe_common.training.flags import add_common_arguments
 from recipe_common.training.interrupt import INTERRUPTED, Interrupted
 from recipe_common.training.precision import choose_device
 from recipe_common.training.ranks import ALONE, FirstRankFailed, Ranks, connected
@@ -29,18 +31,18 @@ from recipe_common.training.settings import resolve
 
 USER_ERROR = 2
 FAILED = 1
-_LOG_WIDTH = 160  # characters per line where nobody says how wide the paper is
+_LOG_WIDTH = 160  # characters per line where the output is no terminal
 
 
 def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     """Run a recipe from the command line.
 
     Args:
-        recipe: What to train.
-        argv: Arguments without the program's name; default: those of the process.
+        recipe: Dataset, model and defaults.
+        argv: Arguments without the name of the program; default: those of the process.
 
     Returns:
-        Exit code: 0, 1 if runs failed, 2 after a user's error, 130 after an interruption.
+        Exit code: 0, 1 if runs failed, 2 after an error of the user, 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     ranks = Ranks.from_environment()
@@ -53,7 +55,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
             return run_one(recipe)
         if arguments[:1] == [SWEEP]:
             parser = build_parser(recipe)
-            add_sweep_arguments(parser)
+            add_flags(parser, SweepSettings)
             return sweep(recipe, parser, arguments[1:], _console())
         if arguments[:1] == [TELEMETRY]:
             return telemetry(recipe.name, arguments[1:], _console())
@@ -72,25 +74,25 @@ def build_parser(recipe: Recipe) -> argparse.ArgumentParser:
     """Return the parser for training and evaluation."""
     commands = f"Other commands: {', '.join([*recipe.commands, SWEEP, TELEMETRY])} (each with --help)."
     parser = argparse.ArgumentParser(description=recipe.title, epilog=commands, allow_abbrev=False)
-    add_common_arguments(parser, recipe)
-    recipe.add_arguments(parser)
+    add_flags(parser, Settings, {"protocol": (FAIR, *recipe.protocols)})
+    add_flags(parser, recipe.settings)
     return parser
 
 
 def _train_or_evaluate(recipe: Recipe, arguments: list[str]) -> int:
-    given = build_parser(recipe).parse_args(arguments)
+    given = read(build_parser(recipe), arguments)
     console = _console()
-    if given.eval is not None:
+    if "eval" in given:
         _evaluate(recipe, given, console)
         return 0
     return _train(recipe, resolve(given, recipe), arguments, console)
 
 
 def _train(
-    recipe: Recipe, args: argparse.Namespace, arguments: list[str], console: Console, ranks: Ranks = ALONE
+    recipe: Recipe, settings: Settings[Any], arguments: list[str], console: Console, ranks: Ranks = ALONE
 ) -> int:
     try:
-        summary = compare(recipe, args, console, ranks)
+        summary = compare(recipe, settings, console, ranks)
     except Interrupted:
         kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite", "--update")]
         command = shlex.join([*ranks.launcher, sys.argv[0], *recipe.subcommand, *kept, "--resume"])
@@ -100,20 +102,22 @@ def _train(
 
 
 def _train_together(recipe: Recipe, arguments: list[str], ranks: Ranks) -> int:
-    """Train on several processes that torchrun has started."""
+    """Train in several processes, of which this is one that torchrun has started."""
     is_training = not arguments or arguments[0] not in (*recipe.commands, COMMAND, SWEEP, TELEMETRY)
-    given = build_parser(recipe).parse_args(arguments) if is_training else None
-    if given is None or given.eval is not None:
+    given = read(build_parser(recipe), arguments) if is_training else None
+    if given is None or "eval" in given:
         if not ranks.is_first:
             return FAILED
         found = "--eval" if given is not None else arguments[0]
-        raise RecipeError(f"Expected torchrun to train. Found `{found}`. Fix: python {sys.argv[0]} {found} ...")
-    args = resolve(given, recipe)
-    # Only the first rank may take the terminal for its screen.
+        raise RecipeError(
+            "`torchrun` should start a training", found=f"`{found}`", fix=f"run `python {sys.argv[0]} {found} ...`"
+        )
+    settings = resolve(given, recipe)
+    # Two screens on one terminal would overwrite each other.
     console = _console() if ranks.is_first else Console(quiet=True, force_terminal=False)
-    with connected(ranks, lambda: choose_device(args.device, ranks)):
-        ranks.on_first(lambda: ranks.check(args))
-        return _train(recipe, args, arguments, console, ranks)
+    with connected(ranks, lambda: choose_device(settings.machine.device, ranks)):
+        ranks.on_first(lambda: ranks.check(settings.optimisation.batch_size, settings.comparison.jobs))
+        return _train(recipe, settings, arguments, console, ranks)
 
 
 def _console() -> Console:
@@ -123,16 +127,17 @@ def _console() -> Console:
     return console
 
 
-def _evaluate(recipe: Recipe, given: argparse.Namespace, console: Console) -> None:
-    path = Path(given.eval)
+def _evaluate(recipe: Recipe, given: Mapping[str, Any], console: Console) -> None:
+    path: Path = given["eval"]
     state = checkpoint.load(path)
     if state["recipe"] != recipe.name:
         raise RecipeError(
-            f"Expected a checkpoint of the recipe {recipe.name} at {path}. Found one of {state['recipe']}. "
-            "Fix: evaluate it with the script of its recipe."
+            f"{path} should be a checkpoint of the recipe {recipe.name}",
+            found=f"one of {state['recipe']}",
+            fix="evaluate it with the script of its recipe",
         )
-    args = resolve(given, recipe, saved=state["settings"])
-    evaluate_checkpoint(open_session(recipe, args, console), path, state)
+    settings = resolve(given, recipe, saved=state["settings"])
+    evaluate_checkpoint(open_session(recipe, settings, console), path, state)
 
 
 def _fail(text: str, ranks: Ranks) -> int:

@@ -1,14 +1,25 @@
-"""Errors that a person running a recipe can act upon."""
+"""Errors of the users of recipes, in three parts: what should be, what was found and what to do."""
 
 from importlib import import_module
 from types import ModuleType
 
 
 class RecipeError(Exception):
-    """Bad input to a recipe: the message says what was expected, what was found, and the fix.
+    """Bad input to a recipe, which the command line prints without a traceback before it exits with status 2.
 
-    The command line prints it without a traceback and exits with status 2.
+    Args:
+        should: What should be, as a sentence without its full stop, such as "`--option` should be like name=value".
+        found: What was found instead.
+        fix: What to do.
     """
+
+    def __init__(self, should: str, *, found: str | None = None, fix: str | None = None) -> None:
+        super().__init__(should if found is None or fix is None else explained(should, found, fix))
+
+
+def explained(should: str, found: str, fix: str) -> str:
+    """Return the message of an error, "should. Found ...: fix."; for the parts see `RecipeError`."""
+    return f"{should}. Found {found}: {fix}."
 
 
 def message(error: BaseException) -> str:
@@ -23,12 +34,13 @@ def require(module: str) -> ModuleType:
     """Import an optional library.
 
     Raises:
-        RecipeError: If it cannot be imported; the message says how to install it.
+        RecipeError: If it cannot be imported; the message has the command that installs it.
     """
     try:
         return import_module(module)
     except ImportError as error:
         raise RecipeError(
-            f"Expected the library `{module}`. Found that it cannot be imported: {error}. "
-            'Fix: pip install -e ".[recipes]" in the folder of the project'
+            f"The library `{module}` should be installed",
+            found=f"that it cannot be imported ({error})",
+            fix='run `pip install -e ".[recipes]"` in the folder of the project',
         ) from error

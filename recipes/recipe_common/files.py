@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and locks between processes."""
+"""Atomic writing of files and folders, checks of the room on the disk, listings of folders, locks between processes."""
 
 import errno
 import os
@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from recipe_common.errors import RecipeError
 
 PARTIAL = ".partial"
-"""How the names of temporary files and folders end."""
+"""Ending of the names of temporary files and folders."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -32,7 +34,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, renamed to `path` on success and removed on failure.
 
     Raises:
-        OSError: If there is a folder `path` with something in it, on leaving.
+        OSError: On leaving, if there is a folder `path` that is not empty.
     """
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
@@ -46,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Say so if what writes ``path`` fails for want of room.
+    """Turn the failure of a write to `path` on a full disk into an error with a remedy.
 
     Raises:
         RecipeError: If the disk is full.
@@ -58,12 +60,33 @@ def room_for(path: Path) -> Iterator[None]:
         if not any(isinstance(each, OSError) and each.errno in DISK_FULL for each in (error, error.__context__)):
             raise
         raise RecipeError(
-            f"Expected room on the disk for {path}. Found none left. Fix: make room, and go on with `--resume`."
+            f"The disk should have room for {path}", found="none left", fix="make room and go on with `--resume`"
         ) from error
 
 
+def check_room(folder: Path, size: float, content: str, fix: str) -> None:
+    """Compare the bytes that will be written into a folder with those that are free on its disk.
+
+    Args:
+        folder: A folder that exists.
+        size: Bytes that will be written, or an estimate.
+        content: Name of the data in the message, such as `the cache`.
+        fix: Remedy in the message.
+
+    Raises:
+        RecipeError: If fewer bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise RecipeError(
+            f"The disk of {folder} should have room for {content}, about {size / 1e9:,.1f} GB",
+            found=f"{free / 1e9:,.1f} GB",
+            fix=fix,
+        )
+
+
 def remove_partials(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left."""
+    """Remove temporary files and folders that killed processes left behind."""
     for path in folder.glob(f".*{PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -71,29 +94,31 @@ def remove_partials(folder: Path) -> None:
             path.unlink()
 
 
+def listing(folder: Path, shown: int = 8) -> str:
+    """Return the first names in a folder, or that there are none, as text for messages."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "an empty folder") + more
+
+
 def lock(handle: IO[Any], *, wait: bool) -> bool:
     """Lock an open file for this process, until it is closed or the process ends, however it ends.
 
-    Nobody is kept out on Windows, and on network file systems that know no locks.
+    On file systems without locks, such as some network disks, every call succeeds.
 
     Args:
         handle: The file.
         wait: Whether to wait while another process has the lock.
 
     Returns:
-        Whether this process may go on; False if another has the lock, and this one did not want to wait.
+        Whether this process may go on; False if another one has the lock and `wait` is False.
     """
     try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_descriptor(handle.fileno(), blocking=wait)
     except OSError:
         return True
-    return True
 
 
 def _partial(path: Path) -> Path:

@@ -25,7 +25,7 @@ from bench.paper_reading import PaperDataset
 from recipe_common.cli import main
 from recipe_common.report.curves import Picture
 from recipe_common.report.folder import RunFolder
-from recipes.feed_clips import open_data, write_clips
+from recipes.cremad_sized_clips import open_data, write_clips
 
 CLIPS = 64
 TARGET = 5.0
@@ -85,7 +85,7 @@ def test_the_cache_is_five_times_as_fast_as_reading_one_by_one(root: Path) -> No
 @pytest.mark.bench
 def test_the_share_of_a_step_that_waits_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    table = Table("cache", "workers", "ms per step", "waiting for data", title="generated CREMA-D set, batch 16")
+    table = Table("cache", "workers", "ms per step", "waiting for data", title="synthetic CREMA-D set, batch 16")
     for cache in ([], ["--cache", "auto"]):
         for workers in (0, 2):
             row = last_epoch(tmp_path / f"{bool(cache)}-{workers}", [*cache, "--workers", str(workers)])

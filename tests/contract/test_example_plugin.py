@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(__file__).parents[2] / "docs" / "example-plugin"
 
 # Scores 0.8 and 0.2: a is slowed down to (0.2 / 0.8) ** 0.5 = 0.5, b keeps its gradient of 1.

@@ -12,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modbalance import BalancedOptimizer, ModbalanceWarning
 from support.models import Multimodal
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import Batch, balanced, batches, multimodal
+
+pytestmark = pytest.mark.slow
 
 Shares = list[tuple[int, int]]
 

@@ -13,8 +13,10 @@ from torch.optim import SGD
 from modbalance import BalancedOptimizer
 from modbalance.method import Preset
 from modbalance_cggm import CGGM
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import Batch, batches, multimodal, sgd
+
+pytestmark = pytest.mark.slow
 
 Share = tuple[int, int]
 HALVES: list[Share] = [(0, 3), (3, 6)]
@@ -47,11 +49,11 @@ def trained(wraps: bool, share: Share, options: dict[str, Any], micro: int = 1) 
         for *xs, y in zip(*(x.chunk(micro) for x in mine), strict=True):
             (criterion(seen(*xs), y) / micro).backward()
         optimizer.step()
-    method = optimizer._balancer.hooks.methods[0]
+    method = optimizer._lifecycle.methods[0]
     assert isinstance(method, CGGM)
-    assert method._guides is not None
+    assert method._built is not None
     probes = {
-        f"{name}.{key}": value for name, p in method._guides.modules.items() for key, value in p.state_dict().items()
+        f"{name}.{key}": value for name, p in method._built.modules.items() for key, value in p.state_dict().items()
     }
     return {"weights": dict(model.state_dict()), "probes": probes, "metrics": optimizer.metrics()}
 

@@ -11,8 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modbalance import BalancedOptimizer
 from support.models import Multimodal
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import batches, multimodal, sgd
+
+pytestmark = pytest.mark.slow
 
 
 def model_for(head: str, has_unused: bool) -> Multimodal:

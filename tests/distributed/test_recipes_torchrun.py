@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import signal
@@ -18,14 +17,16 @@ import torch
 
 from recipe_common.cli import main
 from recipe_common.errors import RecipeError
-from recipe_common.report.curves import Picture
 from recipe_common.training.precision import choose_device
 from recipe_common.training.ranks import ALONE, Ranks
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "recipes" / "tiny_recipe.py"
-LONE_END = TESTS / "recipes" / "lone_end.py"
+SINGLE_THREAD_AT_EXIT = TESTS / "recipes" / "single_thread_at_exit.py"
 CLOCKS = ("seconds", "waiting")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -74,8 +75,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Picture, "save", lambda picture, path: [])
+    with without_pictures():
         yield
 
 
@@ -134,14 +134,14 @@ def test_stopped_killed_and_resumed_equals_the_whole_run(tmp_path: Path, capsys:
 
 def test_no_thread_outlives_the_ranks_talk(tmp_path: Path) -> None:
     # One that lets go of a tensor while Python ends aborts a rank after all its work.
-    succeeded(start(tmp_path, "--methods", "none", "agm", "--epochs", "1", script=LONE_END))
+    succeeded(start(tmp_path, "--methods", "none", "agm", "--epochs", "1", script=SINGLE_THREAD_AT_EXIT))
 
 
 def test_an_error_of_the_first_rank_ends_all(tmp_path: Path) -> None:
     process = start(tmp_path, "--bad")
     out = ended(process)
     assert process.returncode != 0
-    assert out.count("Expected wav files in nowhere") == 1
+    assert out.count("nowhere should hold wav files") == 1
     assert "recipe_common/training" not in out  # no traceback of ours; torchrun gives one of its own
 
 
@@ -150,10 +150,9 @@ def test_an_error_of_the_first_rank_ends_all(tmp_path: Path) -> None:
     [({"jobs": 2, "batch_size": 4}, "--jobs 2"), ({"jobs": None, "batch_size": 5}, "a multiple of 2")],
 )
 def test_flags_that_processes_cannot_share_are_refused(flags: dict[str, Any], message: str) -> None:
-    args = argparse.Namespace(**flags)
-    ALONE.check(args)
+    ALONE.check(**flags)
     with pytest.raises(RecipeError, match=message):
-        Ranks(1, 2, 1).check(args)
+        Ranks(1, 2, 1).check(**flags)
 
 
 def test_a_rank_chooses_its_own_device() -> None:

@@ -12,9 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from modbalance import BalancedOptimizer
+from modbalance.loaders import gather_samples
 from support.models import AudioVisual, Multimodal
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
+
+pytestmark = pytest.mark.slow
 
 ALWAYS: dict[str, Any] = {"period": 1, "count": 100, "offset": -1}
 SIZE = 25  # odd: a DistributedSampler repeats a sample
@@ -111,14 +114,14 @@ def test_the_order_of_the_sampler_is_restored() -> None:
 
 
 def gathered_rank(rank: int, drop_last: bool) -> list[list[Tensor]]:
-    ranks = balanced(multimodal(), "none")._balancer.run.ranks
+    run = balanced(multimodal(), "none")._lifecycle.run
     found = []
     for shuffle in (False, True):
         data = dataset()
         data.tensors = (torch.arange(SIZE),)
         loader = DataLoader(data, 4, sampler=sampled(rank, data, shuffle, drop_last))
         rows = torch.cat([batch[0] for batch in loader])
-        found.append(ranks.gather_samples(loader, [rows, rows.double()]))
+        found.append(gather_samples(run, loader, [rows, rows.double()]))
     return found
 
 
@@ -134,9 +137,9 @@ def test_padding_of_the_sampler_is_dropped(drop_last: bool) -> None:
 
 
 def unsampled_rank(rank: int) -> list[list[Tensor]]:
-    ranks = balanced(multimodal(), "none")._balancer.run.ranks
+    run = balanced(multimodal(), "none")._lifecycle.run
     rows = torch.arange(5)
-    return [ranks.gather_samples([], [rows, rows / 2]), ranks.gather_samples([], [rows, rows / 2 + rank])]
+    return [gather_samples(run, [], [rows, rows / 2]), gather_samples(run, [], [rows, rows / 2 + rank])]
 
 
 def test_copies_count_once_and_shares_all() -> None:

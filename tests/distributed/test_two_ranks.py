@@ -13,8 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modbalance import BalancedOptimizer
 from support.models import ConcatFusion, Multimodal
-from support.spawn import on_ranks
+from support.ranks import on_ranks
 from support.training import Batch, batches, multimodal, sgd
+
+pytestmark = pytest.mark.slow
 
 Shares = list[tuple[int, int]]
 

@@ -129,6 +129,7 @@ def agree(
     return optimizer, twin
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     names=st.sampled_from(["ab", "abc", "abcd"]),

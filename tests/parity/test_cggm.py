@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from modbalance import BalancedOptimizer
-from support.series import NAMES, TimeSeries, optimizers_of, probe_error, probes_of, series
+from support.time_series import NAMES, TimeSeries, optimizers_of, probe_error, probes_of, series
 from support.trajectories import Trajectory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from torch.optim import SGD
 
 from modbalance import BalancedOptimizer
 from modbalance_cggm.probes import Probe
+from recipe_common.tasks.segmentation import mean_dice
 from support.encoders import ENCODERS, mixed
-from support.maps import Segmenter, map_batches
 from support.models import Multimodal
 from support.reference import cggm
 from support.reference.cggm import Twin
-from support.series import SeriesProbe, TimeSeries, optimizers_of, probe_error, probes_of, series
+from support.segmentation import Segmenter, map_batches
+from support.time_series import SeriesProbe, TimeSeries, optimizers_of, probe_error, probes_of, series
 from support.training import Batch, assert_close, balanced, batches, multimodal, sgd
 from support.trajectories import Trajectory
 
@@ -102,20 +104,20 @@ def assert_agree(
         optimizer.zero_grad()
         loss = criterion(ours(*inputs), y)
         if twin is None:
-            copies = copy.deepcopy(guides_of(optimizer))
+            copies = copy.deepcopy(probes_at_work(optimizer))
             twin = twin_of(theirs, copies, metric=metric[1], task_loss=loss_fn, **options)
         loss.backward()
         optimizer.step()
         torch.manual_seed(number)
         twin.step(inputs, y)
     assert_close(ours, theirs, 1e-12)
-    for name, probe in guides_of(optimizer).items():
+    for name, probe in probes_at_work(optimizer).items():
         assert_close(probe, copies[name], 1e-12)
 
 
-def guides_of(optimizer: BalancedOptimizer) -> dict[str, nn.Module]:
-    method: Any = optimizer._balancer.hooks.methods[0]
-    return method._guides.modules
+def probes_at_work(optimizer: BalancedOptimizer) -> dict[str, nn.Module]:
+    method: Any = optimizer._lifecycle.methods[0]
+    return method._built.modules
 
 
 def data_for(names: str, size: int, seed: int = 1, count: int = 4) -> list[Batch]:
@@ -136,6 +138,7 @@ def factory(kind: str, width: int) -> Any:
     return make
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     names=st.sampled_from(["ab", "abc", "abcd"]),
@@ -161,6 +164,7 @@ def test_cggm_equals_its_twin(
     assert_agree(names, head, data_for(names, size, seed), chosen, options)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     kinds=st.lists(st.sampled_from(sorted(ENCODERS)), min_size=2, max_size=4),
@@ -186,7 +190,7 @@ def test_presets(preset: str, names: str) -> None:
     optimizer = balanced(
         ours, "cggm", preset=preset, probe_optimizer=slow, feature_sizes=[4] * len(names), clip_grad_norm=0.8
     )
-    twin = twin_of(theirs, copy.deepcopy(guides_of(optimizer)), **(paper if preset == "paper" else {}))
+    twin = twin_of(theirs, copy.deepcopy(probes_at_work(optimizer)), **(paper if preset == "paper" else {}))
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     for inputs, y in data:
         optimizer.zero_grad()
@@ -196,6 +200,7 @@ def test_presets(preset: str, names: str) -> None:
     assert_close(ours, theirs, 1e-12)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(names=st.sampled_from(["ab", "abcd"]), seed=st.integers(0, 1000), direction=DIRECTIONS)
 def test_regression_equals_its_twin(names: str, seed: int, direction: tuple[str, int]) -> None:
@@ -220,7 +225,7 @@ def test_segmentation_equals_its_twin(names: str, direction: str, direction_dela
         model=ours,
         modalities=ours.paths,
         fusion="fusion",
-        metric="dice_brats",
+        metric=partial(mean_dice, regions=((3,), (1, 3), (1, 2, 3))),
         probe_optimizer=slow,
         clip_grad_norm=0.8,
         **options,
@@ -231,7 +236,7 @@ def test_segmentation_equals_its_twin(names: str, direction: str, direction_dela
         optimizer.zero_grad()
         loss = criterion(ours(*inputs), y)
         if twin is None:
-            probes = copy.deepcopy(guides_of(optimizer))
+            probes = copy.deepcopy(probes_at_work(optimizer))
             encoders = list(theirs.encoders.values())
             twin = Twin(
                 encoders=encoders,

@@ -109,6 +109,7 @@ def test_trajectory_of_the_authors_code(name: str, recording_threads: None) -> N
     assert {name for name, p in model.named_parameters() if torch.equal(p, before[name])} == unmoved(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_twin_equals_the_authors_code(name: str, recording_threads: None) -> None:
     def run(nudge: int = 0) -> Recorded:
@@ -187,6 +188,7 @@ KINDS = st.lists(st.sampled_from(sorted(ENCODERS)), min_size=2, max_size=4)
 ANY_HEAD = st.sampled_from([*sorted(HEADS), "sum"])
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     kinds=KINDS,
@@ -218,6 +220,7 @@ def test_one_backward_equals_two_bit_for_bit(
         assert_same(ours, theirs)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(modalities=st.integers(2, 4), head=ANY_HEAD, micro=st.integers(2, 4))
 def test_micro_batches_equal_the_twin_and_the_whole_batch(modalities: int, head: str, micro: int) -> None:
@@ -238,6 +241,7 @@ def test_micro_batches_equal_the_twin_and_the_whole_batch(modalities: int, head:
     assert_close(ours, train(whole, balanced(whole, "dgl", **described(whole)), data), 1e-12)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(modalities=st.integers(2, 4), size=st.integers(1, 5))
 def test_a_cut_behind_the_projections_equals_the_twin(modalities: int, size: int) -> None:

@@ -1,11 +1,10 @@
-"""MSLR against a run of the authors' code, MSLR and MSES against slow twins, the competition metric against NumPy."""
+"""MSLR against a run of the authors' code, MSLR and MSES against slow twins."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -14,11 +13,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from modbalance import BalancedOptimizer
-from modbalance_mslr import competition_metric
 from support.encoders import ENCODERS, mixed
 from support.models import FrameEncoder, Multimodal, conv_encoder
 from support.optimizers import INNER, wrap
-from support.reference import mslr
 from support.reference.mslr import MSESTwin, MSLRTwin
 from support.training import assert_close, assert_same, batches, train
 from support.trajectories import Trajectory
@@ -99,6 +96,7 @@ KINDS = st.lists(st.sampled_from(sorted(ENCODERS)), min_size=2, max_size=4)
 ACCURACY = st.sampled_from([0.2, 0.25, 0.4, 0.7, 1.0])
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     data=st.data(),
@@ -150,6 +148,7 @@ def test_mslr_equals_its_twin(
     assert_close(ours, theirs, 1e-12)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(modalities=st.integers(2, 4), micro=st.integers(2, 4), mode=st.sampled_from(["grad", "lr"]))
 def test_micro_batches_equal_the_twin_and_the_whole_batch(modalities: int, micro: int, mode: str) -> None:
@@ -192,6 +191,7 @@ def test_the_first_ratio_is_used_in_the_seventh_epoch() -> None:
 # MSES against its twin, which keeps every copy
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     data=st.data(),
@@ -227,46 +227,3 @@ def test_mses_equals_its_twin_bit_for_bit(
 
         assert_same(ours, theirs)
         assert optimizer.should_stop is twin.should_stop
-
-
-# The competition metric
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@SETTINGS
-@given(
-    count=st.integers(2, 20),
-    features=st.integers(1, 6),
-    size=st.integers(1, 4),
-    alpha=st.sampled_from([0.1, 1.0, 120.0]),
-    seed=st.integers(0, 100),
-)
-def test_competition_metric_equals_numpy(count: int, features: int, size: int, alpha: float, seed: int) -> None:
-    f, y = draw(2 * count, features, seed=seed), draw(2 * count, size, seed=seed + 1000)
-    # With fewer samples than dimensions the covariance has a rank that only a threshold can tell.
-    size = min(size, count - 1)
-    parts = (f[:count], y[:count, :size], f[count:], y[count:, :size])
-    expected = mslr.competition(*(np.asarray(part) for part in parts), alpha=alpha)
-    assert competition_metric(*parts, alpha=alpha).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_competition_metric_is_zero_where_features_tell_the_concept() -> None:
-    f, f_test, mixing = draw(400, 6, seed=0), draw(50, 6, seed=1), draw(6, 3, seed=2)
-    assert competition_metric(f, f @ mixing + 2, f_test, f_test @ mixing + 2, alpha=1e-9).item() < 1e-12
-
-
-def test_competition_metric_of_predicting_the_mean() -> None:
-    y = draw(40, 3, seed=0)
-    y[:, 2] = y[:, 0] - y[:, 1]
-    nothing = torch.zeros(40, 5, dtype=torch.float64)
-    assert competition_metric(nothing, y, nothing, y).item() == pytest.approx(39 / 40 * 2 / 3)
-
-
-def test_competition_metric_reads_no_graph_and_keeps_double_precision() -> None:
-    d = competition_metric(*(draw(8, 2, seed=s).float().requires_grad_() for s in range(4)))
-    assert d.dtype == torch.float64
-    assert not d.requires_grad
-    assert d.shape == ()

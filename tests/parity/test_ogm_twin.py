@@ -79,6 +79,7 @@ def data_for(names: str, size: int, seed: int = 1, count: int = 3) -> list[Batch
     return batches(multimodal(names, dtype=torch.float64), count, size, seed, torch.float64)
 
 
+@pytest.mark.slow
 @DRAWN_FILTER
 @SETTINGS
 @given(
@@ -95,6 +96,7 @@ def test_ogm_equals_its_twin(
     assert_agree(names, head, data_for(names, size, seed), "ogm", {}, unimodal=unimodal, **options)
 
 
+@pytest.mark.slow
 @DRAWN_FILTER
 @SETTINGS
 @given(
@@ -107,15 +109,16 @@ def test_ogm_equals_its_twin(
 def test_ogm_ge_equals_its_twin_given_the_same_draws(
     names: str, head: str, size: int, options: dict[str, Any], seed: int
 ) -> None:
-    run = balanced(multimodal(names), "ogm_ge")._balancer.run
+    lifecycle = balanced(multimodal(names), "ogm_ge")._lifecycle
 
     def generator(steps: int) -> torch.Generator:
-        run.steps = steps
-        return run.generator(torch.device("cpu"), seed)
+        lifecycle.training.steps = steps
+        return lifecycle.run.generator(torch.device("cpu"), seed)
 
     assert_agree(names, head, data_for(names, size), "ogm_ge", {"generator": generator}, seed=seed, **options)
 
 
+@pytest.mark.slow
 @DRAWN_FILTER
 @SETTINGS
 @given(
@@ -129,6 +132,7 @@ def test_ogm_equals_its_twin_with_any_encoder(kinds: list[str], head: str, size:
     assert_agree(names, head, data_for(names, size), "ogm", {}, kinds, **options)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(window=WINDOWS, epoch=st.integers(0, 52))
 def test_window_is_inclusive_at_both_ends(window: tuple[int, int | None], epoch: int) -> None:
@@ -171,6 +175,7 @@ def model_free(
     return optimizer.metrics(), [p.grad for p in parameters if p.grad is not None]
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     row=st.lists(st.floats(-4, 4, width=32), min_size=3, max_size=3),
@@ -193,6 +198,7 @@ def test_equal_scores_suppress_nobody_where_ties_are_none(modalities: int) -> No
     assert [gradient[0, 0].item() for gradient in gradients] == [1.0] * modalities
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(low=st.floats(0.125, 3, width=32))
 def test_two_modalities_are_never_suppressed_together(low: float) -> None:
@@ -217,6 +223,7 @@ def test_scores_of_zero_over_zero_leave_gradients_alone_and_are_counted() -> Non
     assert metrics["ogm/nonfinite/0"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     ("name", "window"),

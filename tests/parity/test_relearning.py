@@ -128,6 +128,7 @@ def as_loader(data: list[Batch]) -> list[tuple[Tensor, ...]]:
     return [(*inputs, target) for inputs, target in data]
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     names=st.sampled_from(["ab", "abc", "abcd"]),

@@ -20,6 +20,8 @@ from support.models import HEADS, ConcatFusion, MLPFusion, Multimodal
 from support.reference import ogm_ge
 from support.training import Batch, assert_close, assert_same, balanced, batches, multimodal, sgd, train, weights
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=25, phases=[Phase.generate, Phase.shrink])
 
 NAMES = st.sampled_from(["ab", "abc", "abcd"])

@@ -15,7 +15,7 @@ SHAPE = (20, 24, 6)
 PARTS = {"train": 5, "valid": 2, "test": 3}
 
 
-def made_up_case(number: int, shape: tuple[int, ...] = SHAPE) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def synthetic_case(number: int, shape: tuple[int, ...] = SHAPE) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Image (4, H, W, D) and label (H, W, D) with labels 0, 1, 2, 3; the first slice has no tumour."""
     random = np.random.default_rng(number)
     image = random.standard_normal((4, *shape)).astype(np.float32)
@@ -41,7 +41,7 @@ def write_folders(root: Path, parts: Mapping[str, int] = PARTS) -> None:
     numbers = iter(range(100))
     for part, count in parts.items():
         for number in (next(numbers) for _ in range(count)):
-            write_h5(root / part / f"{case_name(number)}_mri_norm2.h5", *made_up_case(number))
+            write_h5(root / part / f"{case_name(number)}_mri_norm2.h5", *synthetic_case(number))
 
 
 def write_raw(root: Path, number: int, shape: tuple[int, ...] = SHAPE, suffix: str = ".nii.gz") -> Path:
@@ -49,7 +49,7 @@ def write_raw(root: Path, number: int, shape: tuple[int, ...] = SHAPE, suffix: s
     case = root / case_name(number)
     case.mkdir(parents=True)
     random = np.random.default_rng(number)
-    _, label = made_up_case(number, shape)
+    _, label = synthetic_case(number, shape)
     label[label == 3] = 4
     brain = np.zeros(shape, bool)
     brain[3:17, 4:20] = True

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipe_common.cli import build_parser
 from recipe_common.recipe import Data, Recipe
 from recipe_common.training.settings import resolve
 
@@ -37,9 +35,7 @@ def write_stored(path: Path, shape: tuple[int, int] = (1024, 128), value: float 
 
 def load(recipe: Recipe, root: Path | None, **changes: Any) -> Data:
     """Read the data as the command line does; on small inputs unless `changes` say otherwise."""
-    given = build_parser(recipe).parse_args([])
-    flags = {"data_root": None if root is None else str(root), **changes}
-    return recipe.load(resolve(argparse.Namespace(**{**vars(given), **flags}), recipe))
+    return recipe.load(resolve({"data_root": root, **changes}, recipe))
 
 
 def names_of(dataset: Any) -> list[str]:

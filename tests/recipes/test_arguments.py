@@ -1,4 +1,4 @@
-"""Flags with numbers: what they take, and what they say to all else."""
+"""Flags with numbers: valid values, and the messages for others."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import ucf101
 import vggsound
 from recipe_common import arguments
 from recipe_common.cli import build_parser
-from recipe_common.data.cache.feed import add_feed_arguments
-from recipe_common.data.readers.audio import Fbank, Spectrogram, WindowSpectrogram, add_audio_arguments
-from recipe_common.data.readers.event_audio import EventSpectrogram
+from recipe_common.data.cache.feed import FeedSettings
+from recipe_common.data.datasets.ave.sound import EventSpectrogram
+from recipe_common.data.readers.audio import AudioSettings, Fbank, Spectrogram, WindowSpectrogram
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.errors import RecipeError
+from recipe_common.settings.command_line import add_flags
 from recipes.tiny_recipe import RECIPE
 
 
@@ -40,7 +41,9 @@ def test_numbers_out_of_bounds_are_explained(kind: str, good: tuple[str, ...], b
     parse: Callable[[str], float] = getattr(arguments, kind)
     assert [parse(text) for text in good] == [float(text) for text in good]
     for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError, match=f"Expected a .*number.*Found `{text}`.*Fix: "):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=f"should be a .*number.*Found `{text}`: give such a number"
+        ):
             parse(text)
 
 
@@ -63,14 +66,14 @@ def test_numbers_out_of_bounds_are_explained(kind: str, good: tuple[str, ...], b
 )
 def test_flags_refuse_such_numbers(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = build_parser(RECIPE)
-    add_audio_arguments(parser.add_argument)
-    add_feed_arguments(parser)
+    add_flags(parser, AudioSettings)
+    add_flags(parser, FeedSettings)
     with pytest.raises(SystemExit) as stopped:
         parser.parse_args(flags.split())
     assert stopped.value.code == 2
     flag, value = flags.split()
-    assert f"argument {flag}: Expected" in (error := capsys.readouterr().err)
-    assert f"Found `{value}`. Fix: " in error
+    assert f"argument {flag}: The value should be" in (error := capsys.readouterr().err)
+    assert f"Found `{value}`: give" in error
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_flags_refuse_such_numbers(flags: str, capsys: pytest.CaptureFixture[str
 def test_front_ends_name_the_flag_of_a_number_that_they_refuse(
     front_end: Callable[..., Any], values: dict[str, float], flag: str
 ) -> None:
-    with pytest.raises(RecipeError, match=rf"Expected a finite number above \d for {flag}. Found .* Fix: {flag} \d"):
+    with pytest.raises(RecipeError, match=rf"`{flag}` should be a finite number above \d. Found .*: give `{flag} \d"):
         front_end(**values)
 
 
@@ -95,11 +98,11 @@ def test_front_ends_name_the_flag_of_a_number_that_they_refuse(
 def test_a_negative_seed_of_the_split_is_refused(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build_parser(module.RECIPE).parse_args(["--split-seed", "-1"])
-    assert "argument --split-seed: Expected a whole number from 0" in capsys.readouterr().err
+    assert "argument --split-seed: The value should be a whole number from 0" in capsys.readouterr().err
 
 
 def test_a_negative_seed_that_came_another_way_is_refused_where_it_is_used() -> None:
-    with pytest.raises(RecipeError, match=r"Expected seeds of at least 0\. Found -1\. Fix: "):
+    with pytest.raises(RecipeError, match=r"Seeds should be at least 0\. Found -1: give "):
         permutation(3, -1)
 
 

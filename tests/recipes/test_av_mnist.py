@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from sklearn.datasets import load_digits
 
 import av_mnist
 from modbalance import BalancedOptimizer, list_methods
-from recipe_common.cli import build_parser, main
-from recipe_common.data.synthetic.av_mnist import DigitsAndSounds, enlarged, formants
+from recipe_common.cli import main
+from recipe_common.data.synthetic.av_mnist import SyntheticDigits, enlarged, formants
 from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import LateFusionNet
 from recipe_common.models.maxout import MaxoutFusion
 from recipe_common.models.small import SMALL_SIZE, SmallEncoder
 from recipe_common.recipe import Data
-from recipe_common.training.settings import BUILTIN, resolve
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import resolve
+from recipes.call import values_of
 
 NUM_TRAIN, NUM_TEST = 40, 20
 EIGHT_AND_NONE = ["none", *(each.name for each in list_methods() if each.method is not None)]
@@ -45,10 +46,8 @@ def root(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "data")
 
 
-def settings(data_root: Path | None, **changes: Any) -> argparse.Namespace:
-    given = build_parser(av_mnist.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), "val_size": 10, **changes}
-    return resolve(argparse.Namespace(**{**vars(given), **flags}), av_mnist.RECIPE)
+def settings(data_root: Path | None, **changes: Any) -> Settings[av_mnist.AvMnistSettings]:
+    return resolve({"data_root": data_root, "val_size": 10, **changes}, av_mnist.RECIPE)
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
@@ -98,10 +97,11 @@ def test_the_published_splits(
 
 def test_the_protocols_are_those_of_the_papers(root: Path) -> None:
     agm = settings(root, protocol="official")
-    assert (agm.lr, agm.batch_size, agm.epochs, agm.seed, agm.select) == (1e-4, 64, 99, 999, "test")
+    names = ("lr", "batch_size", "epochs", "seed", "select")
+    assert values_of(agm, *names) == (1e-4, 64, 99, 999, "test")
     multibench = settings(root, protocol="multibench")
-    assert (multibench.lr, multibench.batch_size, multibench.epochs, multibench.momentum) == (0.1, 40, 30, 0.0)
-    assert multibench.model == "lenet"
+    names = ("lr", "batch_size", "epochs", "momentum", "model")
+    assert values_of(multibench, *names) == (0.1, 40, 30, 0.0, "lenet")
 
 
 def test_a_validation_part_as_large_as_the_training_part_is_refused(root: Path) -> None:
@@ -112,13 +112,13 @@ def test_a_validation_part_as_large_as_the_training_part_is_refused(root: Path) 
 @pytest.mark.parametrize("name", ["image/test_data.npy", "audio/train_data.npy", "test_labels.npy"])
 def test_a_missing_file_is_named(root: Path, name: str) -> None:
     (root / name).unlink()
-    with pytest.raises(RecipeError, match=rf"missing: {name}\. Fix: point"):
+    with pytest.raises(RecipeError, match=rf"missing: {name}: point"):
         load(root)
 
 
 def test_a_packed_download_is_to_be_unpacked(tmp_path: Path) -> None:
     (tmp_path / "avmnist.tar.gz").touch()
-    with pytest.raises(RecipeError, match=r"Found avmnist\.tar\.gz; missing: image/train_data\.npy.*Fix: unpack"):
+    with pytest.raises(RecipeError, match=r"Found avmnist\.tar\.gz; missing: image/train_data\.npy.*: unpack"):
         load(tmp_path)
     with pytest.raises(RecipeError, match="Found no such folder"):
         load(tmp_path / "nowhere")
@@ -127,13 +127,13 @@ def test_a_packed_download_is_to_be_unpacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["image/train_data.npy", "audio/train_data.npy", "train_labels.npy"])
 def test_files_of_different_lengths_are_refused(root: Path, name: str) -> None:
     np.save(root / name, np.load(root / name)[:-1])
-    with pytest.raises(RecipeError, match=r"as many rows in .*Found (40|39), (40|39) and (40|39) in"):
+    with pytest.raises(RecipeError, match=r"equally many rows\. Found (40|39), (40|39) and (40|39) in"):
         load(root)
 
 
 def test_labels_from_one_to_ten_are_refused(root: Path) -> None:
     np.save(root / "test_labels.npy", np.load(root / "test_labels.npy") + 1)
-    with pytest.raises(RecipeError, match=r"from 0 to 9 in .*test_labels\.npy\. Found 10 in row 9"):
+    with pytest.raises(RecipeError, match=r"test_labels\.npy should .* from 0 to 9\. Found 10 in row 9"):
         load(root)
 
 
@@ -143,14 +143,14 @@ def test_exchanged_files_are_refused(root: Path) -> None:
         sounds, pictures = np.load(audio), np.load(image)
         np.save(audio, pictures)
         np.save(image, sounds)
-    with pytest.raises(RecipeError, match=r"\(N, 112, 112\) in .*audio.*Found \(40, 784\) \(pictures of 28 x 28"):
+    with pytest.raises(RecipeError, match=r"audio.*\(N, 112, 112\)\. Found \(40, 784\) \(pictures of 28 x 28"):
         load(root)
 
 
 def test_a_download_that_was_cut_off_is_refused(root: Path) -> None:
     path = root / "audio" / "train_data.npy"
     path.write_bytes(path.read_bytes()[:5_000])
-    with pytest.raises(RecipeError, match=r"complete npy file.*audio.*train_data\.npy"):
+    with pytest.raises(RecipeError, match=r"audio.*train_data\.npy should be a complete npy file"):
         load(root)
 
 
@@ -159,7 +159,7 @@ def test_rows_that_are_not_finite_stop_or_are_skipped(root: Path) -> None:
     pictures = np.load(path).astype(np.float32)
     pictures[2, 5], pictures[39, 0] = np.nan, np.inf
     np.save(path, pictures)
-    with pytest.raises(RecipeError, match=r"row 2 of .*--skip-bad"):
+    with pytest.raises(RecipeError, match=r"in row 2: .*--skip-bad"):
         load(root).train[0, 2]
     data = load(root, skip_bad=True)
     assert sizes(data) == [29, 9, NUM_TEST]
@@ -186,27 +186,27 @@ def test_a_digit_without_samples_is_reported(root: Path) -> None:
     ],
 )
 def test_models_have_their_size_and_their_parts(root: Path, flags: dict[str, Any], parameters: int) -> None:
-    args = settings(root, **flags)
-    model = av_mnist.build_model(args, load(root, **flags)).eval()
+    chosen = settings(root, **flags)
+    model = av_mnist.build_model(chosen, load(root, **flags)).eval()
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     with torch.no_grad():
         assert model(torch.rand(2, 1, 112, 112), torch.rand(2, 1, 28, 28)).shape == (2, 10)
-    description = av_mnist.balance(args)
+    description = av_mnist.balance(chosen)
     paths = [*description["modalities"].values(), description["fusion"], *description.get("unimodal", {}).values()]
     assert all(model.get_submodule(path) is not None for path in paths)
-    assert ("unimodal" in description) == (args.fusion == "sum")
+    assert ("unimodal" in description) == (chosen.own.fusion == "sum")
 
 
 def test_a_model_with_its_own_head_takes_no_other(root: Path) -> None:
-    args = settings(root, model="maxout", fusion="sum")
+    chosen = settings(root, model="maxout", fusion="sum")
     with pytest.raises(RecipeError, match=r"--model maxout can have\. Found --fusion sum"):
-        av_mnist.build_model(args, load(root))
+        av_mnist.build_model(chosen, load(root))
 
 
 def test_lenets_refuse_pictures_that_vanish() -> None:
-    args = settings(None, model="lenet")
-    with pytest.raises(RecipeError, match=r"audio of at least 64 pixels.*Found 28"):
-        av_mnist.build_model(args, load(None))
+    chosen = settings(None, model="lenet")
+    with pytest.raises(RecipeError, match=r"`--audio-size` should be at least 64 pixels.*Found 28"):
+        av_mnist.build_model(chosen, load(None))
 
 
 def narrow_maxout() -> torch.nn.Module:
@@ -218,9 +218,9 @@ def narrow_maxout() -> torch.nn.Module:
 @pytest.mark.parametrize("flags", [{"model": "maxout"}, {"model": "lenet"}, {"model": "small", "fusion": "sum"}])
 @pytest.mark.parametrize("method", EIGHT_AND_NONE)
 def test_every_method_fits_every_head(root: Path, flags: dict[str, Any], method: str) -> None:
-    args = settings(root, methods=[method], **flags)
-    model = av_mnist.build_model(args, load(root)) if args.model != "maxout" else narrow_maxout()
-    options = {**av_mnist.balance(args), **av_mnist.RECIPE.method_options.get(method, {})}
+    chosen = settings(root, methods=(method,), **flags)
+    model = av_mnist.build_model(chosen, load(root)) if chosen.own.model != "maxout" else narrow_maxout()
+    options = {**av_mnist.balance(chosen), **av_mnist.RECIPE.method_options.get(method, {})}
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **options)
     criterion = optimizer.criterion(torch.nn.CrossEntropyLoss())
     before = [parameter.clone() for parameter in model.parameters()]
@@ -234,15 +234,15 @@ def test_every_method_fits_every_head(root: Path, flags: dict[str, Any], method:
 def test_the_small_set_is_read_as_real_data_is() -> None:
     data = load(None, val_size=240)
     assert sizes(data) == [1_197, 240, 360]
-    assert data.generated
-    assert "real handwritten digits (scikit-learn), generated spectrograms" in data.summary[0]
+    assert data.synthetic
+    assert "real handwritten digits (scikit-learn), synthetic spectrograms" in data.summary[0]
     audio, picture, label = data.train[0, 0]
     assert (audio.shape, picture.shape) == ((1, 28, 28), (1, 28, 28))
     assert 0 <= int(label) <= 9
 
 
 def test_the_small_set_is_the_same_every_time_and_holds_real_digits(tmp_path: Path) -> None:
-    clean = DigitsAndSounds(image_noise=0.0, image_size=8)
+    clean = SyntheticDigits(image_noise=0.0, image_size=8)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         clean.write(tmp_path / name)
@@ -255,7 +255,7 @@ def test_the_small_set_is_the_same_every_time_and_holds_real_digits(tmp_path: Pa
 
 
 def test_labels_of_the_small_set_belong_to_its_pictures_and_sounds(tmp_path: Path) -> None:
-    DigitsAndSounds(image_noise=0.0, audio_noise=1e-3, image_size=8).write(tmp_path)
+    SyntheticDigits(image_noise=0.0, audio_noise=1e-3, image_size=8).write(tmp_path)
     bunch = load_digits()
     known: dict[tuple[int, ...], set[int]] = {}
     for picture, digit in zip((bunch.data / 16 * 255).round().astype(int), bunch.target, strict=True):
@@ -268,7 +268,7 @@ def test_labels_of_the_small_set_belong_to_its_pictures_and_sounds(tmp_path: Pat
     assert all(abs(x - first[int(y)]).max() <= 1 for x, y in zip(sounds, labels, strict=True))
 
 
-def test_a_made_up_word_is_standardised() -> None:
+def test_a_synthetic_word_is_standardised() -> None:
     word = formants(10, np.random.default_rng(0))
     assert word.shape == (10, 10)
     assert word.mean() == pytest.approx(0, abs=1e-12)
@@ -283,6 +283,7 @@ def test_enlarging_keeps_the_corners_and_the_range() -> None:
     assert [large[0, row, column] for row in (0, -1) for column in (0, -1)] == [0, 255, 255, 0]
 
 
+@pytest.mark.slow
 def test_a_short_run_on_the_small_set(tmp_path: Path) -> None:
     arguments = ["--epochs", "1", "--limit-batches", "2", "--methods", "dgl", "--output", str(tmp_path)]
     assert main(av_mnist.RECIPE, arguments) == 0
@@ -290,15 +291,7 @@ def test_a_short_run_on_the_small_set(tmp_path: Path) -> None:
     assert 0 <= result["test"]["test_accuracy_audio"] <= 1
 
 
+@pytest.mark.slow
 def test_a_short_run_on_the_real_layout(root: Path, tmp_path: Path) -> None:
     arguments = ["--data-root", str(root), "--val-size", "10", "--model", "lenet", "--epochs", "1", "--batch-size", "8"]
     assert main(av_mnist.RECIPE, [*arguments, "--limit-batches", "2", "--output", str(tmp_path / "out")]) == 0
-
-
-def test_every_flag_of_the_recipe_has_a_default() -> None:
-    parser = argparse.ArgumentParser()
-    av_mnist.add_arguments(parser)
-    known = set(av_mnist.RECIPE.defaults) | set(BUILTIN)
-    assert set(vars(parser.parse_args([]))) <= set(av_mnist.RECIPE.defaults)
-    changes = [av_mnist.RECIPE.generated_defaults, *av_mnist.RECIPE.protocols.values()]
-    assert all(set(change) <= known | {"clip_grad_norm"} for change in changes)

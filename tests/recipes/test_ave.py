@@ -15,18 +15,18 @@ from PIL import Image
 
 import ave
 from ave import CLASSES, RECIPE
-from recipe_common.cli import build_parser, main
-from recipe_common.data.datasets.ave import event_split, first_of_each, read_events, seconds_of
+from recipe_common.cli import main
+from recipe_common.data.datasets.ave.clips import event_split, first_of_each, read_events, seconds_of
+from recipe_common.data.datasets.ave.sound import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
 from recipe_common.data.prepare.video import write_frames
 from recipe_common.data.readers.audio import Spectrogram
-from recipe_common.data.readers.event_audio import EventFile, EventSpectrogram, StartSpectrogram, event_audio_source
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.lists import Row
-from recipe_common.data.synthetic.ave import MadeUpEvents
+from recipe_common.data.synthetic.ave import SyntheticEvents
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
-from recipe_common.training.settings import resolve
-from recipes.videos import write_video
+from recipes.call import settings_of
+from recipes.tiny_videos import write_video
 
 BELL, CAT = "Church bell", "Cat"
 RATE = 16_000
@@ -69,8 +69,7 @@ def tree(root: Path) -> Path:
 
 
 def load(root: Path, *flags: str) -> Data:
-    given = build_parser(RECIPE).parse_args(["--data-root", str(root), "--min-found", "0.5", *flags])
-    return ave.load(resolve(given, RECIPE))
+    return ave.load(settings_of(RECIPE, "--data-root", root, "--min-found", "0.5", *flags))
 
 
 def test_classes_are_28_and_ordered_as_published() -> None:
@@ -189,7 +188,7 @@ def test_sound_is_clipped_resampled_and_may_be_stereo(tmp_path: Path) -> None:
 
 
 def test_window_larger_than_the_sound_is_refused() -> None:
-    with pytest.raises(RecipeError, match="--hop <= --n-fft"):
+    with pytest.raises(RecipeError, match="`--hop` should be at most `--n-fft`, and that at most"):
         EventSpectrogram(seconds=0.01)
 
 
@@ -253,7 +252,7 @@ def test_official_protocols(tmp_path: Path) -> None:
 
 def test_layout_that_is_not_prepared_wrong_or_without_lists(tmp_path: Path) -> None:
     lists(tmp_path, "", "", "")
-    with pytest.raises(RecipeError, match=r"Audios and .*Image-01-FPS-SE\. Found in .*testSet.txt"):
+    with pytest.raises(RecipeError, match=r"Audios and .*Image-01-FPS-SE should be folders\. Found in .*testSet.txt"):
         load(tmp_path)
     (tmp_path / "AVE").mkdir()
     with pytest.raises(RecipeError, match=r"videos that are not prepared yet.*ave.py prepare"):
@@ -262,7 +261,7 @@ def test_layout_that_is_not_prepared_wrong_or_without_lists(tmp_path: Path) -> N
         load(tmp_path, "--audio-frontend", "stored")
     for path in tmp_path.glob("*.txt"):
         path.unlink()
-    with pytest.raises(RecipeError, match=r"Expected trainSet.txt, .* or Annotations.txt"):
+    with pytest.raises(RecipeError, match=r"should hold trainSet.txt, .* or Annotations.txt"):
         load(tmp_path)
 
 
@@ -320,11 +319,11 @@ def test_prepare_makes_what_training_reads(tmp_path: Path, capsys: pytest.Captur
     assert frames.shape == (3, 10, 224, 224)
 
 
-# The generated set and the command line
+# The synthetic set and the command line
 
 
-def test_generated_set_is_deterministic_and_reads_as_real(tmp_path: Path) -> None:
-    clips = MadeUpEvents(CLASSES[:3], clips=(2, 1, 1))
+def test_synthetic_set_is_deterministic_and_reads_as_real(tmp_path: Path) -> None:
+    clips = SyntheticEvents(CLASSES[:3], clips=(2, 1, 1))
 
     def digest(root: Path) -> str:
         root.mkdir()
@@ -339,8 +338,9 @@ def test_generated_set_is_deterministic_and_reads_as_real(tmp_path: Path) -> Non
     assert len(waveform) == 2 * rate
 
 
-def test_short_run_on_the_generated_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_short_run_on_the_synthetic_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "4", "--output", str(tmp_path)]
     assert main(RECIPE, ["--methods", "none", "ogm_ge", *flags]) == 0
-    assert "GENERATED DATA" in capsys.readouterr().out
+    assert "SYNTHETIC DATA" in capsys.readouterr().out
     assert {"none", "ogm_ge"} <= {path.name for path in tmp_path.iterdir()}

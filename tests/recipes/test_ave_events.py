@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 import ave
 from ave import EVENTS, RECIPE, SEGMENT_CLASSES
 from modbalance import BalancedOptimizer
-from recipe_common.cli import build_parser, main
-from recipe_common.data.readers.segment_features import FeatureFile, read_segment_features
+from recipe_common.cli import main
+from recipe_common.data.datasets.ave.segment_features import FeatureFile, read_segment_features
 from recipe_common.data.samples.sampler import ResumableBatchSampler
-from recipe_common.data.synthetic.ave import MadeUpFeatures
+from recipe_common.data.synthetic.ave import SyntheticSegmentFeatures
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
-from recipe_common.training.settings import resolve
+from recipes.call import settings_of
 
 FILES = {
     "audio_feature.h5",
@@ -56,8 +56,7 @@ def tree(root: Path) -> Path:
 
 
 def load(root: Path, *flags: str) -> Data:
-    given = build_parser(EVENTS).parse_args(["--data-root", str(root), *flags])
-    return ave.load_events(resolve(given, EVENTS))
+    return ave.load_events(settings_of(EVENTS, "--data-root", root, *flags))
 
 
 def test_samples_follow_the_orders(tmp_path: Path) -> None:
@@ -98,6 +97,7 @@ def test_maps_are_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ("visual_feature.h5", 0) in read
 
 
+@pytest.mark.slow
 def test_every_process_opens_the_file_itself(tmp_path: Path) -> None:
     data = load(tree(tmp_path))
     data.train[(0, 0)]  # open in this process
@@ -124,9 +124,12 @@ def two_classes(root: Path) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "absent": (lambda root: (root / "val_order.h5").unlink(), r"missing: val_order.h5\. Fix"),
-    "no hdf5": (lambda root: (root / "audio_feature.h5").write_bytes(b"<html>"), r"audio_feature.h5: .*Fix: download"),
-    "cut": (cut, r"visual_feature.h5: .*truncated"),
+    "absent": (lambda root: (root / "val_order.h5").unlink(), r"missing: val_order.h5: point"),
+    "no hdf5": (
+        lambda root: (root / "audio_feature.h5").write_bytes(b"<html>"),
+        r"audio_feature.h5 should be a whole hdf5 file .*: download",
+    ),
+    "cut": (cut, r"visual_feature.h5 should .*truncated"),
     "other key": (
         lambda root: write(root / "audio_feature.h5", "features", np.zeros((5, 10, 4))),
         r"datasets \['features'\], and no `avadataset`",
@@ -144,10 +147,10 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: write(root / "right_labels.h5", "avadataset", np.zeros((5, 10, 28))),
         r"\(5, 10, 28\), not \(clips, segments, 29 classes\)",
     ),
-    "two classes": (two_classes, "segment 7 of clip 2 does not have exactly one class"),
+    "two classes": (two_classes, "1 segments without exactly one class, such as segment 7 of clip 2"),
     "out of range": (lambda root: write(root / "test_order.h5", "order", np.array([5])), "clips 5 to 5, .* 0 to 4"),
     "twice": (lambda root: write(root / "test_order.h5", "order", np.array([3, 3])), "listed twice"),
-    "shares": (lambda root: write(root / "test_order.h5", "order", np.array([2])), "without a common clip.*such as 2"),
+    "shares": (lambda root: write(root / "test_order.h5", "order", np.array([2])), "no clip in common.*such as 2"),
     "no order": (lambda root: write(root / "test_order.h5", "order", np.zeros(0, int)), "not a list of whole numbers"),
     "fractions": (lambda root: write(root / "test_order.h5", "order", np.array([0.5])), "type float64"),
 }
@@ -170,7 +173,7 @@ def test_wrong_folder(tmp_path: Path) -> None:
 def test_rows_that_are_not_finite_stop_or_are_left_out(tmp_path: Path) -> None:
     with h5py.File(tree(tmp_path) / "visual_feature.h5", "a") as file:
         file["avadataset"][0, 5, 0, 0, 0] = np.inf
-    with pytest.raises(RecipeError, match="row 0 holds numbers that are not finite"):
+    with pytest.raises(RecipeError, match="Found numbers that are not finite in row 0: download it again"):
         load(tmp_path).train[(0, 1)]
     data = load(tmp_path, "--skip-bad")
     assert len(data.train) == 2  # type: ignore[arg-type]
@@ -190,11 +193,11 @@ def test_metrics_count_segments() -> None:
     assert scores["macro_f1"] == pytest.approx((1 + 0 + 0.8) / 3)  # classes 0, 3, 28; others do not occur
 
 
-# The generated set and the command line
+# The synthetic set and the command line
 
 
-def test_generated_features_are_deterministic_and_in_the_real_format(tmp_path: Path) -> None:
-    made = MadeUpFeatures(clips=(2, 1, 1))
+def test_synthetic_features_are_deterministic_and_in_the_real_format(tmp_path: Path) -> None:
+    made = SyntheticSegmentFeatures(clips=(2, 1, 1))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         made.write(tmp_path / name)
@@ -211,11 +214,11 @@ def test_generated_features_are_deterministic_and_in_the_real_format(tmp_path: P
 @pytest.mark.parametrize("method", ["agm", "cggm", "dgl", "mses", "mslr", "ogm", "ogm_ge"])
 def test_every_method_that_applies_trains_all_weights(tmp_path: Path, method: str) -> None:
     data = load(tree(tmp_path))
-    args = resolve(build_parser(EVENTS).parse_args(["--data-root", str(tmp_path)]), EVENTS)
+    settings = settings_of(EVENTS, "--data-root", tmp_path)
     torch.manual_seed(0)
-    model = ave.build_psp(args, data)
+    model = ave.build_psp(settings, data)
     inner = torch.optim.SGD(model.parameters(), lr=0.1)  # modbalance warns of Adam, where scaled gradients do little
-    described = {**ave.balance_psp(args), **EVENTS.method_options.get(method, {})}
+    described = {**ave.balance_psp(settings), **EVENTS.method_options.get(method, {})}
     optimizer = BalancedOptimizer(inner, method=method, model=model, **described)
     criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
     before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -233,10 +236,11 @@ def test_every_method_that_applies_trains_all_weights(tmp_path: Path, method: st
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-def test_short_run_on_the_generated_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_short_run_on_the_synthetic_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "8", "--pair-weight", "1e6"]
     assert main(RECIPE, ["events", "--methods", "agm", *flags, "--output", str(tmp_path)]) == 0
-    assert "GENERATED DATA" in capsys.readouterr().out
+    assert "SYNTHETIC DATA" in capsys.readouterr().out
     result = json.loads((tmp_path / "agm" / "result.json").read_text())
     assert set(result["test"]) >= {"test_accuracy", "test_macro_f1", "test_accuracy_audio", "test_accuracy_visual"}
     (row,) = result["history"]

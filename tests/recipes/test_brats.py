@@ -1,9 +1,9 @@
-"""The BraTS recipe: layouts, splits, protocols, the generated set, every kind of bad input, and the command line."""
+"""The BraTS recipe: layouts, splits, protocols, the synthetic set, every kind of bad input, and the command line."""
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,25 @@ from torch.utils.data import default_collate
 
 import brats
 from modbalance import BalancedOptimizer
-from recipe_common.cli import build_parser, main
-from recipe_common.comparison import compare
-from recipe_common.data.datasets.brats import split_cases
+from recipe_common.cli import main
+from recipe_common.data.datasets.brats import MODALITIES, split_cases
 from recipe_common.data.readers.volumes import AllSlices, LabelledSlices
-from recipe_common.data.synthetic.brats import CONTRAST, MadeUpBrains
-from recipe_common.data.synthetic.folder import generated_folder
+from recipe_common.data.synthetic.brats import CONTRAST, SYNTHETIC, SyntheticBrains
+from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
-from recipe_common.training.settings import BUILTIN, resolve
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import identity, options_of, resolve
+from recipes.without_pictures import without_pictures
 
-from .brats_tree import PARTS, SHAPE, case_name, made_up_case, write_folders, write_h5, write_raw
+from .brats_tree import PARTS, SHAPE, case_name, synthetic_case, write_folders, write_h5, write_raw
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_pictures() -> Iterator[None]:
     """Drawing takes longer than training here, and has tests of its own."""
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+    with without_pictures():
+        yield
 
 
 SMALL = {"crop": 16, "eval_crop": 32}
@@ -47,10 +47,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def settings(data_root: Path | None, **changes: Any) -> argparse.Namespace:
-    given = build_parser(brats.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), **changes}
-    return resolve(argparse.Namespace(**{**vars(given), **flags}), brats.RECIPE)
+def settings(data_root: Path | None, **changes: Any) -> Settings[brats.BratsSettings]:
+    return resolve({"data_root": data_root, **changes}, brats.RECIPE)
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
@@ -69,7 +67,7 @@ def test_the_folders_are_the_split(tmp_path: Path, valid: str) -> None:
     assert [case_names(part) for part in (data.train, data.val, data.test)] == [
         [case_name(number) for number in numbers] for numbers in (range(5), (5, 6), (7, 8, 9))
     ]
-    assert (data.modalities, data.generated, data.skipped) == (("flair", "t1ce", "t1", "t2"), False, ())
+    assert (data.modalities, data.synthetic, data.skipped) == (("flair", "t1ce", "t1", "t2"), False, ())
     assert "cases: train 5 of 5, val 2 of 2, test 3 of 3" in data.summary
     assert f"split: folders train, {valid}, test" in data.summary
 
@@ -78,7 +76,7 @@ def test_all_slices_of_all_cases_are_evaluated_whole(root: Path) -> None:
     data = load(root)
     assert isinstance(data.val, AllSlices)
     assert (len(data.train), len(data.val), len(data.test)) == (5, 2 * SHAPE[2], 3 * SHAPE[2])  # type: ignore[arg-type]
-    image, label = made_up_case(6)
+    image, label = synthetic_case(6)
     *images, classes = data.val[0, SHAPE[2] + 4]
     assert [each.shape for each in images] == [(1, 32, 32)] * 4
     np.testing.assert_array_equal(torch.cat(images)[:, 6:26, 4:28].numpy(), image[..., 4])
@@ -100,7 +98,7 @@ def test_the_meter_scores_volumes(root: Path) -> None:
 
 def test_the_official_protocol_scores_one_slice_per_case(root: Path) -> None:
     official = settings(root, protocol="official")
-    assert (official.evaluation, official.eval_crop, official.select) == ("slice", 160, "val")
+    assert (official.own.evaluation, official.own.eval_crop, official.data.select) == ("slice", 160, "val")
     data = load(root, evaluation="slice")
     assert isinstance(data.test, LabelledSlices)
     assert len(data.test) == PARTS["test"]
@@ -113,11 +111,11 @@ def test_the_official_protocol_scores_one_slice_per_case(root: Path) -> None:
 
 
 def test_the_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
-    args = settings(tmp_path)
-    assert (args.epochs, args.batch_size, args.optimizer, args.momentum) == (75, 64, "sgd", 0.9)
-    assert (args.lr, args.final_lr, args.warmup_lr, args.warmup_epochs) == (0.01, 1e-3, 4e-4, 10)
-    assert (args.schedule, args.weight_decay, args.seed, args.crop) == ("cosine", 3e-4, 666, 160)
-    assert (args.model, args.backbone, args.first_slices, args.eval_crop) == ("deeplab", "resnet101", 128, 240)
+    own, training = settings(tmp_path).own, settings(tmp_path).optimisation
+    assert (training.epochs, training.batch_size, training.optimizer, training.momentum) == (75, 64, "sgd", 0.9)
+    assert (training.lr, training.final_lr, training.warmup_lr, training.warmup_epochs) == (0.01, 1e-3, 4e-4, 10)
+    assert (training.schedule, training.weight_decay, training.seed, own.crop) == ("cosine", 3e-4, 666, 160)
+    assert (own.model, own.backbone, own.first_slices, own.eval_crop) == ("deeplab", "resnet101", 128, 240)
 
 
 def test_cases_without_folders_are_split_by_scikit_learn() -> None:
@@ -133,7 +131,7 @@ def test_cases_without_folders_are_split_by_scikit_learn() -> None:
 @pytest.mark.parametrize("folder", ["h5", "."])
 def test_what_prepare_made_is_read(tmp_path: Path, folder: str) -> None:
     for number in range(10):
-        write_h5(tmp_path / folder / f"{case_name(number)}_mri_norm2.h5", *made_up_case(number))
+        write_h5(tmp_path / folder / f"{case_name(number)}_mri_norm2.h5", *synthetic_case(number))
     data = load(tmp_path)
     parts = [case_names(part) for part in (data.train, data.val, data.test)]
     assert [len(part) for part in parts] == [8, 1, 1]
@@ -150,11 +148,11 @@ def test_without_validation_its_cases_are_trained_on(root: Path) -> None:
 
 
 def test_missing_data_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"CASE_mri_norm2\.h5 in .*h5.*Found no such folder"):
+    with pytest.raises(RecipeError, match=r"h5 should hold .*CASE_mri_norm2\.h5.*Found no such folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(RecipeError, match="Found an empty folder"):
         load(tmp_path)
-    write_h5(tmp_path / f"{case_name(0)}_mri_norm2.h5", *made_up_case(0))
+    write_h5(tmp_path / f"{case_name(0)}_mri_norm2.h5", *synthetic_case(0))
     with pytest.raises(RecipeError, match=r"at least 10 files.*Found 1 of them"):
         load(tmp_path)
     write_raw(tmp_path, 3)
@@ -164,7 +162,7 @@ def test_missing_data_are_explained(tmp_path: Path) -> None:
 
 def test_half_of_the_folders_is_not_enough(tmp_path: Path) -> None:
     write_folders(tmp_path, {"train": 2, "test": 1})
-    with pytest.raises(RecipeError, match=r"folders train, valid and test .*Found test, train"):
+    with pytest.raises(RecipeError, match=r"folders train, valid and test\. Found test, train"):
         load(tmp_path)
 
 
@@ -173,7 +171,7 @@ def test_an_empty_folder_is_refused_by_the_command_line(tmp_path: Path, capsys: 
     (tmp_path / "data" / "valid").mkdir()
     flags = ["--data-root", str(tmp_path / "data"), "--crop", "16", "--eval-crop", "32"]
     assert main(brats.RECIPE, [*flags, "--output", str(tmp_path / "out")]) == 2
-    assert "samples in every split. Found none in val" in capsys.readouterr().err.replace("\n", " ")
+    assert "Every split should have samples. Found none in val" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_case_in_two_parts_is_refused(root: Path) -> None:
@@ -196,7 +194,7 @@ def test_a_damaged_file_stops_or_is_skipped(root: Path) -> None:
 
 @pytest.mark.parametrize(("flag", "fix"), [("crop", "--crop 32"), ("eval_crop", "--eval-crop 32")])
 def test_crops_that_do_not_fit_the_networks_are_refused(root: Path, flag: str, fix: str) -> None:
-    with pytest.raises(RecipeError, match=f"multiple of 16 .*Found 20. Fix: {fix}"):
+    with pytest.raises(RecipeError, match=f"multiple of 16. Found 20: try {fix}"):
         brats.load(settings(root, **{**SMALL, flag: 20}))
 
 
@@ -209,28 +207,21 @@ def test_a_training_batch_of_one_slice_is_refused_where_batch_norm_cannot_take_i
     assert load(root, batch_size=4, model="unet").train is not None
 
 
-def test_every_flag_of_the_recipe_has_a_default() -> None:
-    parser = argparse.ArgumentParser()
-    brats.add_arguments(parser)
-    known = set(brats.RECIPE.defaults)
-    assert set(vars(parser.parse_args([]))) <= known
-    assert set(brats.RECIPE.generated_defaults) <= known | set(BUILTIN)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["deeplab", "unet"])
 def test_the_description_of_the_model_fits_it(model: str) -> None:
-    args = settings(None, model=model, backbone="resnet50")
+    chosen = settings(None, model=model, backbone="resnet50")
     data = load(None)
     with torch.device("meta"):
-        net = brats.build_model(args, data)
-    description = brats.balance(args)
-    assert list(description["modalities"]) == list(brats.MODALITIES)
+        net = brats.build_model(chosen, data)
+    description = brats.balance(chosen)
+    assert list(description["modalities"]) == list(MODALITIES)
     assert all(net.get_submodule(path) for path in (*description["modalities"].values(), description["fusion"]))
 
 
-def test_the_generated_set_has_the_real_format() -> None:
+def test_the_synthetic_set_has_the_real_format() -> None:
     data = load(None)
-    assert data.generated
+    assert data.synthetic
     assert [len(part.cases) for part in (data.train, data.val, data.test)] == [40, 8, 8]  # type: ignore[attr-defined]
     path = data.train.cases[0].path  # type: ignore[attr-defined]
     assert (path.parent.name, path.name) == ("train", "BraTS2021_00000_mri_norm2.h5")
@@ -244,22 +235,22 @@ def test_the_generated_set_has_the_real_format() -> None:
     assert set(np.unique(label)) == {0, 1, 2, 3}
     assert not label[~brain].any()
     assert not label[..., 0].any()
-    folder = generated_folder("brats", brats.MINIATURE, brats.MINIATURE.write)
+    folder = synthetic_folder("brats", SYNTHETIC, SYNTHETIC.write)
     assert sum(file.stat().st_size for file in folder.rglob("*.h5")) < 5_000_000
 
 
-def test_the_generated_set_is_a_function_of_its_seed(tmp_path: Path) -> None:
-    brains = MadeUpBrains((("train", ("a.h5", "b.h5")),))
+def test_the_synthetic_set_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    brains = SyntheticBrains((("train", ("a.h5", "b.h5")),))
     for name in ("one", "two"):
         brains.write(tmp_path / name)
     first, again = ((tmp_path / name / "train" / "a.h5").read_bytes() for name in ("one", "two"))
     assert first == again
     assert first != (tmp_path / "one" / "train" / "b.h5").read_bytes()
-    assert not np.array_equal(MadeUpBrains((), seed=1).volume(0)[0], brains.volume(0)[0])
+    assert not np.array_equal(SyntheticBrains((), seed=1).volume(0)[0], brains.volume(0)[0])
 
 
-def test_the_parts_of_a_generated_tumour_show_in_different_modalities() -> None:
-    image, label = MadeUpBrains((), noise=0.1).volume(3)
+def test_the_parts_of_a_synthetic_tumour_show_in_different_modalities() -> None:
+    image, label = SyntheticBrains((), noise=0.1).volume(3)
     brain = image.any(axis=0)
     means = {
         name: [volume[brain & (label == part)].mean() for part in range(4)]
@@ -271,29 +262,43 @@ def test_the_parts_of_a_generated_tumour_show_in_different_modalities() -> None:
     assert means["t2"][1] == max(means["t2"])
 
 
+def test_the_dice_metric_is_a_name_in_run_folders_and_a_function_for_the_method() -> None:
+    chosen = settings(None)
+    options = options_of("cggm", chosen, brats.RECIPE)
+    assert identity(chosen, "cggm", options)["options"]["metric"] == "dice_brats"
+    assert brats.RECIPE.with_values("cggm", options) == {**options, "metric": brats.DICE["dice_brats"]}
+    assert brats.RECIPE.with_values("cggm", {"metric": "dice", "rho": 1.0})["metric"] is brats.DICE["dice"]
+    assert brats.RECIPE.with_values("cggm", {"metric": "accuracy"}) == {"metric": "accuracy"}
+    assert brats.RECIPE.with_values("agm", {"metric": "dice"}) == {"metric": "dice"}
+
+
 def test_relearning_does_not_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(brats.RECIPE, ["--methods", "relearning", "--output", str(tmp_path)]) == 2
     assert "it clusters one feature per sample" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_all_other_methods_run_on_the_generated_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_all_other_methods_run_on_the_synthetic_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--epochs", "1", "--limit-batches", "1", "--batch-size", "16", "--crop", "16", "--width", "1"]
     assert main(brats.RECIPE, [*flags, "--methods", "all", "--output", str(tmp_path)]) == 0
     methods = {"none", "agm", "cggm", "dgl", "mses", "mslr", "ogm", "ogm_ge"}
-    assert "left out: relearning: it clusters" in capsys.readouterr().out
+    reason = "it needs one class per sample, and a slice has pixels of all classes"
+    assert f"left out: relearning: {reason}" in capsys.readouterr().out
     results = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")}
     assert set(results) == methods
     for result in results.values():
         assert {"test_dice", "test_wt", "test_tc", "test_et", "test_dice_flair"} <= set(result["test"])
 
 
+@pytest.mark.slow
 def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
-    args = settings(root, protocol="official", backbone="resnet50", crop=32, eval_crop=32, batch_size=5)
-    data = brats.load(args)
+    chosen = settings(root, protocol="official", backbone="resnet50", crop=32, eval_crop=32, batch_size=5)
+    data = brats.load(chosen)
     torch.manual_seed(0)
-    model = brats.build_model(args, data)
+    model = brats.build_model(chosen, data)
     inner = torch.optim.SGD(model.parameters(), lr=0.01)
-    description = {**brats.balance(args), **brats.RECIPE.method_options["cggm"]}
+    options = brats.RECIPE.with_values("cggm", brats.RECIPE.method_options["cggm"])
+    description = {**brats.balance(chosen), **options}
     optimizer = BalancedOptimizer(inner, method="cggm", model=model, **description)
     criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -304,10 +309,11 @@ def test_cggm_steps_the_papers_model_on_the_papers_layout(root: Path) -> None:
     assert loss.isfinite()
     assert all(not torch.equal(before[name], value) for name, value in model.named_parameters() if value.dim() > 1)
     metrics = optimizer.metrics()
-    assert all(0 <= metrics[f"cggm/metric/{name}"] <= 1 for name in brats.MODALITIES)
-    assert sum(metrics[f"cggm/coefficient/{name}"] for name in brats.MODALITIES) == pytest.approx(3, abs=1e-3)
+    assert all(0 <= metrics[f"cggm/metric/{name}"] <= 1 for name in MODALITIES)
+    assert sum(metrics[f"cggm/coefficient/{name}"] for name in MODALITIES) == pytest.approx(3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_prepare_is_a_command(tmp_path: Path) -> None:
     for number in range(2):
         write_raw(tmp_path, number)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from recipe_common.cli import main
-from recipe_common.comparison import compare
-from recipe_common.report.curves import Picture
 from recipe_common.training.trainer import Trainer
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
 
 
 def _main(*arguments: str | Path | float) -> int:
@@ -29,10 +29,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_pictures(both: Path) -> Iterator[None]:
     """Leave out, but for `both`, what takes most of the time and has its own tests."""
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+    with without_pictures():
+        yield
 
 
 def test_a_comparison_leaves_all_its_files(both: Path) -> None:
@@ -78,11 +78,11 @@ def test_best_checkpoint_is_that_of_the_best_epoch(both: Path) -> None:
     assert state["row"]["epoch"] == int(best["epoch"])
 
 
-def test_generated_data_are_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _main("--epochs", 1, "--output", tmp_path / "generated")
-    assert capsys.readouterr().out.count("GENERATED DATA") == 2
+def test_synthetic_data_are_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _main("--epochs", 1, "--output", tmp_path / "synthetic")
+    assert capsys.readouterr().out.count("SYNTHETIC DATA") == 2
     _main("--epochs", 1, "--output", tmp_path / "real", "--data-root", tmp_path)
-    assert "GENERATED" not in capsys.readouterr().out
+    assert "SYNTHETIC" not in capsys.readouterr().out
 
 
 def test_a_line_per_epoch_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,4 +166,4 @@ def test_a_longer_run_is_unfinished_until_its_last_epoch(tmp_path: Path, monkeyp
 
 def test_fewer_epochs_than_done_cannot_be_resumed(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main("--methods", "none", "--epochs", 1, "--output", both, "--resume") == 2
-    assert "Found 2." in capsys.readouterr().err
+    assert "Found 2: write `--epochs 2`" in capsys.readouterr().err

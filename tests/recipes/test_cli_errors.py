@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -12,6 +12,7 @@ import torch
 from recipe_common.cli import main
 from recipe_common.errors import RecipeError, require
 from recipe_common.recipe import Data
+from recipe_common.settings.shared import Settings
 from recipes.tiny_recipe import RECIPE, TinyDataset
 
 
@@ -22,7 +23,7 @@ def _main(*arguments: str | Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bad"], "Expected wav files"),
+        (["--bad"], "nowhere should hold wav files"),
         (["--methods", "ogm_gee"], "ogm_ge"),
         (["--methods", "none", "none"], "each method once"),
         (["--methods", "ogm_ge", "--option", "alpha=-1"], "alpha"),
@@ -30,7 +31,7 @@ def _main(*arguments: str | Path) -> int:
         (["--eval", "nowhere.pt"], "Found no file"),
         (["--device", "toaster"], "toaster"),
         (["--device", "meta"], "Found `meta`"),
-        (["--device", "cuda:99"], "Expected the device `cuda:99`"),
+        (["--device", "cuda:99"], "The device `cuda:99` should exist"),
     ],
 )
 def test_user_errors_are_one_message(
@@ -54,15 +55,17 @@ def test_eval_of_a_file_that_is_no_checkpoint(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_an_empty_split_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def load(args: argparse.Namespace) -> Data:
-        return attrs.evolve(RECIPE.load(args), val=TinyDataset(0))
+    def load(settings: Settings[Any]) -> Data:
+        return attrs.evolve(RECIPE.load(settings), val=TinyDataset(0))
 
     assert main(attrs.evolve(RECIPE, load=load), ["--output", str(tmp_path)]) == 2
     assert "none in val" in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
-    with pytest.raises(RecipeError, match=r"Expected .*`no_such_library`.* Found .*Fix: pip install -e .\.\[recipes\]"):
+    with pytest.raises(
+        RecipeError, match=r"`no_such_library` should .*\. Found .*: run `pip install -e .\.\[recipes\]"
+    ):
         require("no_such_library")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("tiny_recipe.py")
 CLOCKS = ("seconds", "waiting")

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from cmu_mosei import MADE_UP, MADE_UP_TALKS, RECIPE, generated_root
+from cmu_mosei import RECIPE, SYNTHETIC, SYNTHETIC_SPEECH, synthetic_root
 from modbalance import list_methods
 from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES
 from recipe_common.models.guided_attention import GuidedAttentionNet
-from recipe_common.training.settings import choose_methods
-from recipes.stepping import flags, train
+from recipe_common.settings.declaration import changed
+from recipe_common.training.settings import choose_methods, excluded_methods
+from recipes.call import settings_of, values_of
+from recipes.two_step_training import train
 
 TINY = ["--width", "8", "--layers", "1"]
 METHODS = ("none", *(each.name for each in list_methods() if each.method is not None))
@@ -48,7 +50,7 @@ def targets(part: Any) -> list[float]:
 
 
 def test_the_aligned_file(real: Path) -> None:
-    data = RECIPE.load(flags(RECIPE, "--data-root", str(real)))
+    data = RECIPE.load(settings_of(RECIPE, "--data-root", str(real)))
     text, audio, vision, target = data.train[0, 0]
     assert (text.shape, audio.shape, vision.shape) == ((50, 300), (50, 74), (50, 35))
     assert target.dtype == torch.int64
@@ -66,13 +68,13 @@ def test_the_aligned_file(real: Path) -> None:
 
 
 def test_the_protocol_of_balancebenchmark(real: Path) -> None:
-    args = flags(RECIPE, "--data-root", str(real), "--protocol", "official")
-    assert (args.mask, args.drop_last, args.select, args.step) == (False, "both", "val", "last")
-    data = RECIPE.load(args)
+    settings = settings_of(RECIPE, "--data-root", str(real), "--protocol", "official")
+    assert values_of(settings, "mask", "drop_last", "select", "step") == (False, "both", "val", "last")
+    data = RECIPE.load(settings)
     assert len(data.train) == 6  # type: ignore[arg-type]  # datasets have a length
     assert data.train[0, 0][1].shape == (500, 74)
     with torch.device("meta"):
-        model = RECIPE.build_model(args, data)
+        model = RECIPE.build_model(settings, data)
     layer = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 2048 + 2048 + 1024 + 4 * 1024
     assert size_of(model) == (300 + 74 + 35) * 1024 + 6 * layer + 3072 * 2 + 2
 
@@ -91,23 +93,23 @@ def size_of(model: nn.Module) -> int:
     ],
 )
 def test_targets(real: Path, given: list[str], expected: list[Any], classes: int) -> None:
-    args = flags(RECIPE, "--data-root", str(real), *given)
-    data = RECIPE.load(args)
+    settings = settings_of(RECIPE, "--data-root", str(real), *given)
+    data = RECIPE.load(settings)
     assert targets(data.test) == expected
     assert len(data.classes) == classes
     rows = [0, 1, 4, 5] if len(expected) == 4 else range(6)  # neutral segments are left out of all modalities
-    whole = RECIPE.load(flags(RECIPE, "--data-root", str(real)))
+    whole = RECIPE.load(settings_of(RECIPE, "--data-root", str(real)))
     for index, row in enumerate(rows):
         for one, other in zip(data.test[0, index][:3], whole.test[0, row][:3], strict=True):
             assert torch.equal(one, other)
-    logits = RECIPE.build_model(flags(RECIPE, "--data-root", str(real), *given, *TINY), data)(
+    logits = RECIPE.build_model(settings_of(RECIPE, "--data-root", str(real), *given, *TINY), data)(
         *(values[None] for values in data.test[0, 0][:3])
     )
     assert logits.shape == (1, classes or 1)
 
 
 def test_validation_segments_can_be_trained_on(real: Path) -> None:
-    data = RECIPE.load(flags(RECIPE, "--data-root", str(real), "--no-validation", "--select", "test"))
+    data = RECIPE.load(settings_of(RECIPE, "--data-root", str(real), "--no-validation", "--select", "test"))
     assert (len(data.train), len(data.val)) == (11, 0)  # type: ignore[arg-type]
     assert targets(data.train) == [0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
 
@@ -116,37 +118,37 @@ def test_the_loss_is_summed_where_agm_sums() -> None:
     logits, target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
     losses = {}
     for protocol in ("fair", "agm"):
-        args = flags(RECIPE, "--protocol", protocol)
-        losses[protocol] = RECIPE.load(args).task.loss()(logits, target).item()
+        settings = settings_of(RECIPE, "--protocol", protocol)
+        losses[protocol] = RECIPE.load(settings).task.loss()(logits, target).item()
     assert losses["agm"] == pytest.approx(2 * losses["fair"])
 
 
 def test_the_protocol_of_agm(real: Path) -> None:
-    args = flags(RECIPE, "--protocol", "agm", "--data-root", str(real))
-    assert (args.model, args.batch_loss, args.optimizer, args.seed) == ("agm", "sum", "sgd", 999)
-    small = flags(RECIPE, "--model", "agm")
+    settings = settings_of(RECIPE, "--protocol", "agm", "--data-root", str(real))
+    assert values_of(settings, "model", "batch_loss", "optimizer", "seed") == ("agm", "sum", "sgd", 999)
+    small = settings_of(RECIPE, "--model", "agm")
     data = RECIPE.load(small)
     assert data.modalities == ("text", "audio")
     text, audio, _ = data.train[0, 0]
-    assert (text.shape, text.dtype, audio.shape) == ((16,), torch.int64, (16, MADE_UP_TALKS.mels))
-    small.width, small.layers, small.tokens = None, None, 60
+    assert (text.shape, text.dtype, audio.shape) == ((16,), torch.int64, (16, SYNTHETIC_SPEECH.mels))
+    small = changed(small, width=None, layers=None, tokens=60)
     with torch.device("meta"):
         model = RECIPE.build_model(small, data)
     assert isinstance(model, GuidedAttentionNet)
-    words, size, mels = 29, MADE_UP_TALKS.vector_size, MADE_UP_TALKS.mels
+    words, size, mels = 29, SYNTHETIC_SPEECH.vector_size, SYNTHETIC_SPEECH.mels
     with torch.device("meta"):
         assert size_of(model) == size_of(GuidedAttentionNet(torch.zeros(words, size), mels, 2))
     assert dict(RECIPE.balance(small)["modalities"]) == {"text": "text_net", "audio": "audio_net"}
 
 
-def test_the_generated_set_is_small_deterministic_and_in_both_formats(tmp_path: Path) -> None:
-    root = generated_root()
+def test_the_synthetic_set_is_small_deterministic_and_in_both_formats(tmp_path: Path) -> None:
+    root = synthetic_root()
     assert sum(file.stat().st_size for file in root.iterdir()) < 3e6
     names = {file.name for file in root.iterdir()}
     parts = {f"{split}_{what}.p" for split in ("train", "valid", "test") for what in ("sentences", "mels", "sentiment")}
     assert names == {"mosei_senti_data.pkl", "token_to_ix.pkl", "train_glove.npy", *parts}
-    MADE_UP.write(tmp_path / "mosei_senti_data.pkl")
-    MADE_UP_TALKS.write(tmp_path)
+    SYNTHETIC.write(tmp_path / "mosei_senti_data.pkl")
+    SYNTHETIC_SPEECH.write(tmp_path)
     for name in names:
         digests = {hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (root, tmp_path)}
         assert len(digests) == 1
@@ -160,26 +162,27 @@ def test_the_generated_set_is_small_deterministic_and_in_both_formats(tmp_path: 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("given", [[], ["--task", "seven"], ["--model", "agm"]])
 def test_every_method_trains(method: str, given: list[str]) -> None:
-    args = flags(RECIPE, *given, *TINY)
-    data = RECIPE.load(args)
-    assert method not in data.excluded
-    train(RECIPE, args, data, method)
+    settings = settings_of(RECIPE, *given, *TINY)
+    data = RECIPE.load(settings)
+    assert method not in excluded_methods(settings, data)
+    train(RECIPE, settings, data, method)
 
 
 @pytest.mark.parametrize("model", ["transformer", "agm"])
 def test_methods_for_regression(model: str) -> None:
-    args = flags(RECIPE, "--task", "regression", "--model", model, "--option", "cggm.metric=sign", *TINY)
-    data = RECIPE.load(args)
-    methods, left_out = choose_methods(["all"], data.excluded)
+    settings = settings_of(RECIPE, "--task", "regression", "--model", model, "--option", "cggm.metric=sign", *TINY)
+    data = RECIPE.load(settings)
+    methods, left_out = choose_methods(["all"], excluded_methods(settings, data))
     assert set(METHODS) - set(methods) == {"mslr", "relearning"}
     assert len(left_out) == 2
-    args.methods = methods
+    settings = changed(settings, methods=methods)
     for method in methods:
-        train(RECIPE, args, data, method)
-    without_option = RECIPE.load(flags(RECIPE, "--task", "regression", *TINY))
+        train(RECIPE, settings, data, method)
+    without_option = RECIPE.load(settings_of(RECIPE, "--task", "regression", *TINY))
     assert "--option cggm.metric=sign" in without_option.excluded["cggm"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # what scaling means to Adam
 def test_the_command_line(tmp_path: Path) -> None:
     given = ["--epochs", "2", "--limit-batches", "12", "--output", str(tmp_path)]
@@ -189,6 +192,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert scores["test_accuracy"] > 0.65
 
 
+@pytest.mark.slow
 def test_the_command_line_in_a_regression(tmp_path: Path) -> None:
     given = ["--task", "regression", "--zero", "excluded", "--epochs", "1", "--limit-batches", "3", *TINY]
     assert main(RECIPE, [*given, "--output", str(tmp_path)]) == 0
@@ -198,4 +202,4 @@ def test_the_command_line_in_a_regression(tmp_path: Path) -> None:
 
 def test_errors_reach_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(RECIPE, ["--data-root", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "Expected mosei_senti_data.pkl" in capsys.readouterr().err
+    assert "should hold mosei_senti_data.pkl" in capsys.readouterr().err

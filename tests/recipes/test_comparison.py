@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from recipe_common.cli import main
 from recipe_common.comparison import compare
 from recipe_common.comparison.locks import folder_lock
 from recipe_common.errors import RecipeError
-from recipe_common.report.curves import Picture
 from recipe_common.report.folder import RunFolder
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(tiny_recipe.__file__)
 PATH = os.pathsep.join(str(SCRIPT.parents[2] / name) for name in ("recipes", "tests"))
@@ -31,10 +34,10 @@ BOTH = ("--methods", "none", "ogm_ge", "--seeds", "2", "--epochs", "2")
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PYTHONPATH", PATH)
+    with without_pictures():
+        yield
 
 
 def run(output: Path, *flags: str) -> int:
@@ -186,7 +189,7 @@ def test_fewer_epochs_than_done_change_nothing(tmp_path: Path, capsys: pytest.Ca
     assert run(tmp_path, *flags, "--epochs", "2") == 0
     before = (tmp_path / "comparison.md").read_text()
     assert run(tmp_path, *flags, "--epochs", "1", "--resume") == 2
-    assert "Found 2" in capsys.readouterr().err
+    assert "Found 2: write `--epochs 2`" in capsys.readouterr().err
     assert (tmp_path / "comparison.md").read_text() == before
 
 
@@ -224,7 +227,7 @@ def test_two_comparisons_in_one_folder_refuse_each_other(tmp_path: Path, capsys:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert run(tmp_path / "file" / "runs", "--epochs", "1") == 2
-    assert f"Expected a folder to write into at {tmp_path / 'file'}" in capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'runs'} should be a folder that can be written to" in capsys.readouterr().err
 
 
 def test_a_lock_ends_with_its_owner(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_every_run_has_a_line() -> None:
     view = live.view(RUNS[0])
     view.start("none", epochs=3, num_steps=4, step=0, history=[row(1, 0.6)])
     view.step_done()
-    view.look(0.1234)
+    view.loss_read(0.1234)
     lines = shown(live)
     assert len(lines) == 1 + len(RUNS) + 1
     assert re.search(r"^none +0 .* 1/3 +60\.0% +\S+ .*loss 0\.1234$", lines[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 import cremad
-from recipe_common.cli import build_parser
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
@@ -34,9 +32,7 @@ def root(tmp_path: Path, clips: list[str]) -> Path:
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
-    given = build_parser(cremad.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), **changes}
-    return cremad.load(resolve(argparse.Namespace(**{**vars(given), **flags}), cremad.RECIPE))
+    return cremad.load(resolve({"data_root": data_root, **changes}, cremad.RECIPE))
 
 
 def names_of(part: Any) -> list[str]:
@@ -53,7 +49,7 @@ def test_every_known_layout_is_read(tmp_path: Path, clips: list[str], audio: str
     data = load(tmp_path)
     assert names_of(data.test) == clips[36:]
     assert sorted(names_of(data.train) + names_of(data.val)) == sorted(clips[:36])
-    assert not data.generated
+    assert not data.synthetic
 
 
 def test_the_defaults_give_the_tensors_of_the_paper(root: Path) -> None:
@@ -161,11 +157,11 @@ def test_the_official_protocol_trains_on_all_of_the_training_list(root: Path, cl
     assert len(data.val) == 0  # type: ignore[arg-type]
 
 
-def test_the_generated_set_is_read_as_real_data_is() -> None:
+def test_the_synthetic_set_is_read_as_real_data_is() -> None:
     data = load(None)
     parts = [names_of(part) for part in (data.train, data.val, data.test)]
     assert [len(part) for part in parts] == [300, 60, 108]
-    assert data.generated
+    assert data.synthetic
     audio, visual, label = data.train[0, 0]
     assert (audio.shape, visual.shape) == ((1, 64, 64), (3, 1, 64, 64))
     assert data.classes[label] == label_of(parts[0][0])
@@ -174,9 +170,9 @@ def test_the_generated_set_is_read_as_real_data_is() -> None:
 
 @pytest.mark.parametrize("fusion", ["concat", "sum", "film", "gated"])
 def test_the_description_of_the_model_fits_it(root: Path, fusion: str) -> None:
-    args = argparse.Namespace(fusion=fusion)
-    model = cremad.build_model(args, load(root))
-    description = cremad.balance(args)
+    settings = resolve({"data_root": root, "fusion": fusion}, cremad.RECIPE)
+    model = cremad.build_model(settings, load(root))
+    description = cremad.balance(settings)
     paths = [*description["modalities"].values(), description["fusion"], *description.get("unimodal", {}).values()]
     assert all(model.get_submodule(path) is not None for path in paths)
     assert ("unimodal" in description) == (fusion == "sum")

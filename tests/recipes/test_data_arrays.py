@@ -76,7 +76,7 @@ def test_a_file_is_mapped_and_travels_as_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(5, 9), (5, 3, 4), (5,), (5, 4, 4, 1), (5, 5, 5)])
 def test_pictures_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     file = ArrayFile(saved(tmp_path, counting(*shape)))
-    with pytest.raises(RecipeError, match=r"Expected shape \(N, 16\) or \(N, 4, 4\) in .*data\.npy\. Found"):
+    with pytest.raises(RecipeError, match=r"data\.npy should have shape \(N, 16\) or \(N, 4, 4\)\. Found"):
         Pictures(file, 4, [0], 1.0)
 
 
@@ -90,13 +90,13 @@ def test_values_that_are_not_finite_are_found_and_refused(tmp_path: Path) -> Non
     values[[3, 1_000, 2_499], [0, 3, 1]] = [np.nan, np.inf, -np.inf]
     file = ArrayFile(saved(tmp_path, values))
     assert rows_not_finite(file).tolist() == [3, 1_000, 2_499]
-    with pytest.raises(RecipeError, match=r"row 1,000 of .*data\.npy.*--skip-bad"):
+    with pytest.raises(RecipeError, match=r"data\.npy should hold finite values.* row 1,000: .*--skip-bad"):
         Pictures(file, 2, [0, 1_000], 1.0)[1]
     assert rows_not_finite(ArrayFile(saved(tmp_path, counting(5, 4)))).size == 0
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"complete npy file.*nowhere\.npy.*No such file"):
+    with pytest.raises(RecipeError, match=r"nowhere\.npy should be a complete npy file.*No such file"):
         ArrayFile(tmp_path / "nowhere.npy")
 
 
@@ -153,7 +153,7 @@ def test_class_indices_of_every_type(tmp_path: Path, dtype: str, shape: tuple[in
 @pytest.mark.parametrize("value", [10, -1, 2.5, float("nan"), 255])
 def test_class_indices_out_of_range_are_refused(tmp_path: Path, value: float) -> None:
     path = saved(tmp_path, np.array([0, 9, value, value]))
-    with pytest.raises(RecipeError, match=r"from 0 to 9 in .*data\.npy\. Found \S+ in row 2, and 1 more"):
+    with pytest.raises(RecipeError, match=r"data\.npy should .* from 0 to 9\. Found \S+ in row 2, and 1 more"):
         read_class_indices(path, 10)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from recipe_common.data.readers.audio import (
-    AUDIO_DEFAULTS,
+    AudioSettings,
     Fbank,
     Spectrogram,
     WindowSpectrogram,
-    add_audio_arguments,
     front_end,
 )
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.readers.waveforms import read_waveform
 from recipe_common.errors import RecipeError
+from recipe_common.settings.command_line import parse
 
 from .cremad_tree import write_wav
 
@@ -102,7 +101,7 @@ def test_an_unreadable_file_is_named_with_the_flag(tmp_path: Path, content: byte
 def test_a_file_without_samples_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "empty.wav"
     write_wav(path, np.zeros(0))
-    with pytest.raises(RecipeError, match=r"empty\.wav: it holds no samples.*--skip-bad"):
+    with pytest.raises(RecipeError, match=r"empty\.wav should be .* Found no samples.*--skip-bad"):
         read_waveform(path)
 
 
@@ -135,6 +134,7 @@ def filter_banks(samples: NDArray[np.float64], rate: int, bins: int, size: int) 
     return np.array(rows)
 
 
+@pytest.mark.slow
 def test_filter_banks_equal_the_definition() -> None:
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 8_000).astype(np.float32).astype(np.float64) + 0.1
     found = Fbank().transform(torch.from_numpy(samples).float())
@@ -156,7 +156,7 @@ def test_filter_banks_of_another_size() -> None:
 
 def test_a_sound_shorter_than_one_window_is_refused(tmp_path: Path) -> None:
     write_wav(tmp_path / "short.wav", np.full(399, 0.1))
-    with pytest.raises(RecipeError, match=r"short\.wav: it holds 399 samples, less than 25 ms.*--skip-bad"):
+    with pytest.raises(RecipeError, match=r"short\.wav should be .* Found 399 samples, less than 25 ms.*--skip-bad"):
         Fbank().check(tmp_path / "short.wav")
     write_wav(tmp_path / "short.wav", np.full(400, 0.1))
     assert Fbank()(tmp_path / "short.wav").shape == (1, 1024, 128)
@@ -266,12 +266,8 @@ def test_stored_files_cannot_run_code(tmp_path: Path, ending: str, capsys: pytes
 
 
 def test_the_flags_choose_and_set_up_a_front_end() -> None:
-    parser = argparse.ArgumentParser()
-    add_audio_arguments(parser.add_argument)
-
     def chosen(*flags: str) -> object:
-        given = {name: value for name, value in vars(parser.parse_args([*flags])).items() if value is not None}
-        return front_end(argparse.Namespace(**{**AUDIO_DEFAULTS, "seed": 5, **given}))
+        return front_end(parse(AudioSettings, "x.py", "Reads sound.", flags), seed=5)
 
     assert chosen("--audio-frontend", "stft22k") == Spectrogram()
     assert chosen("--audio-frontend", "stft16k") == WindowSpectrogram(seed=5)

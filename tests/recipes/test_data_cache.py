@@ -26,11 +26,12 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import cremad
-from recipe_common.cli import build_parser, main
-from recipe_common.data.cache.compact import CompactSound
-from recipe_common.data.cache.feed import CachedDataset, beside, feed
+from recipe_common.cli import main
+from recipe_common.data.cache.decoded import entries_of, open_cache
+from recipe_common.data.cache.feed import CachedDataset, FeedSettings, beside, feed
+from recipe_common.data.cache.pipelines import WaveformPipeline
 from recipe_common.data.cache.shards import Shard, digest, write_shard
-from recipe_common.data.cache.store import Cache, entries_of, open_cache
+from recipe_common.data.cache.store import Store
 from recipe_common.data.readers.audio import Fbank, Spectrogram, WindowSpectrogram
 from recipe_common.data.readers.frames import Frames
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
@@ -38,20 +39,22 @@ from recipe_common.data.readers.two_stream import TwoStreams, two_stream_sources
 from recipe_common.data.samples.audiovisual import audio_source, frames_source
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sampler import ResumableBatchSampler
-from recipe_common.data.samples.sources import Parts, Reader, SampleDataset, Source
+from recipe_common.data.samples.sources import SampleDataset, SampleFinder, Source, SplitSamples
 from recipe_common.data.samples.splits import Split
+from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.errors import RecipeError
-from recipe_common.report.curves import Picture
 from recipe_common.training import run
 from recipe_common.training.interrupt import StopRequest
 from recipe_common.training.loaders import DeviceLoader, build_loaders
 from recipe_common.training.precision import Precision
-from recipe_common.training.settings import identity, resolve
-from recipes.stepping import StopAtLook
+from recipe_common.training.settings import identity
+from recipes.two_step_training import StopAtLook
+from recipes.without_pictures import without_pictures
 
+from .call import settings_of
+from .cremad_sized_clips import open_data
 from .cremad_tree import LABELS, label_of, names, write_list
-from .feed_clips import open_data
-from .ucf_tree import write_clip
+from .ucf101_tree import write_clip
 
 SOUND = Spectrogram(rate=1000, seconds=0.5, n_fft=32, hop=20)
 FRAMES = Frames(2, 16)
@@ -83,16 +86,15 @@ def sources_of(root: Path, sound: Any = SOUND, frames: Frames = FRAMES, choice: 
     return audio_source([root / "audio"], sound), frame_source
 
 
-def parts_of(sources: tuple[Source, ...]) -> Parts:
+def parts_of(sources: tuple[Source, ...]) -> SplitSamples:
     rows = tuple(Row(name, label_of(name)) for name in names(1))
-    return Reader(LABELS, sources, 1.0, False).read(Split(rows[:8], rows[8:10], rows[10:]))
+    return SampleFinder(LABELS, sources, 1.0, False).read(Split(rows[:8], rows[8:10], rows[10:]))
 
 
 def cached(root: Path, sources: tuple[Source, ...], *, training: bool = True, **flags: Any) -> CachedDataset:
-    args = resolve(build_parser(cremad.RECIPE).parse_args([]), cremad.RECIPE)
-    vars(args).update({"cache": str(root.parent / "cache"), "cache_workers": 1, **flags})
+    settings = FeedSettings(**{"cache": str(root.parent / "cache"), "cache_workers": 1, **flags})
     parts = parts_of(sources)
-    dataset = feed(args, root, parts, sources)(parts.train, training=training)
+    dataset = feed(settings, root, parts, sources, seed=0)(parts.train, training=training)
     assert isinstance(dataset, CachedDataset)
     return dataset
 
@@ -210,8 +212,8 @@ def test_the_flags_decide_where_batches_are_finished(root: Path) -> None:
     kinds = []
     for flag in ([], ["--device-transforms"], ["--no-device-transforms"]):
         flags = ["--data-root", str(root), "--cache", str(root.parent / "cache"), *SMALL, *flag]
-        args = resolve(build_parser(cremad.RECIPE).parse_args(flags), cremad.RECIPE)
-        loaders = build_loaders(args, cremad.load(args), Precision(torch.device("cpu"), None, False))
+        settings = settings_of(cremad.RECIPE, *flags)
+        loaders = build_loaders(settings, cremad.load(settings), Precision(torch.device("cpu"), None, False))
         kinds.append(isinstance(loaders.train, DeviceLoader))
         audio, visual, labels = next(iter(loaders.val))
         assert (audio.shape[1:], visual.shape[1:], labels.dtype) == ((1, 17, 26), (3, 1, 16, 16), torch.int64)
@@ -308,13 +310,13 @@ def test_one_frame_is_read_without_the_others(root: Path) -> None:
 def test_the_bytes_of_a_sample_decide_how_many_a_file_holds(
     root: Path, monkeypatch: pytest.MonkeyPatch, room: int, expected: int
 ) -> None:
-    monkeypatch.setattr("recipe_common.data.cache.store.SHARD_BYTES", room)
+    monkeypatch.setattr("recipe_common.data.cache.decoded.SHARD_BYTES", room)
     cached(root, sources_of(root))
     before = [shard.path for shard in shards(root, "visual")]
     (note,) = (root.parent / "cache").glob("visual-*/cache.json")
     assert json.loads(note.read_text())["samples per file"] == expected
     assert (len(before) == 1) == (expected == 64)
-    monkeypatch.setattr("recipe_common.data.cache.store.SHARD_BYTES", 1 << 12)  # the first build has decided
+    monkeypatch.setattr("recipe_common.data.cache.decoded.SHARD_BYTES", 1 << 12)  # the first build has decided
     cached(root, sources_of(root))
     assert [shard.path for shard in shards(root, "visual")] == before
 
@@ -324,7 +326,7 @@ def test_a_damaged_note_is_named_with_the_fix(root: Path, text: str) -> None:
     cached(root, sources_of(root))
     (note,) = (root.parent / "cache").glob("audio-*/cache.json")
     note.write_text(text)
-    with pytest.raises(RecipeError, match=r"Expected JSON with .*cache\.json.*Fix: remove .*audio-"):
+    with pytest.raises(RecipeError, match=r"cache\.json should be JSON with .*: remove .*audio-"):
         cached(root, sources_of(root))
 
 
@@ -343,7 +345,7 @@ def change(path: Path) -> None:
 
 
 def test_a_changed_file_is_decoded_anew_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 3)
+    monkeypatch.setattr("recipe_common.data.cache.decoded.PER_SHARD", 3)
     cached(root, sources_of(root))
     before = [shard.path for shard in shards(root, "*")]
     change(root / "audio" / f"{names(1)[0]}.wav")
@@ -365,7 +367,7 @@ def test_a_changed_setting_makes_another_cache_and_keeps_the_old_one(root: Path)
 
 def test_another_format_makes_another_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached(root, sources_of(root))
-    monkeypatch.setattr("recipe_common.data.cache.store.FORMAT", 3)
+    monkeypatch.setattr("recipe_common.data.cache.decoded.FORMAT", 3)
     cached(root, sources_of(root))
     assert len(shards(root, "audio")) == 2
 
@@ -375,7 +377,7 @@ def test_a_file_that_is_cut_off_is_noticed(root: Path, kept: int) -> None:
     cached(root, sources_of(root))
     path = shards(root, "visual")[0].path
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(RecipeError, match=r"Expected a whole file of the cache.*\.safetensors.*Fix: remove it"):
+    with pytest.raises(RecipeError, match=r"\.safetensors should be a whole file of stored samples.*: remove it"):
         cached(root, sources_of(root))
     path.unlink()
     sources = sources_of(root)
@@ -399,7 +401,7 @@ def test_a_damaged_header_is_noticed(root: Path, old: bytes, new: bytes, what: s
     content = path.read_bytes()
     assert old in content
     path.write_bytes(content.replace(old, new, 1))
-    with pytest.raises(RecipeError, match=rf"Expected a whole file of the cache.*{what}"):
+    with pytest.raises(RecipeError, match=rf"should be a whole file of stored samples.*{what}"):
         cached(root, sources_of(root))
 
 
@@ -415,14 +417,14 @@ def test_a_file_that_cannot_be_decoded_is_named_and_leaves_no_cache(root: Path) 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_flag(root: Path) -> None:
     (root.parent / "cache").write_text("a file")
-    with pytest.raises(RecipeError, match=r"Expected to write the cache.*--cache"):
+    with pytest.raises(RecipeError, match=r"cache folder .* should be writable.*--cache"):
         cached(root, sources_of(root))
 
 
 def test_too_little_room_is_known_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(RecipeError, match=r"Expected room for the cache.*--cache-size"):
+    with pytest.raises(RecipeError, match=r"should have room for the cache.*--cache-size"):
         cached(root, sources_of(root))
     assert not list((root.parent / "cache").rglob("*.safetensors"))
 
@@ -432,19 +434,20 @@ def test_a_full_disk_is_explained_and_leaves_nothing_half_written(root: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RecipeError, match=r"Expected room for the cache.*No space left.*what is built stays"):
+    with pytest.raises(RecipeError, match=r"should have room for the cache.*No space left.*what is built stays"):
         cached(root, sources_of(root))
     assert {path.name for path in (root.parent / "cache").glob("*/*")} == {".lock", "cache.json"}
 
 
+@pytest.mark.slow
 def test_processes_build_what_one_builds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 3)
-    compact = CompactSound(SOUND)
-    entries = entries_of([(name, root / "audio" / f"{name}.wav") for name in names(1)], compact)
-    open_cache(root.parent / "one", "audio", compact, entries, workers=1)
-    monkeypatch.setattr("recipe_common.data.cache.store.FEW", 1)
-    cache = open_cache(root.parent / "several", "audio", compact, entries, workers=2)
-    assert isinstance(cache, Cache)
+    monkeypatch.setattr("recipe_common.data.cache.decoded.PER_SHARD", 3)
+    pipeline = WaveformPipeline(SOUND)
+    entries = entries_of([(name, root / "audio" / f"{name}.wav") for name in names(1)], pipeline)
+    open_cache(root.parent / "one", "audio", pipeline, entries, workers=1)
+    monkeypatch.setattr("recipe_common.data.cache.decoded.FEW_SHARDS", 1)
+    cache = open_cache(root.parent / "several", "audio", pipeline, entries, workers=2)
+    assert isinstance(cache, Store)
     files = [
         {path.name: path.read_bytes() for path in (root.parent / each).rglob("*.safetensors")}
         for each in ("one", "several")
@@ -458,22 +461,22 @@ BUILD = """
 import sys, time
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from recipe_common.data.cache import store as cache
+from recipe_common.data.cache import decoded as cache
 from recipe_common.data.readers.audio import Spectrogram
-from recipe_common.data.cache.compact import CompactSound
+from recipe_common.data.cache.pipelines import WaveformPipeline
 import attrs
 
 @attrs.frozen
-class Slow(CompactSound):
+class Slow(WaveformPipeline):
     def decode(self, media):
         time.sleep(0.3)
         return super().decode(media)
 
 if __name__ == "__main__":
-    cache.PER_SHARD, cache.FEW = 1, 0
-    compact = Slow(Spectrogram(rate=1000, seconds=0.5, n_fft=32, hop=20))
-    entries = cache.entries_of([(path.stem, path) for path in sorted(Path({audio!r}).iterdir())], compact)
-    cache.open_cache(Path({folder!r}), "audio", compact, entries, workers=2)
+    cache.PER_SHARD, cache.FEW_SHARDS = 1, 0
+    pipeline = Slow(Spectrogram(rate=1000, seconds=0.5, n_fft=32, hop=20))
+    entries = cache.entries_of([(path.stem, path) for path in sorted(Path({audio!r}).iterdir())], pipeline)
+    cache.open_cache(Path({folder!r}), "audio", pipeline, entries, workers=2)
 """
 
 
@@ -484,6 +487,7 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_kill_while_building_loses_at_most_what_was_in_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root.parent / "cache"
     script = root.parent / "build.py"
@@ -497,16 +501,16 @@ def test_a_kill_while_building_loses_at_most_what_was_in_work(root: Path, monkey
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert 3 <= len(before) < 12
     assert all(Shard(path).keys for path in before)
-    monkeypatch.setattr("recipe_common.data.cache.store.PER_SHARD", 1)
-    compact = CompactSound(SOUND)
+    monkeypatch.setattr("recipe_common.data.cache.decoded.PER_SHARD", 1)
+    pipeline = WaveformPipeline(SOUND)
     media = [(path.stem, path) for path in sorted((root / "audio").iterdir())]
-    entries = entries_of(media, compact)
-    cache = open_cache(folder, "audio", compact, entries, workers=1)
+    entries = entries_of(media, pipeline)
+    cache = open_cache(folder, "audio", pipeline, entries, workers=1)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}.items()
     assert not list(folder.rglob("*.partial"))
     for entry in entries:
-        expected = soundfile.read(entry.media, dtype="int16")[0]
-        assert np.array_equal(cache[cache.find(entry)][0].numpy(), expected)
+        expected = soundfile.read(entry.content, dtype="int16")[0]
+        assert np.array_equal(cache[cache.places[entry.key]][0].numpy(), expected)
 
 
 # Runs.
@@ -530,12 +534,19 @@ def weights(output: Path) -> dict[str, Any]:
     return model
 
 
+@pytest.fixture
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize("where", ["--no-device-transforms", "--device-transforms"])
 def test_a_run_is_continued_bitwise_in_the_middle_of_an_epoch(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     write_lists(root)
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
     flags = ["--data-root", str(root), "--cache", "auto", where, *SMALL]
     assert main(cremad.RECIPE, [*flags, "--output", str(tmp_path / "whole")]) == 0
     assert list(beside(root).glob("audio-*/*.safetensors"))
@@ -554,7 +565,7 @@ def test_a_run_is_continued_bitwise_in_the_middle_of_an_epoch(
 
 def test_where_the_cache_is_does_not_matter_but_whether_there_is_one_does(tmp_path: Path) -> None:
     def settings(*flags: str) -> dict[str, Any]:
-        return identity(resolve(build_parser(cremad.RECIPE).parse_args(flags), cremad.RECIPE), "none", {})
+        return identity(settings_of(cremad.RECIPE, *flags), "none", {})
 
     assert settings("--cache", "a") == settings("--cache", "b", "--cache-workers", "3", "--cache-size", "256")
     assert settings("--cache", "a") != settings()
@@ -562,10 +573,10 @@ def test_where_the_cache_is_does_not_matter_but_whether_there_is_one_does(tmp_pa
     assert settings() == settings("--cache-size", "128")
 
 
-def test_the_generated_set_has_a_cache_beside_it() -> None:
+def test_the_synthetic_set_has_a_cache_beside_it() -> None:
     data = open_data(cremad.RECIPE, "--cache", "auto")
     assert_same_samples(Head(data.train), Head(open_data(cremad.RECIPE).train))
-    assert beside(cremad.generated_root()).is_dir()
+    assert beside(synthetic_root()).is_dir()
 
 
 class Head:

@@ -6,20 +6,21 @@ import json
 import pickle
 import shutil
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import attrs
-import h5py
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
 
+from recipe_common.data.cache.shards import FORMAT, Shard, header_of, shard_name, write_shard
+from recipe_common.data.cache.store import Entry
+from recipe_common.data.datasets.food101.prepare import encode_main
 from recipe_common.data.features import pictures as frozen_pictures
-from recipe_common.data.features.encode import encode_main
-from recipe_common.data.features.networks import Entry, FrozenNetwork
+from recipe_common.data.features.networks import FrozenNetwork
 from recipe_common.data.features.pictures import FrozenPictures, picture_entry
 from recipe_common.data.features.store import FeatureStore, find_store, prepare_features, shard_files
 from recipe_common.data.features.texts import FrozenTexts, text_entry
@@ -28,9 +29,9 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.errors import RecipeError
 from recipe_common.models.pretrained import identity, load_network, local_folder
 
-from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
+from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
-COMMAND = "run prepare"
+COMMAND = "x prepare"
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,17 @@ def store_of(root: Path, network: FrozenNetwork) -> FeatureStore:
     return FeatureStore(root / network.store_name)
 
 
+def numbers(paths: Iterable[Path]) -> list[str]:
+    return sorted(path.name.rpartition("-")[0] for path in paths)
+
+
 def feature(store: FeatureStore, entry: Entry) -> torch.Tensor:
     position = store.find(entry)
     assert position is not None
     return store.read(position)
 
 
+@pytest.mark.slow
 def test_pictures_are_resized_normalised_and_encoded(tmp_path: Path, models: Path, pictures: list[Entry]) -> None:
     network = FrozenPictures(models / "vit", batch_size=2)
     assert prepare(tmp_path / "features", network, pictures) == 0
@@ -97,7 +103,7 @@ def test_the_statistics_of_the_network_count(tmp_path: Path, models: Path, pictu
     mean, deviation = torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, 4.0]])[..., None, None]
     torch.testing.assert_close(normal[0], (plain[0] - mean) / deviation)
     config.write_text("{}")
-    with pytest.raises(RecipeError, match=r"`image_mean` and `image_std` in .*preprocessor_config\.json"):
+    with pytest.raises(RecipeError, match=r"preprocessor_config\.json should have `image_mean` and `image_std`"):
         _ = FrozenPictures(folder).spec
 
 
@@ -156,13 +162,13 @@ def test_a_kill_costs_the_unfinished_shard(
     monkeypatch.setattr(FrozenPictures, "encode", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare(root, network, pictures)
-    (root / network.store_name / ".shard-00001.h5.partial").write_bytes(b"half")
+    (root / network.store_name / ".shard-00001-half.safetensors.partial").write_bytes(b"half")
     monkeypatch.setattr(FrozenPictures, "encode", encode)
     first = shard_files(root / network.store_name)[0]
     written = first.stat().st_mtime_ns
     assert len(store_of(root, network)) == 3
     assert prepare(root, network, pictures) == 0
-    assert [path.name for path in shard_files(first.parent)] == [f"shard-0000{number}.h5" for number in range(3)]
+    assert numbers(shard_files(first.parent)) == ["shard-00000", "shard-00001", "shard-00002"]
     assert first.stat().st_mtime_ns == written
     assert len(store_of(root, network)) == 7
 
@@ -171,10 +177,7 @@ def test_what_is_added_later_is_encoded_and_nothing_else(tmp_path: Path, models:
     network, root = FrozenPictures(models / "vit"), tmp_path / "features"
     prepare(root, network, pictures[:4])
     assert prepare(root, network, [*pictures, *pictures]) == 0
-    sizes = []
-    for path in shard_files(root / network.store_name):
-        with h5py.File(path) as file:
-            sizes.append(len(file["features"]))
+    sizes = [len(shard.keys) for shard in store_of(root, network).shards]
     assert sizes == [3, 1, 3]
 
 
@@ -182,8 +185,8 @@ def test_a_replaced_picture_is_noticed(tmp_path: Path, models: Path, pictures: l
     network, root = FrozenPictures(models / "vit"), tmp_path / "features"
     prepare(root, network, pictures)
     before = feature(store_of(root, network), pictures[0])
-    write_picture(tmp_path / pictures[0].key, 99, size=(40, 40))
-    replaced = picture_entry(tmp_path, pictures[0].key)
+    write_picture(tmp_path / pictures[0].name, 99, size=(40, 40))
+    replaced = picture_entry(tmp_path, pictures[0].name)
     assert store_of(root, network).find(replaced) is None
     assert prepare(root, network, [replaced, *pictures[1:]]) == 0
     assert not torch.equal(feature(store_of(root, network), replaced), before)
@@ -193,7 +196,7 @@ def test_features_serve_without_the_pictures(tmp_path: Path, models: Path, pictu
     network = FrozenPictures(models / "vit")
     prepare(tmp_path / "features", network, pictures)
     shutil.rmtree(tmp_path / "pictures")
-    entry = picture_entry(tmp_path, pictures[0].key)
+    entry = picture_entry(tmp_path, pictures[0].name)
     assert entry.stamp is None
     assert feature(store_of(tmp_path / "features", network), entry).shape == (5, 8)
 
@@ -201,11 +204,11 @@ def test_features_serve_without_the_pictures(tmp_path: Path, models: Path, pictu
 def test_bad_pictures_are_left_out_listed_and_tried_again(
     tmp_path: Path, models: Path, pictures: list[Entry], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network, root, path = FrozenPictures(models / "vit"), tmp_path / "features", tmp_path / pictures[1].key
+    network, root, path = FrozenPictures(models / "vit"), tmp_path / "features", tmp_path / pictures[1].name
     whole = path.read_bytes()
     path.write_bytes(bytes(len(whole)))
     assert prepare(root, network, pictures) == 1
-    assert f"{path}: Expected a readable jpg file" in capsys.readouterr().out
+    assert f"{path}: {path} should be a readable jpg file" in capsys.readouterr().out
     assert str(path) in (root / "unreadable_image.txt").read_text()
     assert store_of(root, network).find(pictures[1]) is None
     assert prepare(root, network, pictures) == 1
@@ -217,11 +220,12 @@ def test_bad_pictures_are_left_out_listed_and_tried_again(
 
 
 def test_a_shard_of_bad_pictures_is_empty(tmp_path: Path, models: Path, pictures: list[Entry]) -> None:
-    (tmp_path / pictures[0].key).write_bytes(b"nothing")
+    (tmp_path / pictures[0].name).write_bytes(b"nothing")
     network = FrozenPictures(models / "vit")
-    assert prepare(tmp_path / "features", network, [picture_entry(tmp_path, pictures[0].key)]) == 1
+    assert prepare(tmp_path / "features", network, [picture_entry(tmp_path, pictures[0].name)]) == 1
     store = store_of(tmp_path / "features", network)
-    assert (len(store), store.shape) == (0, (5, 8))
+    assert (len(store), store.shape) == (0, None)
+    assert list(store.unreadable) == [picture_entry(tmp_path, pictures[0].name).key]
 
 
 @pytest.mark.parametrize("error", [ValueError, SyntaxError, Image.DecompressionBombError])
@@ -232,7 +236,7 @@ def test_whatever_pillow_raises_is_a_bad_picture(
         raise error("odd")
 
     monkeypatch.setattr(frozen_pictures, "read_image", fails)
-    with pytest.raises(RecipeError, match=r"readable picture. Found .*0\.jpg: odd"):
+    with pytest.raises(RecipeError, match=r"0\.jpg should be a readable picture\. Found odd"):
         frozen_pictures.read_picture(Path(pictures[0].content))
 
 
@@ -263,9 +267,9 @@ def test_features_are_found_by_their_settings(tmp_path: Path, models: Path) -> N
     found = find_store(tmp_path, "text", {"keep": "all", "length": 6}, None, COMMAND)
     assert found.folder.name == networks[1].store_name
     both = r"(?=.*text-.*length 4\))(?=.*text-.*length 6\))"  # in the order of digests, which depend on versions
-    with pytest.raises(RecipeError, match=rf"length 9 .*Found {both}.*; text-.*Fix: run prepare"):
+    with pytest.raises(RecipeError, match=rf"length 9\. Found {both}.*; text-.*: run `x prepare`"):
         find_store(tmp_path, "text", {"keep": "all", "length": 9}, None, COMMAND)
-    with pytest.raises(RecipeError, match=r"Found none\. Fix: run prepare"):
+    with pytest.raises(RecipeError, match=r"Found none: run `x prepare`"):
         find_store(tmp_path, "image", {"keep": "all", "normalize": True}, None, COMMAND)
 
 
@@ -274,7 +278,7 @@ def test_features_of_two_networks_are_never_mixed_up(tmp_path: Path, models: Pat
     for network in networks:
         prepare(tmp_path / "features", network, [text_entry("a")])
     settings = networks[0].settings
-    with pytest.raises(RecipeError, match=r"Expected one set .*--text-features NAME"):
+    with pytest.raises(RecipeError, match=r"should hold one set .*--text-features NAME"):
         find_store(tmp_path / "features", "text", settings, None, COMMAND)
     chosen = networks[1].store_name
     assert find_store(tmp_path / "features", "text", settings, chosen, COMMAND).folder.name == chosen
@@ -286,20 +290,34 @@ def test_damaged_files_are_named(tmp_path: Path, models: Path) -> None:
     network = FrozenTexts(models / "bert", length=4)
     prepare(tmp_path, network, [text_entry(text) for text in "abcd"])
     store = store_of(tmp_path, network)
-    first, second = store.shards
-    with h5py.File(second, "a") as file:
-        del file["features"]
-        file["features"] = np.zeros((1, 5, 8), np.float16)
-    with pytest.raises(RecipeError, match=r"shard-00001\.h5: features of shape \(5, 8\), others have \(4, 8\)"):
+    first, second = (shard.path for shard in store.shards)
+    header = header_of({"format": FORMAT}, Shard(second).keys)
+    other = second.with_name(shard_name("shard-00001", header))
+    write_shard(other, header, [[torch.zeros(5, 8, dtype=torch.float16)]])
+    second.unlink()
+    with pytest.raises(
+        RecipeError, match=r"shard-00001-\w+\.safetensors should .* features of shape \(5, 8\), others have \(4, 8\)"
+    ):
         FeatureStore(store.folder)
     first.write_bytes(first.read_bytes()[:100])
-    with pytest.raises(RecipeError, match=r"shard-00000\.h5: .*Fix: remove it and run prepare again"):
+    with pytest.raises(RecipeError, match=r"shard-00000-\w+\.safetensors should .*: remove it .*run prepare again"):
         FeatureStore(store.folder)
-    with pytest.raises(RecipeError, match=r"shard-00000\.h5"):
-        store.read((0, 0))
+    with pytest.raises(RecipeError, match=r"shard-00000"):
+        pickle.loads(pickle.dumps(store)).read((0, 0))
     (store.folder / "spec.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"spec\.json"):
         find_store(tmp_path, "text", network.settings, None, COMMAND)
+
+
+def test_features_of_a_former_version_are_named_with_the_fix_and_prepared_anew(tmp_path: Path, models: Path) -> None:
+    network = FrozenTexts(models / "bert", length=4)
+    prepare(tmp_path, network, [text_entry("a")])
+    (shard,) = shard_files(tmp_path / network.store_name)
+    shard.rename(shard.with_name("shard-00000.h5"))
+    with pytest.raises(RecipeError, match=r"of a former version, such as shard-00000\.h5: remove .*run `x prepare`"):
+        find_store(tmp_path, "text", network.settings, None, COMMAND)
+    assert prepare(tmp_path, network, [text_entry("a")]) == 0
+    assert len(find_store(tmp_path, "text", network.settings, None, COMMAND)) == 1
 
 
 def test_a_full_disk_is_foreseen(
@@ -307,7 +325,7 @@ def test_a_full_disk_is_foreseen(
 ) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(559))
-    with pytest.raises(RecipeError, match=r"Expected room for .*--keep cls"):
+    with pytest.raises(RecipeError, match=r"should have room for the features, .*--keep cls"):
         prepare(tmp_path / "features", FrozenPictures(models / "vit"), pictures)  # 7 * 5 * 8 * 2 = 560 bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(560))
     assert prepare(tmp_path / "features", FrozenPictures(models / "vit"), pictures) == 0
@@ -320,7 +338,7 @@ def test_networks_that_do_not_fit_are_refused(tmp_path: Path, models: Path) -> N
         _ = FrozenTexts(models / "vit").spec
     with pytest.raises(RecipeError, match="3 to 16 tokens"):
         _ = FrozenTexts(models / "bert").spec
-    with pytest.raises(RecipeError, match=r"--device tape.*Fix: --device cpu"):
+    with pytest.raises(RecipeError, match=r"`--device tape` should .*: use `--device cpu`"):
         prepare(tmp_path, FrozenTexts(models / "bert", length=4, device="tape"), [])
 
 
@@ -330,7 +348,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, models: Path) 
     with torch.no_grad():
         bert.embeddings.LayerNorm.weight.fill_(float("inf"))
     bert.save_pretrained(folder)
-    with pytest.raises(RecipeError, match="Expected finite features"):
+    with pytest.raises(RecipeError, match="should return finite features"):
         prepare(tmp_path / "features", FrozenTexts(folder, length=4), [text_entry("a")])
 
 
@@ -375,6 +393,7 @@ def test_the_identity_is_that_of_the_content(tmp_path: Path, models: Path) -> No
     assert identity(copy) != identity(models / "bert")
 
 
+@pytest.mark.slow
 def test_the_command_writes_features_and_a_manifest_and_verifies(
     tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,9 +407,9 @@ def test_the_command_writes_features_and_a_manifest_and_verifies(
     assert "11 of 12 listed pictures are in" in output
     assert "11 of 11 different images are in" in output
     recorded = read_manifest(tmp_path / "features")
-    assert sorted(Path(name).name for name in recorded) == ["shard-00000.h5"] * 2
+    assert numbers(map(Path, recorded)) == ["shard-00000"] * 2
     assert all(len(each["sha256"]) == 64 for each in recorded.values())
     assert encode_main("x prepare", [*flags, "--verify"], CLASSES, "vit", "bert") == 0
     image = find_store(tmp_path / "features", "image", {"keep": "all", "normalize": True}, None, COMMAND)
-    image.shards[0].write_bytes(b"damaged")
+    image.shards[0].path.write_bytes(b"damaged")
     assert encode_main("x prepare", [*flags, "--verify"], CLASSES, "vit", "bert") == 1

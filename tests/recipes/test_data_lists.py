@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipe_common.data.datasets.cremad import listed_split
 from recipe_common.data.samples.lists import Row, read_list
-from recipe_common.data.samples.splits import Split, hold_out, listed_split, random_split, speaker_split
+from recipe_common.data.samples.splits import Split, hold_out, random_split, speaker_split
 from recipe_common.errors import RecipeError
 
 from .cremad_tree import LABELS, label_of, names, write_list
@@ -42,14 +43,14 @@ def test_every_known_form_of_a_list_is_read(tmp_path: Path, content: bytes) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a,HAP\nb,JOY\n", r"labels NEU, .* at .*train\.csv:2\. Found 'JOY'"),
+        (b"a,HAP\nb,JOY\n", r"label at .*train\.csv:2 should be one of NEU, .*\. Found 'JOY'"),
         (b"name,label\na,HAP\nb,SAD\na,HAP\n", r"Found 'a' again at .*train\.csv:4"),
-        (b"a,HAP\nb\n", r"`name,label` at .*train\.csv:2\. Found 'b'"),
-        (b"a,HAP,1\n", r"`name,label` at .*train\.csv:1\. Found 'a,HAP,1'"),
-        (b"a,HAP\n,SAD\n", r"`name,label` at .*train\.csv:2"),
-        (b"\xff\xfe\x00", r"readable csv file\. Found .*train\.csv"),
-        (b"", r"Found none in .*train\.csv"),
-        (b"name,label\n", r"Found none in .*train\.csv"),
+        (b"a,HAP\nb\n", r"train\.csv:2 should be `name,label`\. Found 'b'"),
+        (b"a,HAP,1\n", r"train\.csv:1 should be `name,label`\. Found 'a,HAP,1'"),
+        (b"a,HAP\n,SAD\n", r"train\.csv:2 should be `name,label`"),
+        (b"\xff\xfe\x00", r"train\.csv should be a readable csv file\. Found 'utf-8' codec"),
+        (b"", r"train\.csv should have rows of `name,label`\. Found none"),
+        (b"name,label\n", r"train\.csv should have rows of `name,label`\. Found none"),
     ],
 )
 def test_a_bad_list_is_refused_with_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -132,5 +133,5 @@ def test_without_val_a_ninth_of_every_class_of_train_is_held_out(tmp_path: Path)
 def test_a_clip_in_two_lists_is_refused(tmp_path: Path) -> None:
     clips = names(4)
     write_lists(tmp_path, train=clips[:40], test=clips[39:])
-    with pytest.raises(RecipeError, match=r"without a common clip\. Found 1"):
+    with pytest.raises(RecipeError, match=r"should have no common clip\. Found 1"):
         listed_split(tmp_path, LABELS, seed=0)

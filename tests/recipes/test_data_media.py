@@ -16,7 +16,7 @@ from recipe_common.data.readers.frames import Frames, frame_files
 from recipe_common.data.samples.audiovisual import audio_source, frames_source
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sampler import ResumableBatchSampler
-from recipe_common.data.samples.sources import Parts, Reader, SampleDataset, Source, drop_unreadable
+from recipe_common.data.samples.sources import SampleDataset, SampleFinder, Source, SplitSamples, drop_unreadable
 from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError, message
 
@@ -45,9 +45,11 @@ def sources_of(root: Path) -> tuple[Source, ...]:
     return audio_source([root / "AudioWAV"], SOUND), frames_source([root / "Image-01-FPS"], Frames(1, 16))
 
 
-def read(root: Path, *, min_found: float = 0.0, skip_bad: bool = False, labels: tuple[str, ...] = LABELS) -> Parts:
+def read(
+    root: Path, *, min_found: float = 0.0, skip_bad: bool = False, labels: tuple[str, ...] = LABELS
+) -> SplitSamples:
     rows = tuple(Row(name, label_of(name)) for name in names(1))
-    return Reader(labels, sources_of(root), min_found, skip_bad).read(Split(rows, (), ()))
+    return SampleFinder(labels, sources_of(root), min_found, skip_bad).read(Split(rows, (), ()))
 
 
 def batches(dataset: SampleDataset, workers: int, sampler: ResumableBatchSampler | None = None) -> list[Any]:
@@ -118,7 +120,9 @@ def test_clips_that_lack_a_modality_are_named(root: Path) -> None:
         f"train: 10 of 12 listed samples; 1 without wav file, such as {rows[0].name}; "
         f"1 without frames, such as {rows[1].name}"
     )
-    with pytest.raises(RecipeError, match=r"at least 90% of the listed samples.*Found train: 10 of 12.*--min-found"):
+    with pytest.raises(
+        RecipeError, match=r"hold at least 90% of the listed samples.*Found train: 10 of 12.*--min-found"
+    ):
         read(root, min_found=0.9)
 
 
@@ -150,4 +154,4 @@ def test_a_worker_tells_of_an_unreadable_file_as_the_main_process_does(root: Pat
             batches(dataset, workers)
         told.append(message(caught.value))
     assert told[0] == told[1]
-    assert told[0].startswith("Expected a readable wav file.")
+    assert told[0].startswith(f"{dataset.samples[0].media[0]} should be a readable wav file. Found ")

@@ -3,6 +3,7 @@
 import os
 import pickle
 import pickletools
+import re
 from collections import OrderedDict, defaultdict
 from fractions import Fraction
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_files_of_python_2_are_latin_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", range(6))
 def test_code_is_refused_by_name_and_does_not_run(tmp_path: Path, protocol: int) -> None:
     path = save(tmp_path, pickle.dumps({"x": [np.zeros(1), Attack(tmp_path / "made")]}, protocol))
-    with pytest.raises(RecipeError, match=r"Found `(posix|nt).mkdir`, which may run code. Fix: if you trust"):
+    with pytest.raises(RecipeError, match=r"Found `(posix|nt).mkdir`, which may run code: if you trust"):
         load_pickle(path)
     assert not (tmp_path / "made").exists()
 
@@ -129,7 +130,7 @@ def test_references_out_of_the_file_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0005, 0.1, 0.5, 0.9, 0.9999])
 def test_half_a_download(tmp_path: Path, share: float) -> None:
     whole = pickle.dumps({"x": np.arange(5_000.0), "ids": [f"id {i}" for i in range(500)]})
-    with pytest.raises(RecipeError, match=r"Expected a whole pickle file .* end too early .* download it again"):
+    with pytest.raises(RecipeError, match=r"should be a whole pickle file.* end too early .* download it again"):
         load_pickle(save(tmp_path, whole[: int(len(whole) * share)]))
 
 
@@ -140,7 +141,7 @@ def test_damaged_bytes_never_leave_the_reader_as_another_error(tmp_path: Path, p
     try:
         load_pickle(save(tmp_path, bytes(whole)))
     except RecipeError as error:
-        assert "Fix:" in str(error)  # noqa: PT017  some changed bytes are only other numbers
+        assert re.search("(?s)should be .* Found .*: ", str(error))  # noqa: PT017  some changed bytes are only other numbers
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_what_is_no_pickle_is_named(tmp_path: Path, content: bytes, found: str) 
 
 def test_a_missing_file_says_what_is_there(tmp_path: Path) -> None:
     save(tmp_path, b"")
-    with pytest.raises(RecipeError, match=r"Expected a pickle file at .*other.pkl. Found .*: data.pkl"):
+    with pytest.raises(RecipeError, match=r"should hold the pickle file other\.pkl\. Found data\.pkl"):
         load_pickle(tmp_path / "other.pkl")
-    with pytest.raises(RecipeError, match="Expected a pickle file"):
+    with pytest.raises(RecipeError, match="should hold the pickle file"):
         load_pickle(tmp_path)

@@ -21,10 +21,11 @@ import recipe_common
 from recipe_common.data.prepare.engine import (
     Failure,
     Item,
+    Preparation,
     _append,
     _process,
     checksum,
-    prepare_parser,
+    parse_preparation,
     read_manifest,
     run_prepare,
     verify,
@@ -118,6 +119,7 @@ def test_a_second_run_touches_nothing(tmp_path: Path) -> None:
     assert (outputs(tmp_path), lines_of(tmp_path)) == (before, lines)
 
 
+@pytest.mark.slow
 def test_outputs_without_a_line_get_one_and_stay(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="cd")
     run(tmp_path, items)
@@ -139,6 +141,7 @@ def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     assert {name for name in before if after[name] != before[name]} == {"whole/one.txt"}
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="cd")
     run(tmp_path, items)
@@ -157,10 +160,11 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     run(tmp_path, items)
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_bytes(b"{nonsense\n" + manifest.read_bytes())
-    with pytest.raises(RecipeError, match=r"manifest\.jsonl:1\. Found '\{nonsense'"):
+    with pytest.raises(RecipeError, match=r"manifest\.jsonl:1 should be a JSON record\. Found '\{nonsense'"):
         run(tmp_path, items)
 
 
+@pytest.mark.slow
 def test_bad_sources_are_listed_and_the_others_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = write_sources(tmp_path, one="ab", two="bad", three="cd")
     assert run(tmp_path, items) == 1
@@ -188,15 +192,17 @@ def test_failures_give_their_reason_without_the_name_of_the_error(tmp_path: Path
         raise error
 
     item = item_of(tmp_path, "one")
-    assert _process(item, partial(fail, RecipeError("Expected x.")), tmp_path) == Failure(item.source, "Expected x.")
+    error = RecipeError("It should be x", found="y", fix="write x")
+    assert _process(item, partial(fail, error), tmp_path) == Failure(item.source, "It should be x. Found y: write x.")
     assert _process(item, partial(fail, ValueError()), tmp_path) == Failure(item.source, "ValueError")
     with pytest.raises(ZeroDivisionError):
         _process(item, partial(fail, ZeroDivisionError()), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="full", three="full", four="full")
-    with pytest.raises(RecipeError, match=r"Expected room on the disk.*No space left"):
+    with pytest.raises(RecipeError, match=r"disk should have room .*No space left"):
         run(tmp_path, items)
     assert not (tmp_path / "unreadable_texts.txt").exists()
     assert list(tmp_path.rglob(".*.partial")) == []
@@ -207,7 +213,7 @@ def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
 def test_a_manifest_on_a_full_disk_stops_the_run() -> None:
-    with Path("/dev/full").open("ab", buffering=0) as manifest, pytest.raises(RecipeError, match="Expected room"):
+    with Path("/dev/full").open("ab", buffering=0) as manifest, pytest.raises(RecipeError, match="should have room"):
         _append(manifest, {"source": "x"})
 
 
@@ -243,7 +249,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, context: Callable[[Path], Abst
 def test_two_sources_of_one_output_are_refused(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab", two="cd")
     clash = Item(items[1].source, items[0].outputs)
-    with pytest.raises(RecipeError, match=r"one source for .*whole/one\.txt\. Found .*one\.txt, .*two\.txt"):
+    with pytest.raises(RecipeError, match=r"whole/one\.txt should have one source\. Found .*one\.txt, .*two\.txt"):
         run(tmp_path, [items[0], clash])
 
 
@@ -252,7 +258,7 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
     items = write_sources(tmp_path, one="ab")
     with (tmp_path / "manifest.jsonl").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(RecipeError, match="Found another at work"):
+        with pytest.raises(RecipeError, match="Found another run in"):
             run(tmp_path, items)
     assert run(tmp_path, items) == 0
 
@@ -269,7 +275,7 @@ def test_a_root_that_cannot_be_used_is_explained(tmp_path: Path, what: str) -> N
             run_prepare(root, [], make, workers=1)
     else:
         (root / "manifest.jsonl").mkdir(parents=True)
-        with pytest.raises(RecipeError, match=r"Expected to write .*manifest\.jsonl"):
+        with pytest.raises(RecipeError, match=r"manifest\.jsonl should be writable"):
             run_prepare(root, [], make, workers=1)
 
 
@@ -298,16 +304,20 @@ def test_verify_lists_what_differs_or_is_missing(tmp_path: Path, capsys: pytest.
 
 
 def test_verify_without_a_manifest_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="Fix: run prepare without --verify"):
+    with pytest.raises(RecipeError, match=r"Found none: run prepare without `--verify`"):
         verify(tmp_path)
 
 
 def test_the_parser_has_the_flags_of_every_prepare(tmp_path: Path) -> None:
-    parser = prepare_parser("x.py prepare", "Makes things.")
-    args = parser.parse_args(["--data-root", str(tmp_path)])
-    assert (args.data_root, args.workers, args.verify) == (tmp_path, os.cpu_count(), False)
+    def parsed(*arguments: str) -> Preparation:
+        return parse_preparation(Preparation, "x.py prepare", "Makes things.", arguments)
+
+    settings = parsed("--data-root", str(tmp_path))
+    assert (settings.data_root, settings.workers, settings.verify) == (tmp_path, os.cpu_count(), False)
     with pytest.raises(SystemExit):
-        parser.parse_args(["--data-root", str(tmp_path), "--workers", "0"])
+        parsed("--data-root", str(tmp_path), "--workers", "0")
+    with pytest.raises(SystemExit):
+        parsed("--workers", "1")
 
 
 def children_of(parent: int) -> list[int]:
@@ -347,6 +357,7 @@ def start(root: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 def test_a_killed_run_continues_and_leaves_no_process(tmp_path: Path) -> None:
     items = write_sources(tmp_path, **{f"text{number:02d}": "x" * 20 for number in range(40)})

@@ -14,7 +14,7 @@ from recipe_common.data.readers.two_stream import TwoStreams, flow_files, two_st
 from recipe_common.data.samples.lists import Row
 from recipe_common.errors import RecipeError
 
-from .ucf_tree import write_clip, write_picture
+from .ucf101_tree import write_clip, write_picture
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -124,7 +124,7 @@ def test_flow_parts_that_do_not_match_are_refused(tmp_path: Path) -> None:
     folders = (tmp_path / "tvl1_flow" / "u" / "v", tmp_path / "tvl1_flow" / "v" / "v")
     assert len(flow_files(folders)) == 4
     (folders[1] / "frame000004.jpg").unlink()
-    with pytest.raises(RecipeError, match=r"Expected the same jpg files in .*Found 4 and 3"):
+    with pytest.raises(RecipeError, match=r"should hold the same jpg files\. Found 4 and 3"):
         TwoStreams().flow(folders)
 
 
@@ -154,5 +154,5 @@ def test_checks_decode_everything(tmp_path: Path) -> None:
         picture = part / "v_YoYo_g01_c01" / "frame000003.jpg"
         picture.write_bytes(picture.read_bytes()[:40])
     for source in (rgb, flow):
-        with pytest.raises(RecipeError, match=r"Expected a readable jpg file\. Found .*frame000003\.jpg"):
+        with pytest.raises(RecipeError, match=r"frame000003\.jpg should be a readable jpg file\. Found "):
             source.check(source.find(row))

@@ -22,7 +22,7 @@ from recipe_common.data.prepare.video import (
 )
 from recipe_common.errors import RecipeError
 
-from .videos import write_video
+from .tiny_videos import write_video
 
 
 def job_of(root: Path, name: str = "clip") -> VideoJob:
@@ -125,5 +125,5 @@ def test_videos_are_found_in_order_without_hidden_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("folder", "found"), [("", "an empty folder"), ("absent", "no such folder")])
 def test_a_root_without_videos_is_explained(tmp_path: Path, folder: str, found: str) -> None:
-    with pytest.raises(RecipeError, match=rf"Expected videos .*VideoFlash/\*\.flv\. Found {found}"):
+    with pytest.raises(RecipeError, match=rf"should hold videos VideoFlash/\*\.flv\. Found {found}"):
         find_videos(tmp_path / folder, ["VideoFlash/*.flv"])

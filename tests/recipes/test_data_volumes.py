@@ -28,13 +28,13 @@ from recipe_common.data.readers.volumes import (
 )
 from recipe_common.errors import RecipeError
 
-from .brats_tree import made_up_case, write_h5
+from .brats_tree import synthetic_case, write_h5
 
 LABELS = Labels(4, stored={4: 3})
 
 
 def a_case(folder: Path, number: int = 0, shape: tuple[int, ...] = (20, 24, 6), **options: Any) -> Case:
-    return open_case(write_h5(folder / f"{number}.h5", *made_up_case(number, shape), **options), 4, LABELS)
+    return open_case(write_h5(folder / f"{number}.h5", *synthetic_case(number, shape), **options), 4, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_window_is_the_centre(length: int, size: int, inside: tuple[int, int
 
 @pytest.mark.parametrize("chunks", [True, (4, 20, 24, 1), (1, 10, 12, 3)])
 def test_a_slice_is_the_centre_whatever_the_chunks(tmp_path: Path, chunks: Any) -> None:
-    image, label = made_up_case(0)
+    image, label = synthetic_case(0)
     case = a_case(tmp_path, chunks=chunks)
     for index in (0, 3, 5):
         found, classes = case.slice(index, 16)
@@ -57,7 +57,7 @@ def test_a_slice_is_the_centre_whatever_the_chunks(tmp_path: Path, chunks: Any) 
 
 
 def test_a_small_slice_gets_a_border_of_zeros(tmp_path: Path) -> None:
-    image, label = made_up_case(0)
+    image, label = synthetic_case(0)
     found, classes = a_case(tmp_path).slice(2, 32)
     expected = np.zeros((4, 32, 32), np.float32)
     expected[:, 6:26, 4:28] = image[..., 2]
@@ -68,14 +68,14 @@ def test_a_small_slice_gets_a_border_of_zeros(tmp_path: Path) -> None:
 
 
 def test_label_4_stands_for_3(tmp_path: Path) -> None:
-    image, label = made_up_case(0)
+    image, label = synthetic_case(0)
     raw = np.where(label == 3, 4, label).astype(np.uint8)
     case = open_case(write_h5(tmp_path / "raw.h5", image, raw), 4, LABELS)
     np.testing.assert_array_equal(case.slice(3, 24)[1][2:22].numpy(), label[..., 3])
 
 
 def test_an_unknown_label_is_named(tmp_path: Path) -> None:
-    image, label = made_up_case(0)
+    image, label = synthetic_case(0)
     label[0, 0, 2] = 7
     case = open_case(write_h5(tmp_path / "a.h5", image, label), 4, LABELS)
     assert len(case.slice(1, 32)) == 2
@@ -86,7 +86,7 @@ def test_an_unknown_label_is_named(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    image, label = made_up_case(0)
+    image, label = synthetic_case(0)
     image[1, 10, 12, 4] = np.nan
     case = open_case(write_h5(tmp_path / "a.h5", image, label), 4, LABELS)
     with pytest.raises(RecipeError, match="not finite, in slice 4"):
@@ -100,7 +100,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_which_slices_are_drawn_from(
     tmp_path: Path, with_tumour: tuple[int, ...], first: int, expected: tuple[int, ...]
 ) -> None:
-    image, label = made_up_case(0)
+    image, label = synthetic_case(0)
     label[:] = 0
     label[10, 10, list(with_tumour)] = 2
     case = open_case(write_h5(tmp_path / "a.h5", image, label), 4, LABELS)
@@ -158,19 +158,19 @@ def grouped(path: Path) -> None:
     ],
 )
 def test_a_file_with_another_content_is_refused(tmp_path: Path, damage: Callable[[Path], None], found: str) -> None:
-    good = write_h5(tmp_path / "good.h5", *made_up_case(1))
-    path = write_h5(tmp_path / "a.h5", *made_up_case(0))
+    good = write_h5(tmp_path / "good.h5", *synthetic_case(1))
+    path = write_h5(tmp_path / "a.h5", *synthetic_case(0))
     damage(path)
-    with pytest.raises(RecipeError, match=rf"(?s)a\.h5.*{found}.*Fix: .*--skip-bad"):
+    with pytest.raises(RecipeError, match=rf"(?s)a\.h5 should .* Found .*{found}.*: download .*--skip-bad"):
         open_cases([path, good], 4, LABELS, skip_bad=False)
     cases, faults = open_cases([path, good], 4, LABELS, skip_bad=True)
     assert [case.path for case in cases] == [good]
     assert len(faults) == 1
-    assert faults[0].startswith("a.h5: Expected")
+    assert faults[0].startswith(f"a.h5: {path} should")
 
 
 def test_damage_inside_a_file_is_found_when_it_is_read_or_before(tmp_path: Path) -> None:
-    path = write_h5(tmp_path / "a.h5", *made_up_case(0))
+    path = write_h5(tmp_path / "a.h5", *synthetic_case(0))
     with h5py.File(path) as file:
         chunk = file["image"].id.get_chunk_info(0)
     content = bytearray(path.read_bytes())
@@ -216,7 +216,7 @@ def test_only_slices_with_tumour_are_trained_on(cases: tuple[Case, ...]) -> None
 
 def test_one_slice_per_case_is_the_same_in_every_epoch_of_evaluation(cases: tuple[Case, ...]) -> None:
     dataset = LabelledSlices(cases, 16, 128, seed=0)
-    image, label = made_up_case(2)
+    image, label = synthetic_case(2)
     *images, classes = dataset[0, 2]
     assert equal(dataset[7, 2], dataset[0, 2])
     (index,) = [i for i in range(6) if np.array_equal(classes.numpy(), label[2:18, 4:20, i])]
@@ -227,7 +227,7 @@ def test_all_slices_come_case_by_case(cases: tuple[Case, ...]) -> None:
     dataset = AllSlices(cases, 16)
     assert len(dataset) == 18
     for number, index in ((0, 0), (1, 5), (2, 3)):
-        image, label = made_up_case(number)
+        image, label = synthetic_case(number)
         *images, classes = dataset[3, 6 * number + index]
         np.testing.assert_array_equal(torch.cat(images).numpy(), image[:, 2:18, 4:20, index])
         np.testing.assert_array_equal(classes.numpy(), label[2:18, 4:20, index])

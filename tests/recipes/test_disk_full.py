@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from recipe_common.cli import main
 from recipe_common.comparison import compare
-from recipe_common.report.curves import Picture
 from recipe_common.report.events import EventLog
 from recipes.tiny_recipe import RECIPE
+from recipes.without_pictures import without_pictures
 
 FULL = Path("/dev/full")
 """Takes no byte: there is no space left on this device."""
-pytestmark = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")]
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-    monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 def _fill(path: Path) -> None:
@@ -38,14 +39,14 @@ def test_the_file_that_there_is_no_room_for_is_named(
     _fill(path)
     flags = ["--output", str(tmp_path), "--epochs", "1"]
     assert main(RECIPE, flags) == 2
-    assert f"error: Expected room on the disk for {path}. Found none left. Fix: make room" in capsys.readouterr().err
+    assert f"error: The disk should have room for {path}. Found none left: make room" in capsys.readouterr().err
     assert main(RECIPE, [*flags, "--resume"]) == 0
 
 
 def test_no_room_for_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fill(tmp_path / "comparison.md")
     assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 2
-    assert f"room on the disk for {tmp_path / 'comparison.md'}" in capsys.readouterr().err
+    assert f"The disk should have room for {tmp_path / 'comparison.md'}" in capsys.readouterr().err
 
 
 def test_no_room_for_a_picture(
@@ -56,7 +57,7 @@ def test_no_room_for_a_picture(
 
     monkeypatch.setattr(compare, "write_figure", fails)
     assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 2
-    assert f"room on the disk for {tmp_path}" in capsys.readouterr().err
+    assert f"The disk should have room for {tmp_path}" in capsys.readouterr().err
 
 
 def test_no_room_for_a_log_does_not_hide_why_a_run_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,4 +80,4 @@ def test_no_room_for_events(
 
     monkeypatch.setattr(EventLog, "flush", fail)
     assert main(RECIPE, ["--output", str(tmp_path), "--epochs", "1"]) == 2
-    assert f"room on the disk for {tmp_path / 'none' / 'events'}" in capsys.readouterr().err
+    assert f"The disk should have room for {tmp_path / 'none' / 'events'}" in capsys.readouterr().err

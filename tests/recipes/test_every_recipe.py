@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 import av_mnist
@@ -23,9 +24,10 @@ import ur_funny
 import vggsound
 from modbalance import list_methods
 from recipe_common.cli import build_parser
-from recipe_common.data.cache.feed import add_feed_arguments
 from recipe_common.recipe import Recipe
-from recipe_common.training.settings import BUILTIN, resolve
+from recipe_common.settings.declaration import changed, flags_of
+from recipe_common.training.settings import as_json, from_json
+from recipes.call import settings_of
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
@@ -33,18 +35,8 @@ MODULES = (
     *(food101, iemocap, kinetics_sounds, ucf101, ur_funny, vggsound),
 )
 RECIPES = [*(module.RECIPE for module in MODULES), ave.EVENTS]
-WITHOUT_VALUE = {"food101": {"features", "resnet", "text_model", "image_features", "text_features"}}
-"""Folders and files that are only needed sometimes, and names that `load` fills in."""
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-
-
-def flags(*adders: object) -> set[str]:
-    parser = argparse.ArgumentParser()
-    for add in adders:
-        assert callable(add)
-        add(parser)
-    return set(vars(parser.parse_args([])))
 
 
 def test_the_list_is_whole() -> None:
@@ -53,12 +45,18 @@ def test_the_list_is_whole() -> None:
 
 
 @every_recipe
-def test_every_flag_has_a_value(recipe: Recipe) -> None:
-    own = flags(recipe.add_arguments) - flags(add_feed_arguments)
-    assert own - set(recipe.defaults) - set(BUILTIN) <= WITHOUT_VALUE.get(recipe.name, set())
-    known = set(vars(build_parser(recipe).parse_args([])))
-    chosen = (recipe.generated_defaults, *recipe.protocols.values())
-    assert all(set(values) <= known for values in chosen)
+def test_every_setting_has_a_value_that_is_declared_once(recipe: Recipe) -> None:
+    own = flags_of(recipe.settings)
+    assert all(flag.default is not attrs.NOTHING for flag in own.values())
+    again = {name for name, flag in own.items() if recipe.defaults.get(name, attrs.NOTHING) == flag.default}
+    assert again <= {"frames"}, "these are declared with that value"
+
+
+@every_recipe
+def test_the_settings_come_back_from_json(recipe: Recipe) -> None:
+    for protocol in ("fair", *recipe.protocols):
+        settings = settings_of(recipe, "--protocol", protocol, "--option", "ogm_ge.alpha=0.5", "--seeds", "2")
+        assert from_json(recipe, json.loads(json.dumps(as_json(settings)))) == settings
 
 
 @every_recipe
@@ -69,23 +67,23 @@ def test_flags_that_are_not_given_are_none(recipe: Recipe) -> None:
 @every_recipe
 def test_methods_with_values_are_installed(recipe: Recipe) -> None:
     installed = {each.name for each in list_methods()}
-    for table in (recipe.method_options, recipe.generated_options):
+    for table in (recipe.method_options, recipe.synthetic_options):
         assert set(table) <= installed
 
 
 @every_recipe
 def test_the_official_protocol_is_that_of_a_paper(recipe: Recipe) -> None:
     assert "official" in recipe.protocols
-    fair = resolve(build_parser(recipe).parse_args([]), recipe)
-    assert (fair.protocol, fair.select, fair.validation, fair.drop_last) == ("fair", "val", True, fair.drop_last)
-    assert fair.drop_last != "both"
-    official = resolve(build_parser(recipe).parse_args(["--protocol", "official"]), recipe)
-    assert vars(official) != {**vars(fair), "protocol": "official"}
+    fair = settings_of(recipe)
+    assert (fair.data.protocol, fair.data.select, fair.data.validation) == ("fair", "val", True)
+    assert fair.data.drop_last != "both"
+    official = settings_of(recipe, "--protocol", "official")
+    assert official != changed(fair, protocol="official")
 
 
 @every_recipe
 def test_modalities_and_fusion_are_described_as_the_evaluation_needs_them(recipe: Recipe) -> None:
-    description = recipe.balance(resolve(build_parser(recipe).parse_args([]), recipe))
+    description = recipe.balance(settings_of(recipe))
     assert isinstance(description["fusion"], str)
     assert len(description["modalities"]) >= 2
 
@@ -99,6 +97,7 @@ def test_every_recipe_has_a_page_that_the_others_link_to(module: object) -> None
         assert f"{name}.md)" in index.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_help_needs_no_library_of_a_dataset() -> None:
     heavy = ("h5py", "transformers", "monai", "nibabel", "cv2", "av", "sklearn", "scipy", "optuna", "matplotlib")
     names = ", ".join(module.__name__ for module in MODULES)

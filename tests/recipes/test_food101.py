@@ -1,11 +1,11 @@
-"""The UPMC Food-101 recipe: both ways to train, its networks, its generated set, and bad input."""
+"""The UPMC Food-101 recipe: both ways to train, its networks, its synthetic set, and bad input."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,31 @@ import transformers
 from PIL import Image
 
 import food101
-from recipe_common.cli import build_parser, main
-from recipe_common.data.datasets.food101 import read_titles
+from recipe_common.cli import main
+from recipe_common.data.datasets.food101.lists import read_titles
+from recipe_common.data.datasets.food101.sources import PictureTransform, picture_entry_of, text_entry_of, token_source
 from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
 from recipe_common.data.prepare.engine import checksum
-from recipe_common.data.readers.image_text import PictureTransform, picture_entry_of, text_entry_of, token_source
 from recipe_common.data.samples.lists import Row
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.food101 import NOTE, MadeUpDishes
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.food101 import NOTE, SyntheticDishes
 from recipe_common.errors import RecipeError
 from recipe_common.models.imagetext import TextEncoder, end_to_end_net, frozen_feature_net
 from recipe_common.models.pretrained import load_network
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
-from recipe_common.training.settings import BUILTIN, resolve
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import resolve
+from recipes.without_pictures import without_pictures
 
-from .titles_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
+from .food101_tree import CLASSES, write_bert, write_kaggle, write_picture, write_vit
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +69,8 @@ def make_features(root: Path, models: Path, **changes: Any) -> None:
     prepare_features(root / "features", networks, workers=0)
 
 
-def resolved(data_root: Path | None, **changes: Any) -> argparse.Namespace:
-    given = build_parser(food101.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), **changes}
-    return resolve(argparse.Namespace(**{**vars(given), **flags}), food101.RECIPE)
+def resolved(data_root: Path | None, **changes: Any) -> Settings[food101.FoodSettings]:
+    return resolve({"data_root": data_root, **changes}, food101.RECIPE)
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
@@ -97,16 +97,15 @@ def test_features_labels_and_splits_come_together(root: Path) -> None:
     image, text, label = data.test[0, 0]
     assert (image.shape, text.shape) == ((5, 8), (8, 8))
     assert food101.CLASSES[label] == CLASSES[0]
-    assert not data.generated
+    assert not data.synthetic
     assert "97 of 101 classes have no training sample" in " ".join(data.summary)
     assert torch.equal(data.train[3, 1][0], data.train[7, 1][0])
 
 
 def test_the_features_become_settings_of_the_run(root: Path) -> None:
-    args = resolved(root, text_length=8, val_share=0.25)
-    food101.load(args)
-    assert args.image_features.startswith("image-")
-    assert (root / "features" / args.text_features / "spec.json").is_file()
+    chosen = load(root).chosen
+    assert chosen["image_features"].startswith("image-")
+    assert (root / "features" / chosen["text_features"] / "spec.json").is_file()
     again = resolved(root, text_length=8, val_share=0.25, image_features="image-000000000000")
     with pytest.raises(RecipeError, match="named image-000000000000"):
         food101.load(again)
@@ -116,13 +115,13 @@ def test_features_may_lie_elsewhere(root: Path, tmp_path_factory: pytest.TempPat
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "features"
     (root / "features").rename(elsewhere)
     assert len(load(root, features=str(elsewhere)).test) == 8  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=rf"Found none\. Fix: python recipes/food101\.py prepare --data-root {root}"):
+    with pytest.raises(RecipeError, match=rf"Found none: run `python recipes/food101\.py prepare --data-root {root}"):
         load(root)
 
 
 def test_features_with_other_settings_are_not_taken(root: Path, models: Path) -> None:
     for flags in ({"keep": "cls"}, {"normalize": False}, {"text_length": 9}):
-        with pytest.raises(RecipeError, match=r"Expected (image|text) features with"):
+        with pytest.raises(RecipeError, match=r"should hold (image|text) features with"):
             load(root, **flags)
     make_features(root, models, normalize=False)
     names = [Path(load(root, normalize=flag).test.sources[0].where).name for flag in (True, False)]  # type: ignore[attr-defined]
@@ -194,7 +193,7 @@ def test_titles_become_ids_and_a_mask(models: Path) -> None:
     assert tokens.tolist() == [[2, 5, 6, 3, 0, 0], [1, 1, 1, 1, 0, 0]]
     with pytest.raises(RecipeError, match="3 to 16 tokens"):
         token_source(models / "bert", 17)
-    with pytest.raises(RecipeError, match=r"Found 2\. Fix: --text-length 3"):
+    with pytest.raises(RecipeError, match=r"Found 2: give `--text-length 3`"):
         token_source(models / "bert", 2)
 
 
@@ -222,14 +221,14 @@ def test_a_projection_may_be_shared() -> None:
     assert image is text
     with pytest.raises(RecipeError, match=r"one size .*'image': 8, 'text': 9.*--no-shared-projection"):
         frozen_feature_net({"image": 8, "text": 9}, 3, 1, 1, 10, shared=True)
-    with pytest.raises(RecipeError, match=r"multiple of 5 for --width\. Found 42"):
+    with pytest.raises(RecipeError, match=r"`--width` should be a multiple of 5\. Found 42"):
         frozen_feature_net({"image": 8, "text": 8}, 3, 1, 1, 42, shared=False)
 
 
 def test_a_shared_projection_cannot_be_scaled_for_each_modality(root: Path) -> None:
-    args = resolved(root, text_length=8, val_share=0.25, shared_projection=True)
+    settings = resolved(root, text_length=8, val_share=0.25, shared_projection=True)
     with pytest.raises(RecipeError, match="--balanced encoder"):
-        food101.build_model(args, food101.load(args))
+        food101.build_model(settings, food101.load(settings))
 
 
 def test_the_text_feature_is_the_pooled_one(models: Path) -> None:
@@ -282,54 +281,57 @@ def test_without_text_weights_training_says_how_to_get_them(root: Path) -> None:
         load(root, train="end-to-end")
 
 
-def test_the_generated_set_has_the_real_format(tmp_path: Path) -> None:
+def test_the_synthetic_set_has_the_real_format(tmp_path: Path) -> None:
     data = load(None)
     assert [len(part) for part in (data.train, data.val, data.test)] == [324, 36, 96]  # type: ignore[arg-type]
-    assert data.generated
+    assert data.synthetic
     assert set(data.classes) < set(food101.CLASSES)
     assert list(data.classes) == sorted(data.classes)
     image, text, _ = data.train[0, 0]
     assert (image.shape, text.shape) == ((37, 48), (16, 48))
-    generated = generated_folder("food101", food101.MADE_UP, food101.MADE_UP.write)
-    assert (generated / "GENERATED.txt").read_text() == NOTE
+    synthetic = synthetic_folder("food101", food101.SYNTHETIC, food101.SYNTHETIC.write)
+    assert (synthetic / "SYNTHETIC.txt").read_text() == NOTE
     modes = set()
-    for path in (generated / "images" / "train").rglob("*.jpg"):
+    for path in (synthetic / "images" / "train").rglob("*.jpg"):
         with Image.open(path) as picture:
             modes.add(picture.mode)
     assert modes == {"RGB", "L", "CMYK"}
-    text_of_list = (generated / "texts" / "train_titles.csv").read_text()
+    text_of_list = (synthetic / "texts" / "train_titles.csv").read_text()
     assert '"""real"" ' in text_of_list
     assert ", eat, repeat" in text_of_list
 
 
-def test_the_generated_set_is_always_the_same(tmp_path: Path) -> None:
-    made_up = MadeUpDishes(sizes=(2, 1))
+def test_the_synthetic_set_is_always_the_same(tmp_path: Path) -> None:
+    synthetic = SyntheticDishes(sizes=(2, 1))
     sums = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        made_up.write(tmp_path / name)
+        synthetic.write(tmp_path / name)
         sums.append(checksum(tmp_path / name))
     assert sums[0] == sums[1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")  # S of CGGM may be nearly 0 on so small a batch
-def test_all_methods_run_on_the_generated_set(tmp_path: Path) -> None:
+def test_all_methods_run_on_the_synthetic_set(tmp_path: Path) -> None:
     assert run(tmp_path, "--methods", "all", "--seed", "0") == 0
     results = [json.loads((tmp_path / method / "result.json").read_text()) for method in ("none", "cggm", "relearning")]
     assert all(0 <= each["test"]["test_accuracy"] <= 1 for each in results)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::modbalance.ModbalanceWarning")
 @pytest.mark.parametrize("protocol", ["official", "end-to-end", "benchmark"])
 def test_every_protocol_runs(tmp_path: Path, protocol: str) -> None:
     assert run(tmp_path, "--protocol", protocol, "--methods", "cggm", "--limit-batches", "1") == 0
     settings = json.loads((tmp_path / "cggm" / "config.json").read_text())["settings"]
-    expected = {**food101.RECIPE.protocols[protocol], **food101.RECIPE.generated_defaults}
+    expected = {**food101.RECIPE.protocols[protocol], **food101.RECIPE.synthetic_defaults}
     assert {name: settings[name] for name in expected if name in settings} == {
         name: value for name, value in expected.items() if name in settings
     }
 
 
+@pytest.mark.slow
 def test_real_data_are_trained_on_and_evaluated(root: Path, tmp_path: Path) -> None:
     flags = ["--data-root", str(root), "--text-length", "8", "--val-share", "0.25", "--batch-size", "4"]
     assert run(tmp_path / "run", *flags) == 0
@@ -340,18 +342,8 @@ def test_real_data_are_trained_on_and_evaluated(root: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("protocol", ["fair", *food101.RECIPE.protocols])
 def test_the_description_of_the_model_fits_it(root: Path, models: Path, protocol: str) -> None:
     changes = {"text_length": 8, "val_share": 0.25, "normalize": True, "text_model": str(models / "bert")}
-    args = resolved(root, protocol=protocol, **changes)
-    model = food101.build_model(args, food101.load(args))
-    description = food101.balance(args)
+    settings = resolved(root, protocol=protocol, **changes)
+    model = food101.build_model(settings, food101.load(settings))
+    description = food101.balance(settings)
     paths = [*description["modalities"].values(), description["fusion"]]
     assert all(list(model.get_submodule(path).parameters()) for path in paths)
-
-
-def test_every_flag_of_the_recipe_has_a_default() -> None:
-    parser = argparse.ArgumentParser()
-    food101.add_arguments(parser)
-    optional = {"features", "image_features", "text_features", "text_model", "resnet"}
-    assert set(vars(parser.parse_args([]))) - optional <= set(food101.RECIPE.defaults)
-    for values in (food101.RECIPE.generated_defaults, *food101.RECIPE.protocols.values()):
-        known = set(food101.RECIPE.defaults) | set(BUILTIN) | {"clip_grad_norm"}
-        assert set(values) <= known

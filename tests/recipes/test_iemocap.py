@@ -1,8 +1,7 @@
-"""The IEMOCAP recipe: folds, what is reported, the paper's model and every method on the generated set."""
+"""The IEMOCAP recipe: folds, what is reported, the paper's model and every method on the synthetic set."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,19 @@ from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError
 from recipe_common.models.msa import MSANet
 from recipe_common.recipe import Data
-from recipe_common.training.settings import BUILTIN
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import resolve
 
-from .brief_training import all_methods, train_briefly
-from .mmin_tree import names, write_features, write_h5, write_list, write_tree
+from .iemocap_tree import names, write_features, write_h5, write_list, write_tree
+from .one_batch_training import all_methods, train_briefly
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
-    defaults = {**BUILTIN, **iemocap.RECIPE.defaults}
-    if data_root is None:
-        defaults |= iemocap.RECIPE.generated_defaults
-    return iemocap.load(argparse.Namespace(**{**defaults, "data_root": data_root, **changes}))
+    return iemocap.load(settings(data_root, **changes))
+
+
+def settings(data_root: Path | None, **changes: Any) -> Settings[iemocap.IemocapSettings]:
+    return resolve({"data_root": data_root, **changes}, iemocap.RECIPE)
 
 
 def names_of(part: Any) -> list[str]:
@@ -45,14 +46,13 @@ def test_the_tensors_and_classes_of_the_paper(tmp_path: Path) -> None:
     assert data.classes[label] == "sad"
     assert data.modalities == ("text", "audio", "vision")
     assert names_of(data.train) + names_of(data.val) + names_of(data.test) == utterances
-    assert not data.generated
+    assert not data.synthetic
     assert not data.skipped
 
 
 def test_the_model_of_the_paper(tmp_path: Path) -> None:
     write_tree(tmp_path)
-    args = argparse.Namespace(**iemocap.RECIPE.defaults)
-    model = iemocap.build_model(args, load(tmp_path))
+    model = iemocap.build_model(settings(tmp_path), load(tmp_path))
     layer = 4 * (40 * 40 + 40) + 40 * 160 + 160 + 160 * 40 + 40 + 4 * 40
     inputs = (6 + 5 + 4) * 40 + 3 * 40
     head = 2 * (40 * 40 + 40) + 40 * 4 + 4
@@ -63,7 +63,7 @@ def test_the_model_of_the_paper(tmp_path: Path) -> None:
 
 def test_without_validation_its_utterances_are_for_training(tmp_path: Path) -> None:
     utterances = write_tree(tmp_path)
-    data = load(tmp_path, validation=False)
+    data = load(tmp_path, validation=False, select="test")
     assert names_of(data.train) == utterances[:12]
     assert names_of(data.val) == []
 
@@ -74,7 +74,7 @@ def test_a_listed_utterance_without_features_is_counted(tmp_path: Path) -> None:
     data = load(tmp_path, min_found=0.5)
     assert f"train: 7 of 8 listed samples; 1 without vision features, such as {utterances[0]}" in data.summary
     assert data.skipped == (f"train: {utterances[0]}: no vision features",)
-    with pytest.raises(RecipeError, match=r"Expected at least 90% of the listed samples.*denseface\.h5"):
+    with pytest.raises(RecipeError, match=r"denseface\.h5 should hold at least 90% of the listed samples"):
         load(tmp_path)
 
 
@@ -116,10 +116,11 @@ def test_the_order_of_the_classes_is_checked_on_the_whole_corpus() -> None:
     assert "neutral 1,084 (1,708 expected), sad 1,708 (1,084 expected); only the names are affected" in line
 
 
-def test_the_generated_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_synthetic_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--epochs", "2", "--batch-size", "24", "--output", str(tmp_path)]
     assert main(iemocap.RECIPE, arguments) == 0
-    assert "GENERATED DATA" in capsys.readouterr().out
+    assert "SYNTHETIC DATA" in capsys.readouterr().out
     result = json.loads((tmp_path / "none" / "result.json").read_text())
     assert result["test"]["test_accuracy"] > 0.5
     assert main(iemocap.RECIPE, ["--eval", str(tmp_path / "none" / "best.pt"), "--output", str(tmp_path)]) == 0
@@ -129,16 +130,15 @@ def test_the_generated_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("method", all_methods())
 @pytest.mark.parametrize("balanced", ["branch", "encoder"])
 def test_every_method_trains(method: str, balanced: str) -> None:
-    small = {"layers": 1, "fusion_layers": 1, "width": 20, "balanced": balanced}
-    args = argparse.Namespace(**{**iemocap.RECIPE.defaults, **small})
+    small = settings(None, layers=1, fusion_layers=1, width=20, balanced=balanced)
     extra = {"period": 1, "offset": -1} if method == "relearning" else {}
-    losses = train_briefly(iemocap.RECIPE, args, load(None), method, **extra)
+    losses = train_briefly(iemocap.RECIPE, small, load(None), method, **extra)
     assert all(np.isfinite(losses))
 
 
 def test_ogm_scales_layers_that_are_no_convolutions() -> None:
     torch.manual_seed(0)
-    described = {**iemocap.balance(argparse.Namespace(balanced="branch")), **iemocap.RECIPE.method_options["ogm"]}
+    described = {**iemocap.balance(settings(None)), **iemocap.RECIPE.method_options["ogm"]}
     model = MSANet({"text": 6, "audio": 5, "vision": 4}, 4, 1, 1, width=20)
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), "ogm", model=model, **described)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
@@ -154,4 +154,4 @@ def test_ogm_scales_layers_that_are_no_convolutions() -> None:
 
 def test_an_unpacked_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(iemocap.RECIPE, ["--data-root", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "Fix: unpack the features of MMIN there" in capsys.readouterr().err
+    assert ": unpack the features of MMIN there" in capsys.readouterr().err

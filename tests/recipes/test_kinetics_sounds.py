@@ -20,10 +20,12 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.kinetics_sounds import CLASSES, video_jobs
 from recipe_common.data.samples.audiovisual import choose, hdf5_frames
 from recipe_common.data.samples.youtube import clip_key
+from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.errors import RecipeError
 
+from .call import settings_of
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
-from .videos import write_video
+from .tiny_videos import write_video
 
 TRAIN = [f"{video_id(number)}_{number:06d}_{number + 10:06d}" for number in range(18)]
 TEST = [f"{video_id(number)}_{number}" for number in range(20, 24)]
@@ -135,7 +137,7 @@ def test_a_byte_order_mark_and_a_repeated_line_are_accepted(root: Path) -> None:
         ([f"{TEST[0]},10,3", "short,10,3"], r"one clip name.*my_test\.txt:2"),
         ([TEST[0]], "one clip name"),
         ([f"{TEST[0]},10,3", f"{video_id(20)}_000020_000030,10,4"], "one label per clip"),
-        ([f"{TRAIN[0]},10,12"], r"train and test without a common clip\. Found 1"),
+        ([f"{TRAIN[0]},10,12"], r"train and test lists should have no common clip\. Found 1"),
         ([], "Found none in"),
     ],
 )
@@ -170,7 +172,7 @@ def test_spectrograms_of_different_shapes_are_refused_or_skipped(root: Path) -> 
     for name in TRAIN + TEST:
         write_stored(root / "audio" / f"{name}.npy")
     write_stored(root / "audio" / f"{TEST[3]}.npy", (998, 128))
-    with pytest.raises(RecipeError, match=r"\(1024, 128\) like the first\. Found \(998, 128\).*--skip-bad"):
+    with pytest.raises(RecipeError, match=r"of the first, \(1024, 128\)\. Found \(998, 128\).*--skip-bad"):
         load(RECIPE, root, audio_frontend="stored").test[0, 3]
     data = load(RECIPE, root, audio_frontend="stored", skip_bad=True, min_found=0.5)
     assert names_of(data.test) == TEST[:3]
@@ -188,11 +190,11 @@ def test_a_damaged_first_spectrogram_does_not_hide_the_others(root: Path) -> Non
 
 
 def test_the_wrong_front_end_is_told_the_right_one(root: Path) -> None:
-    with pytest.raises(RecipeError, match=r"Found 22 \.wav files.*--audio-frontend fbank or stft16k"):
+    with pytest.raises(RecipeError, match=r"Found 22 \.wav files.*--audio-frontend fbank` or `stft16k"):
         load(RECIPE, root, audio_frontend="stored")
     for path in (root / "audio").iterdir():
         path.rename(path.with_suffix(".npy"))
-    with pytest.raises(RecipeError, match=r"Expected \.wav files.*Found 22 \.npy files.*--audio-frontend stored"):
+    with pytest.raises(RecipeError, match=r"should hold \.wav files.*Found 22 \.npy files.*--audio-frontend stored"):
         load(RECIPE, root)
 
 
@@ -222,7 +224,7 @@ def test_class_folders_are_paired_by_name(tmp_path: Path, base: str) -> None:
 def test_a_clip_in_two_class_folders_is_refused(tmp_path: Path) -> None:
     write_class_folders(tmp_path)
     write_sound(tmp_path / f"audio/train/tickling/{TRAIN[0]}.wav")
-    with pytest.raises(RecipeError, match="one label per clip"):
+    with pytest.raises(RecipeError, match="Every clip should have one label"):
         load(RECIPE, tmp_path)
 
 
@@ -278,7 +280,7 @@ def test_bad_hdf5_files_name_the_file_and_the_frame(root: Path, tmp_path: Path) 
     with pytest.raises(RecipeError, match=r"clip\.hdf5.*--skip-bad"):
         hdf5_frames(path)
     write_hdf5(path, [])
-    with pytest.raises(RecipeError, match="it holds no frames"):
+    with pytest.raises(RecipeError, match="Found no frames"):
         hdf5_frames(path)
     shutil.rmtree(root / "visual" / TEST[0])
     write_hdf5(root / "visual" / f"{TEST[0]}.hdf5", [jpg(10), b"broken"])
@@ -324,7 +326,7 @@ def test_a_missing_root_and_videos_that_are_not_prepared_are_explained(tmp_path:
 def test_other_folders_can_be_named(root: Path) -> None:
     (root / "audio").rename(root / "my_sounds")
     (root / "visual").rename(root / "my_frames")
-    data = load(RECIPE, root, audio_dir=["my_sounds"], visual_dir=["my_*"])
+    data = load(RECIPE, root, audio_dir=("my_sounds",), visual_dir=("my_*",))
     assert names_of(data.test) == TEST
 
 
@@ -391,20 +393,20 @@ def test_prepare_keeps_the_class_folders_of_kinetics_400(tmp_path: Path) -> None
 def test_prepare_without_a_fitting_video_is_explained(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "other.mp4").touch()
-    with pytest.raises(RecipeError, match=r"train/CLASS/NAME\.mp4.*Found 1 others.*Fix"):
+    with pytest.raises(RecipeError, match=r"train/CLASS/NAME\.mp4.*Found 1 others.*: add the lists"):
         video_jobs(tmp_path)
 
 
-def test_the_generated_set_has_the_real_format() -> None:
-    root = kinetics_sounds.generated_root()
-    assert root == kinetics_sounds.generated_root()
+def test_the_synthetic_set_has_the_real_format() -> None:
+    root = synthetic_root()
+    assert root == synthetic_root()
     lines = (root / "my_train.txt").read_bytes().split(b"\r\n")
     assert lines[1] == b"gen_00001-k_000001_000011,10,1"
     assert (root / "my_test.txt").read_bytes().startswith(b"gen_00310-k_310,10,0\r\n")
     data = load(RECIPE, None)
     assert [len(part.samples) for part in (data.train, data.val, data.test)] == [279, 31, 93]  # type: ignore[attr-defined]
     assert set(labels_of(data.train)) == set(labels_of(data.test)) == set(range(31))
-    assert data.generated
+    assert data.synthetic
     assert data.skipped == ()
     audio, visual, _ = data.train[0, 0]
     assert (audio.shape, visual.shape) == ((1, 48, 40), (3, 1, 64, 64))
@@ -412,8 +414,7 @@ def test_the_generated_set_has_the_real_format() -> None:
 
 def test_the_model_has_two_encoders_and_a_head_of_31_classes(root: Path) -> None:
     data = load(RECIPE, root, **SMALL)
-    args = type("Args", (), {"fusion": "concat"})
-    model = kinetics_sounds.build_model(args, data)  # type: ignore[arg-type]
+    model = kinetics_sounds.build_model(settings_of(RECIPE), data)
     encoders = [sum(p.numel() for p in model.get_submodule(name).parameters()) for name in ("audio_net", "visual_net")]
     assert encoders == [11_170_240, 11_176_512]
     assert sum(p.numel() for p in model.parameters()) == sum(encoders) + 1024 * 31 + 31
@@ -421,6 +422,7 @@ def test_the_model_has_two_encoders_and_a_head_of_31_classes(root: Path) -> None
     assert model.eval()(audio[None], visual[None]).shape == (1, 31)
 
 
+@pytest.mark.slow
 def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
     flags = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "4", "--image-size", "32", "--device", "cpu"]
     assert main(RECIPE, [*flags, "--methods", "ogm_ge", "--output", str(tmp_path)]) == 0

@@ -103,6 +103,7 @@ def test_weights_start_as_in_the_papers_code(encoder: DeepLabEncoder) -> None:
     assert [layer.bias is None for layer in convolutions] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_the_whole_network_trains() -> None:
     torch.manual_seed(0)
     model = deeplab(("a", "b"), 3, "resnet50")

@@ -25,6 +25,8 @@ NETWORKS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
 @pytest.mark.parametrize(("build", "heads"), NETWORKS.values(), ids=NETWORKS)
 def test_a_width_that_heads_cannot_share_is_explained(build: Callable[[int], nn.Module], heads: int) -> None:
     nearest = 41 + -41 % heads
-    with pytest.raises(RecipeError, match=f"multiple of {heads} for --width. Found 41, .* Fix: --width {nearest}"):
+    with pytest.raises(
+        RecipeError, match=f"`--width` should be a multiple of {heads}. Found 41, .*: write `--width {nearest}`"
+    ):
         build(41)
     build(nearest)

@@ -90,5 +90,5 @@ def test_late_fusion_calls_encoders_and_fusion_in_order() -> None:
     assert [name for name, _ in net.named_children()] == ["audio_net", "image_net", "fusion_module"]
     audio, image = torch.randn(4, 3), torch.randn(4, 3)
     torch.testing.assert_close(net(audio, image), net.fusion_module(2 * audio, image))
-    with pytest.raises(ValueError, match=r"Expected audio, image\. Found 1 inputs"):
+    with pytest.raises(ValueError, match=r"should be audio, image\. Found 1 inputs"):
         net(audio)

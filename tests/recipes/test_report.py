@@ -21,7 +21,7 @@ from recipe_common.report.view import Columns, PlainView, duration
 from recipe_common.tasks.task import classification
 
 TASK = classification(3)
-CAPTION = Caption("Tiny", generated=True, select="val", protocol="fair", task=TASK)
+CAPTION = Caption("Tiny", synthetic=True, select="val", protocol="fair", task=TASK)
 COLUMNS = Columns(("audio", "visual"), "val", TASK)
 
 
@@ -71,10 +71,11 @@ def test_comparison_in_markdown(tmp_path: Path) -> None:
     outcomes = [_result("none"), _result("ogm_ge")]
     write_tables(tmp_path, summarize(outcomes, ("audio", "visual"), CAPTION), outcomes)
     lines = (tmp_path / "comparison.md").read_text().splitlines()
-    assert "GENERATED DATA" in lines[2]
+    assert "SYNTHETIC DATA" in lines[2]
     assert lines[-2] == "| none | 50.0% | 25.0% | 30.0% | 75.0% | 100.0% | 0.0% | 2 | 2.1 s | 2.00 | - |"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_pictures_are_drawn_with_and_without_coefficients(epochs: int, tmp_path: Path) -> None:
     numbers = range(1, epochs + 1)
@@ -131,7 +132,7 @@ def test_live_view_shows_progress_and_epochs() -> None:
     view = LiveView(Console(file=text, force_terminal=True, width=120), COLUMNS)
     view.start("ogm_ge", epochs=3, num_steps=2, step=1, history=[_row(1)])
     view.step_done()
-    view.look(0.1234)
+    view.loss_read(0.1234)
     view.epoch_done(_row(2))
     view.stop()
     shown = text.getvalue()

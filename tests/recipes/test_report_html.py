@@ -48,13 +48,13 @@ class Page(HTMLParser):
             self.cells.append(data)
 
 
-def with_history(generated: bool = True) -> Summary:
+def with_history(synthetic: bool = True) -> Summary:
     outcomes = runs(none=[0.5, 0.51, 0.52], ogm=[0.7, 0.71, 0.72])
     row = {"train_loss": 1.0, "val_accuracy": 0.5, "val_accuracy_audio": 0.4, "val_accuracy_visual": 0.3}
     finished = [
         attrs.evolve(result, history=[{**old, **row} for old in result.history]) for result in results_of(outcomes)
     ]
-    caption = attrs.evolve(CAPTION, generated=generated)
+    caption = attrs.evolve(CAPTION, synthetic=synthetic)
     return summarize([*finished, Failure("dgl", 0, "killed & <gone>")], ("audio", "visual"), caption)
 
 
@@ -84,9 +84,9 @@ def test_it_fits_a_phone(text: str) -> None:
 
 
 def test_warnings_and_failures_come_first(text: str) -> None:
-    assert text.index("Generated data") < text.index("<table>")
+    assert text.index("Synthetic data") < text.index("<table>")
     assert text.index("dgl, seed 0, failed: killed &amp; &lt;gone&gt;") < text.index("<table>")
-    assert "Generated data" not in report_page(with_history(generated=False), {}, "")
+    assert "Synthetic data" not in report_page(with_history(synthetic=False), {}, "")
 
 
 def test_settings_are_shown_once_and_escaped(text: str) -> None:

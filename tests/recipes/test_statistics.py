@@ -16,7 +16,7 @@ from recipe_common.report.summary import Summary, summarize
 from recipe_common.report.tables import latex, markdown, numbers, print_summary
 from recipe_common.tasks.task import Metric, Task, classification
 
-CAPTION = Caption("Tiny", generated=False, select="val", protocol="fair", task=classification(3))
+CAPTION = Caption("Tiny", synthetic=False, select="val", protocol="fair", task=classification(3))
 
 
 def test_spread_by_hand() -> None:

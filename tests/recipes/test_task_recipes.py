@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from recipe_common.cli import main
-from recipe_common.comparison import compare
 from recipe_common.recipe import Data, Recipe
-from recipe_common.report.curves import Picture
+from recipe_common.settings.shared import Settings
 from recipe_common.tasks.task import CollectingMeter, Metric, Task, classification
 from recipes import tiny_recipe
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
+from recipes.without_pictures import without_pictures
+
+pytestmark = pytest.mark.slow
 
 ERROR = Metric("mae", "MAE", percent=False, higher_is_better=False)
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "pictures" not in request.keywords:
-        monkeypatch.setattr(Picture, "save", lambda picture, path: [])
-        monkeypatch.setattr(compare, "write_figure", lambda figure, path: [])
+def _no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    with nullcontext() if "pictures" in request.keywords else without_pictures():
+        yield
 
 
 def with_data(**changes: Any) -> Recipe:
-    def load(args: argparse.Namespace) -> Data:
-        return attrs.evolve(tiny_recipe.load(args), **changes)
+    def load(settings: Settings[Any]) -> Data:
+        return attrs.evolve(tiny_recipe.load(settings), **changes)
 
     return attrs.evolve(RECIPE, load=load)
 
@@ -93,7 +94,7 @@ def test_regression_is_drawn_and_evaluated(tmp_path: Path, capsys: pytest.Captur
 def test_a_method_that_does_not_apply_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = with_data(excluded={"relearning": "it clusters classes, and here are none"})
     assert run(recipe, tmp_path, "--methods", "relearning") == 2
-    assert "Found relearning: it clusters classes, and here are none." in capsys.readouterr().err
+    assert "Found relearning (it clusters classes, and here are none): leave it out." in capsys.readouterr().err
     assert run(recipe, tmp_path, "--methods", "all") == 0
     assert "left out: relearning: it clusters classes" in capsys.readouterr().out
     assert not (tmp_path / "relearning").exists()

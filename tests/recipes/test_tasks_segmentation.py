@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from modbalance.scores import resolve
-from recipe_common.tasks.segmentation import CrossEntropyDiceLoss, VolumeDice, segmentation
+from recipe_common.tasks.segmentation import CrossEntropyDiceLoss, VolumeDice, mean_dice, segmentation
+from support.operation_counts import READS, CountOps
+from support.reference import cggm
 
 REGIONS = {"wt": (1, 2, 3), "tc": (1, 3), "et": (3,)}
 WEIGHTS = (0.2, 0.3, 0.25, 0.25)
@@ -140,3 +142,22 @@ def test_the_task_is_headed_by_the_mean_dice() -> None:
     assert mask is not None
     assert score.shape == mask.shape == target.shape
     assert score[1, 2, 3].item() == pytest.approx(logits.softmax(1)[1, int(target[1, 2, 3]), 2, 3].item())
+
+
+@pytest.mark.parametrize("regions", [[(1,), (2,), (3,)], [(3,), (1, 3), (1, 2, 3)]])
+def test_the_dice_of_methods_equals_the_twin_of_cggm(regions: list[tuple[int, ...]]) -> None:
+    logits, target = torch.randn(3, 4, 5, 6), torch.randint(4, (3, 5, 6))
+    total, count = mean_dice(logits, target, regions)
+    assert (total / count).item() == pytest.approx(cggm.dice(logits, target, regions), abs=1e-12)
+    ignored = target.clone()
+    ignored[:, :2] = -100
+    total, count = mean_dice(logits, ignored, regions)
+    assert (total / count).item() == pytest.approx(cggm.dice(logits[:, :, 2:], target[:, 2:], regions), abs=1e-12)
+
+
+def test_the_dice_of_methods_is_in_double_precision_and_reads_nothing_on_the_host() -> None:
+    logits, target = slices(3)
+    with CountOps() as counted:
+        total, count = mean_dice(logits, target, list(REGIONS.values()))
+    assert total.dtype == count.dtype == torch.float64
+    assert not READS & counted.ops.keys()

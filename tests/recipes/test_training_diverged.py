@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -12,18 +13,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from recipe_common.cli import build_parser, main
+from recipe_common.cli import main
 from recipe_common.recipe import Data
-from recipe_common.report.curves import Picture
 from recipe_common.report.folder import RunFolder
 from recipe_common.report.view import Columns, PlainView
+from recipe_common.settings.shared import Settings
 from recipe_common.training.checkpoint import load
 from recipe_common.training.interrupt import StopRequest
 from recipe_common.training.job import build_job
 from recipe_common.training.precision import set_up
-from recipe_common.training.settings import resolve
 from recipe_common.training.trainer import RunFailed, Trainer
+from recipes.call import settings_of
 from recipes.tiny_recipe import RECIPE, TinyDataset
+from recipes.without_pictures import without_pictures
 
 
 class BrokenDataset(TinyDataset):
@@ -32,13 +34,14 @@ class BrokenDataset(TinyDataset):
         return torch.full_like(audio, torch.nan), visual, label
 
 
-def _load_with_broken_test(args: argparse.Namespace) -> Data:
-    return attrs.evolve(RECIPE.load(args), test=BrokenDataset(12))
+def _load_with_broken_test(settings: Settings[Any]) -> Data:
+    return attrs.evolve(RECIPE.load(settings), test=BrokenDataset(12))
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Picture, "save", lambda picture, path: [])
+def _no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 @pytest.mark.parametrize("select", ["val", "test"])
@@ -62,8 +65,8 @@ def test_a_test_loss_that_is_not_finite_fails_the_run(tmp_path: Path, capsys: py
 def _trainer_with_undefined_accuracy(
     folder: Path, undefined: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> Trainer:
-    args = resolve(build_parser(RECIPE).parse_args(["--device", "cpu", "--epochs", "2"]), RECIPE)
-    job = build_job(RECIPE, args, RECIPE.load(args), set_up(args), "none", {})
+    settings = settings_of(RECIPE, "--device", "cpu", "--epochs", "2")
+    job = build_job(RECIPE, settings, RECIPE.load(settings), set_up(settings.machine), "none", {})
     columns = Columns(job.evaluator.modalities, "val", job.task)
     trainer = Trainer(job, RunFolder(folder, "tiny", {}), PlainView(Console(quiet=True), columns))
     evaluate = trainer._evaluate

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from recipe_common.cli import build_parser
 from recipe_common.data.samples.sampler import ResumableBatchSampler
 from recipe_common.report.folder import RunFolder
 from recipe_common.report.view import Columns, PlainView
@@ -24,15 +23,15 @@ from recipe_common.training.checkpoint import load
 from recipe_common.training.interrupt import Interrupted, StopRequest
 from recipe_common.training.job import build_job, check_methods
 from recipe_common.training.precision import set_up
-from recipe_common.training.settings import resolve
 from recipe_common.training.trainer import Trainer
-from recipes.stepping import StopAtLook
+from recipes.call import settings_of
 from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
+from recipes.two_step_training import StopAtLook
 
 
 def _trainer(folder: Path, *flags: str, method: str = "none", **options: object) -> Trainer:
-    args = resolve(build_parser(RECIPE).parse_args(["--device", "cpu", *flags]), RECIPE)
-    job = build_job(RECIPE, args, RECIPE.load(args), set_up(args), method, options)
+    settings = settings_of(RECIPE, "--device", "cpu", *flags)
+    job = build_job(RECIPE, settings, RECIPE.load(settings), set_up(settings.machine), method, options)
     run_folder = RunFolder(folder, "tiny", {})
     run_folder.claim({})
     return Trainer(job, run_folder, PlainView(Console(quiet=True), Columns(job.evaluator.modalities, "val", job.task)))
@@ -140,9 +139,10 @@ def test_machine_flags_train(flags: list[str], tmp_path: Path) -> None:
 
 
 def test_wrong_option_of_the_second_method_fails_before_training() -> None:
-    args = resolve(build_parser(RECIPE).parse_args(["--methods", "none", "ogm_ge"]), RECIPE)
+    settings = settings_of(RECIPE, "--methods", "none", "ogm_ge")
+    options: dict[str, dict[str, float]] = {"none": {}, "ogm_ge": {"alpha": -1.0}}
     with pytest.raises(ValueError, match="alpha"):
-        check_methods(RECIPE, args, RECIPE.load(args), set_up(args), {"none": {}, "ogm_ge": {"alpha": -1.0}})
+        check_methods(RECIPE, settings, RECIPE.load(settings), set_up(settings.machine), options)
 
 
 class Clock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import Any
 
@@ -11,19 +10,21 @@ import torch
 from torch import nn
 
 from recipe_common.errors import RecipeError
+from recipe_common.settings.shared import OptimisationSettings
 from recipe_common.tasks.task import ACCURACY, Metric
 from recipe_common.training.optimizers import Schedule, build_inner
-from recipe_common.training.settings import BUILTIN
 
 
-def settings(**changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{**BUILTIN, "lr": 0.1, "epochs": 4, **changes})
+def settings(**changes: Any) -> OptimisationSettings:
+    return OptimisationSettings(**{"lr": 0.1, "epochs": 4, **changes})
 
 
-def rates(args: argparse.Namespace, scores: list[float], *, metric: Metric = ACCURACY, steps: int = 2) -> list[float]:
+def rates(
+    settings: OptimisationSettings, scores: list[float], *, metric: Metric = ACCURACY, steps: int = 2
+) -> list[float]:
     """Return the learning rate of every step of one epoch per score."""
-    optimizer = build_inner(args, [nn.Parameter(torch.zeros(1))])
-    schedule = Schedule(args, optimizer, metric, steps)
+    optimizer = build_inner(settings, [nn.Parameter(torch.zeros(1))])
+    schedule = Schedule(settings, optimizer, metric, steps)
     seen = []
     for score in scores:
         for _ in range(steps):
@@ -45,7 +46,7 @@ def test_the_optimizer_is_the_named_one(name: str, kind: type) -> None:
 
 def test_step_and_multistep_cut_after_epochs() -> None:
     assert rates(settings(schedule="step", step_size=2), [0.0] * 3) == pytest.approx([0.1] * 4 + [0.01] * 2)
-    cut = rates(settings(schedule="multistep", milestones=[1, 2]), [0.0] * 3)
+    cut = rates(settings(schedule="multistep", milestones=(1, 2)), [0.0] * 3)
     assert cut == pytest.approx([0.1] * 2 + [0.01] * 2 + [0.001] * 2)
 
 
@@ -54,20 +55,20 @@ def test_constant_stays() -> None:
 
 
 def test_plateau_watches_the_headline_in_its_direction() -> None:
-    args = settings(schedule="plateau", patience=0)
-    assert rates(args, [0.5, 0.6, 0.6, 0.7], steps=1) == pytest.approx([0.1, 0.1, 0.1, 0.01])
+    chosen = settings(schedule="plateau", patience=0)
+    assert rates(chosen, [0.5, 0.6, 0.6, 0.7], steps=1) == pytest.approx([0.1, 0.1, 0.1, 0.01])
     error = Metric("mae", "MAE", percent=False, higher_is_better=False)
-    assert rates(args, [0.5, 0.4, 0.4, 0.3], metric=error, steps=1) == pytest.approx([0.1, 0.1, 0.1, 0.01])
+    assert rates(chosen, [0.5, 0.4, 0.4, 0.3], metric=error, steps=1) == pytest.approx([0.1, 0.1, 0.1, 0.01])
 
 
 def test_a_plateau_needs_a_factor_below_one() -> None:
-    with pytest.raises(RecipeError, match="--gamma below 1"):
+    with pytest.raises(RecipeError, match="`--gamma` should be below 1"):
         rates(settings(schedule="plateau", gamma=1.0), [0.5])
 
 
 def test_cosine_rises_and_falls_by_step() -> None:
-    args = settings(schedule="cosine", warmup_epochs=1, warmup_lr=0.02, final_lr=0.01, epochs=3)
-    seen = rates(args, [0.0] * 3)
+    chosen = settings(schedule="cosine", warmup_epochs=1, warmup_lr=0.02, final_lr=0.01, epochs=3)
+    seen = rates(chosen, [0.0] * 3)
     assert seen[:3] == pytest.approx([0.02, 0.06, 0.1])
     falling = [0.01 + 0.09 * (1 + math.cos(math.pi * done / 4)) / 2 for done in range(4)]
     assert seen[2:] == pytest.approx(falling)
@@ -75,16 +76,16 @@ def test_cosine_rises_and_falls_by_step() -> None:
 
 @pytest.mark.parametrize("schedule", ["step", "plateau", "cosine", "constant"])
 def test_a_schedule_goes_on_from_its_state(schedule: str) -> None:
-    args = settings(schedule=schedule, step_size=1, patience=0, warmup_epochs=1)
-    whole = rates(args, [0.0] * 4, steps=1)
-    optimizer = build_inner(args, [nn.Parameter(torch.zeros(1))])
-    first = Schedule(args, optimizer, ACCURACY, 1)
+    chosen = settings(schedule=schedule, step_size=1, patience=0, warmup_epochs=1)
+    whole = rates(chosen, [0.0] * 4, steps=1)
+    optimizer = build_inner(chosen, [nn.Parameter(torch.zeros(1))])
+    first = Schedule(chosen, optimizer, ACCURACY, 1)
     seen = []
     for epoch in range(4):
         if epoch == 2:
             state, rate = first.state_dict(), optimizer.param_groups[0]["lr"]
-            optimizer = build_inner(args, [nn.Parameter(torch.zeros(1))])
-            first = Schedule(args, optimizer, ACCURACY, 1)
+            optimizer = build_inner(chosen, [nn.Parameter(torch.zeros(1))])
+            first = Schedule(chosen, optimizer, ACCURACY, 1)
             first.load_state_dict(state)
             optimizer.param_groups[0]["lr"] = rate
         seen.append(optimizer.param_groups[0]["lr"])

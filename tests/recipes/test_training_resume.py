@@ -16,12 +16,14 @@ import torch
 
 from recipe_common.cli import main
 from recipe_common.errors import require
-from recipe_common.report.curves import Picture
 from recipe_common.training import run, trainer
 from recipe_common.training.checkpoint import save
 from recipe_common.training.interrupt import StopRequest
-from recipes.stepping import StopAtLook
 from recipes.tiny_recipe import RECIPE
+from recipes.two_step_training import StopAtLook
+from recipes.without_pictures import without_pictures
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 # The trainer asks after each step and after each validation batch: 6 steps and 3 batches per epoch.
@@ -70,8 +72,7 @@ def _assert_same_run(found: Path, expected: Path) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:
     """Leave out what takes most of the time and has its own tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Picture, "save", lambda picture, path: [])
+    with without_pictures():
         yield
 
 

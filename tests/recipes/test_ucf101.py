@@ -1,8 +1,7 @@
-"""The UCF-101 recipe: real layouts, the network, the generated set, `prepare`, and the command line."""
+"""The UCF-101 recipe: real layouts, the network, the synthetic set, `prepare`, and the command line."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from torchvision.models import resnet18
 
 import ucf101
-from recipe_common.cli import build_parser, main
-from recipe_common.data.synthetic.folder import generated_folder
-from recipe_common.data.synthetic.ucf101 import MOTIONS, MadeUpMotion, motion
+from recipe_common.cli import main
+from recipe_common.data.synthetic.folder import synthetic_folder
+from recipe_common.data.synthetic.ucf101 import MOTIONS, SyntheticMotion, motion
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import two_stream_net
 from recipe_common.models.fusion import FUSIONS
@@ -23,8 +22,9 @@ from recipe_common.models.weights import read_state_dict
 from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
 
+from .call import settings_of, values_of
 from .test_data_optical_flow import write_moving
-from .ucf_tree import CLASSES, names, write_clip, write_lists
+from .ucf101_tree import CLASSES, names, write_clip, write_lists
 
 
 @pytest.fixture
@@ -37,9 +37,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(data_root: Path | None, **changes: Any) -> Data:
-    given = build_parser(ucf101.RECIPE).parse_args([])
-    flags = {"data_root": None if data_root is None else str(data_root), **changes}
-    return ucf101.load(resolve(argparse.Namespace(**{**vars(given), **flags}), ucf101.RECIPE))
+    return ucf101.load(resolve({"data_root": data_root, **changes}, ucf101.RECIPE))
 
 
 def samples_of(part: Any) -> list[Any]:
@@ -49,7 +47,7 @@ def samples_of(part: Any) -> list[Any]:
 def test_the_real_layout_gives_the_tensors_of_the_paper(root: Path) -> None:
     data = load(root)
     assert [len(samples_of(part)) for part in (data.train, data.val, data.test)] == [48, 6, 18]
-    assert (data.classes, data.modalities, data.generated, data.skipped) == (CLASSES, ("rgb", "flow"), False, ())
+    assert (data.classes, data.modalities, data.synthetic, data.skipped) == (CLASSES, ("rgb", "flow"), False, ())
     rgb, flow, label = data.test[0, 0]
     assert (rgb.shape, rgb.dtype) == ((3, 3, 224, 224), torch.float32)
     assert (flow.shape, flow.dtype) == ((2, 3, 224, 224), torch.float32)
@@ -78,7 +76,7 @@ def test_absent_clips_are_counted_and_listed(root: Path) -> None:
 def test_too_few_clips_are_an_error(root: Path) -> None:
     for name in names(range(1, 4)):
         (root / "tvl1_flow" / "u" / name).rename(root / name)
-    with pytest.raises(RecipeError, match=r"Expected at least 90%.*18 without flow"):
+    with pytest.raises(RecipeError, match=r"should hold at least 90%.*18 without flow"):
         load(root)
 
 
@@ -87,20 +85,19 @@ def test_unreadable_clips_are_left_out_on_request(root: Path) -> None:
     picture.write_bytes(b"")
     data = load(root, skip_bad=True)
     assert len(samples_of(data.test)) == 17
-    assert [line.partition(": Expected")[0] for line in data.skipped] == ["test: v_YoYo_g01_c01"]
+    assert [line.partition(f": {picture} should")[0] for line in data.skipped] == ["test: v_YoYo_g01_c01"]
 
 
 def test_the_official_protocol_is_that_of_the_benchmark(root: Path) -> None:
-    given = build_parser(ucf101.RECIPE).parse_args(["--data-root", str(root), "--protocol", "official"])
-    args = resolve(given, ucf101.RECIPE)
-    assert (args.optimizer, args.lr, args.select, args.validation, args.flip) == (
+    settings = settings_of(ucf101.RECIPE, "--data-root", root, "--protocol", "official")
+    assert values_of(settings, "optimizer", "lr", "select", "validation", "flip") == (
         "adamw",
         1e-3,
         "test",
         False,
         "picture",
     )
-    data = ucf101.load(args)
+    data = ucf101.load(settings)
     assert [len(samples_of(part)) for part in (data.train, data.val, data.test)] == [54, 0, 18]
 
 
@@ -143,13 +140,13 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="No such file"):
         read_state_dict(path)
     path.write_bytes(b"not weights")
-    with pytest.raises(RecipeError, match=r"Expected weights, saved by torch, in .*weights\.pth"):
+    with pytest.raises(RecipeError, match=r"weights\.pth should be weights, saved by torch"):
         read_state_dict(path)
     torch.save([1, 2], path)
-    with pytest.raises(RecipeError, match=r"Expected weights by name.*Found list"):
+    with pytest.raises(RecipeError, match=r"should hold weights by name.*Found list"):
         read_state_dict(path)
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "other": torch.zeros(1)}, path)
-    with pytest.raises(RecipeError, match=r"Expected weights of torchvision's ResNet-18.*Missing key"):
+    with pytest.raises(RecipeError, match=r"should hold weights of torchvision's ResNet-18.*Missing key"):
         two_stream_net(5, pretrained=path)
 
 
@@ -160,8 +157,8 @@ def digest(folder: Path) -> str:
     return content.hexdigest()
 
 
-def test_the_generated_set_is_always_the_same_and_in_the_real_format(tmp_path: Path) -> None:
-    small = MadeUpMotion(groups=9, clips=1)
+def test_the_synthetic_set_is_always_the_same_and_in_the_real_format(tmp_path: Path) -> None:
+    small = SyntheticMotion(groups=9, clips=1)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         small.write(tmp_path / name)
@@ -173,19 +170,19 @@ def test_the_generated_set_is_always_the_same_and_in_the_real_format(tmp_path: P
     assert listed[0] == "Rising/v_Rising_g01_c01.avi"
 
 
-def test_made_up_motions_stay_of_their_class_when_mirrored() -> None:
+def test_synthetic_motions_stay_of_their_class_when_mirrored() -> None:
     for label in range(len(MOTIONS)):
         mirrored = motion(label, 9, 1)[:, ::-1] * (-1, 1)
         assert any(abs(mirrored - motion(label, 9, side)).max() < 1e-12 for side in (-1, 1))
 
 
-def test_the_generated_set_is_balanced_and_said_to_be_generated() -> None:
+def test_the_synthetic_set_is_balanced_and_said_to_be_synthetic() -> None:
     data = load(None)
-    assert data.generated
+    assert data.synthetic
     counts = [len(samples_of(part)) for part in (data.train, data.val, data.test)]
     assert counts == [6 * 16 * 3, 6 * 2 * 3, 6 * 7 * 3]
-    clips = MadeUpMotion()
-    files = list(generated_folder("ucf101", clips, clips.write).rglob("*.jpg"))
+    clips = SyntheticMotion()
+    files = list(synthetic_folder("ucf101", clips, clips.write).rglob("*.jpg"))
     assert len(files) == 450 * 6
     assert sum(path.stat().st_size for path in files) < 8e6
 
@@ -212,7 +209,8 @@ def test_prepare_without_videos_is_explained(tmp_path: Path, capsys: pytest.Capt
     assert "UCF-101/*/*.avi" in capsys.readouterr().err
 
 
-def test_the_command_line_trains_on_the_generated_set(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_command_line_trains_on_the_synthetic_set(tmp_path: Path) -> None:
     arguments = ["--methods", "none", "ogm_ge", "--epochs", "1", "--limit-batches", "2", "--output", str(tmp_path)]
     assert main(ucf101.RECIPE, [*arguments, "--fusion", "sum", "--batch-size", "8", "--image-size", "32"]) == 0
     for method in ("none", "ogm_ge"):

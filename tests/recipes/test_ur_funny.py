@@ -15,10 +15,13 @@ from modbalance import list_methods
 from recipe_common.cli import main
 from recipe_common.data.datasets.ur_funny import PACKED, SIZES, STEPS
 from recipe_common.data.samples.padding import trim_padding
-from recipe_common.data.synthetic.sentiment import MadeUpSequences
+from recipe_common.data.synthetic.sentiment import SyntheticSequences
 from recipe_common.errors import RecipeError
-from recipes.stepping import flags, train
-from ur_funny import CLASSES, MADE_UP, RECIPE, generated_root
+from recipe_common.settings.declaration import changed
+from recipe_common.training.settings import excluded_methods
+from recipes.call import settings_of, values_of
+from recipes.two_step_training import train
+from ur_funny import CLASSES, RECIPE, SYNTHETIC, synthetic_root
 
 TINY = ["--width", "8", "--layers", "1"]
 
@@ -46,11 +49,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_real_data(real: Path) -> None:
-    data = RECIPE.load(flags(RECIPE, "--data-root", str(real)))
+    data = RECIPE.load(settings_of(RECIPE, "--data-root", str(real)))
     assert (len(data.train), len(data.val), len(data.test)) == (7, 8, 8)  # type: ignore[arg-type]  # datasets have a length
     assert data.classes == CLASSES == ("none", "humour")
     assert data.modalities == ("text", "audio", "vision")
-    assert not data.generated
+    assert not data.synthetic
     text, audio, vision, target = data.train[0, 1]
     assert (text.shape, audio.shape, vision.shape) == ((50, 300), (50, 81), (50, 371))
     assert text[:9].any(dim=1).all()
@@ -63,27 +66,27 @@ def test_real_data(real: Path) -> None:
 
 
 def test_validation_punchlines_can_be_trained_on(real: Path) -> None:
-    data = RECIPE.load(flags(RECIPE, "--data-root", str(real), "--no-validation", "--select", "test"))
+    data = RECIPE.load(settings_of(RECIPE, "--data-root", str(real), "--no-validation", "--select", "test"))
     assert (len(data.train), len(data.val), len(data.test)) == (15, 0, 8)  # type: ignore[arg-type]
     assert data.train[0, 7][3].item() == 0
 
 
 def test_the_paper_model_and_hyper_parameters(real: Path) -> None:
-    args = flags(RECIPE, "--data-root", str(real))
-    assert (args.model, args.fusion, args.width, args.layers, args.mask) == ("agm", "concat", 768, 8, True)
-    assert (args.optimizer, args.lr, args.batch_size, args.epochs) == ("sgd", 1e-4, 64, 100)
-    official = flags(RECIPE, "--data-root", str(real), "--protocol", "official")
-    assert (official.mask, official.select, official.validation) == (False, "val", True)
+    settings = settings_of(RECIPE, "--data-root", str(real))
+    own = ("model", "fusion", "width", "layers", "mask")
+    assert values_of(settings, *own) == ("agm", "concat", 768, 8, True)
+    assert values_of(settings, "optimizer", "lr", "batch_size", "epochs") == ("sgd", 1e-4, 64, 100)
+    official = settings_of(RECIPE, "--data-root", str(real), "--protocol", "official")
+    assert values_of(official, "mask", "select", "validation") == (False, "val", True)
     layer = 4 * (768 * 768 + 768) + 2 * 768 * 2048 + 2048 + 768 + 4 * 768
-    data = RECIPE.load(args)
+    data = RECIPE.load(settings)
     with torch.device("meta"):
         for fusion, head in {
             "concat": 2304 * 2 + 2,
             "sum": 3 * (768 * 2 + 2),
             "maxout": 2 * 2304 + 2304 * 4096 + 4096 + 4096 + 2048 * 2048 + 2048 + 2048 + 1024 * 2 + 2,
         }.items():
-            args.fusion = fusion
-            model = RECIPE.build_model(args, data)
+            model = RECIPE.build_model(changed(settings, fusion=fusion), data)
             assert size_of(model) == sum(SIZES.values()) * 768 + 24 * layer + head
 
 
@@ -95,8 +98,8 @@ def test_the_paper_model_and_hyper_parameters(real: Path) -> None:
     ],
 )
 def test_models_of_multibench(real: Path, name: str, encoders: dict[str, tuple[int, int]], head: int) -> None:
-    args = flags(RECIPE, "--data-root", str(real), "--model", name)
-    model = RECIPE.build_model(args, RECIPE.load(args))
+    settings = settings_of(RECIPE, "--data-root", str(real), "--model", name)
+    model = RECIPE.build_model(settings, RECIPE.load(settings))
 
     def size(features: int, width: int) -> int:
         if name == "gru":
@@ -108,18 +111,18 @@ def test_models_of_multibench(real: Path, name: str, encoders: dict[str, tuple[i
 
 
 def test_heads_belong_to_models(real: Path) -> None:
-    args = flags(RECIPE, "--data-root", str(real), "--model", "gru", "--fusion", "sum")
-    with pytest.raises(RecipeError, match=r"head of --model gru. Found --fusion sum. Fix: leave --fusion out"):
-        RECIPE.build_model(args, RECIPE.load(args))
+    settings = settings_of(RECIPE, "--data-root", str(real), "--model", "gru", "--fusion", "sum")
+    with pytest.raises(RecipeError, match=r"head of --model gru. Found --fusion sum: leave --fusion out"):
+        RECIPE.build_model(settings, RECIPE.load(settings))
 
 
-def test_the_generated_set_is_small_deterministic_and_in_the_real_format(tmp_path: Path) -> None:
-    path = generated_root() / PACKED
+def test_the_synthetic_set_is_small_deterministic_and_in_the_real_format(tmp_path: Path) -> None:
+    path = synthetic_root() / PACKED
     assert path.stat().st_size < 4e6
-    MADE_UP.write(tmp_path / "again.pkl")
+    SYNTHETIC.write(tmp_path / "again.pkl")
     digests = {hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, tmp_path / "again.pkl")}
     assert len(digests) == 1
-    MadeUpSequences(parts=(3, 3, 3), two_classes=True, seed=1).write(tmp_path / "other.pkl")
+    SyntheticSequences(parts=(3, 3, 3), two_classes=True, seed=1).write(tmp_path / "other.pkl")
     content = pickle.loads((tmp_path / "other.pkl").read_bytes())
     assert {name: sorted(split) for name, split in content.items()} == {
         key: ["audio", "id", "labels", "text", "vision"] for key in ("train", "valid", "test")
@@ -138,27 +141,29 @@ METHODS = ("none", *(each.name for each in list_methods() if each.method is not 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fusion", ["concat", "sum", "maxout"])
 def test_every_method_trains_every_head(method: str, fusion: str) -> None:
-    args = flags(RECIPE, "--fusion", fusion, *TINY)
-    data = RECIPE.load(args)
-    assert method not in data.excluded
-    train(RECIPE, args, data, method)
+    settings = settings_of(RECIPE, "--fusion", fusion, *TINY)
+    data = RECIPE.load(settings)
+    assert method not in excluded_methods(settings, data)
+    train(RECIPE, settings, data, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [["--no-mask"], ["--model", "gru"], ["--model", "transformer"]])
 def test_agm_trains_the_other_models(given: list[str]) -> None:
-    args = flags(RECIPE, *given, *TINY)
-    train(RECIPE, args, RECIPE.load(args), "agm")
+    settings = settings_of(RECIPE, *given, *TINY)
+    train(RECIPE, settings, RECIPE.load(settings), "agm")
 
 
 def test_ogm_scales_the_encoders() -> None:
-    args = flags(RECIPE, *TINY)
-    data = RECIPE.load(args)
-    plain, scaled = (train(RECIPE, args, data, method) for method in ("none", "ogm"))
+    settings = settings_of(RECIPE, *TINY)
+    data = RECIPE.load(settings)
+    plain, scaled = (train(RECIPE, settings, data, method) for method in ("none", "ogm"))
     pairs = zip(plain.named_parameters(), scaled.parameters(), strict=True)
     moved = {name.split(".")[0] for (name, one), other in pairs if not torch.equal(one, other)}
     assert moved & {"text_net", "audio_net", "vision_net"}
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path) -> None:
     assert main(RECIPE, ["--epochs", "2", "--limit-batches", "12", "--output", str(tmp_path)]) == 0
     scores = json.loads((tmp_path / "none" / "result.json").read_text())["test"]
@@ -170,4 +175,4 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 def test_errors_reach_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(RECIPE, ["--data-root", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "Expected humor.pkl, or the files of the release" in capsys.readouterr().err.replace("\n", " ")
+    assert "should hold humor.pkl, or the files of the release" in capsys.readouterr().err.replace("\n", " ")

@@ -10,12 +10,15 @@ import torch
 
 import vggsound
 from recipe_common.cli import main
+from recipe_common.data.datasets.vggsound import video_job
 from recipe_common.data.samples.youtube import clip_key
+from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_root
 from recipe_common.errors import RecipeError
 from vggsound import RECIPE
 
+from .call import settings_of
 from .clip_tree import labels_of, load, names_of, video_id, write_frames, write_lines, write_sound, write_stored
-from .videos import write_video
+from .tiny_videos import write_video
 
 LABELS = ("vehicle horn, car horn, honking", "air horn", "playing theremin")
 SORTED = ("air horn", "playing theremin", "vehicle horn, car horn, honking")
@@ -89,23 +92,23 @@ def test_the_defaults_give_the_tensors_of_the_paper(root: Path) -> None:
 
 
 def test_a_file_that_is_cut_short_is_refused(root: Path) -> None:
-    with pytest.raises(RecipeError, match=r"Expected 309 labels.*Found 3.*--num-classes 3"):
+    with pytest.raises(RecipeError, match=r"should have 309 labels\. Found 3: .*--num-classes 3"):
         load(RECIPE, root)
     write_csv(root, CLIPS[:18])
-    with pytest.raises(RecipeError, match=r"Expected test rows.*cut short"):
+    with pytest.raises(RecipeError, match=r"should have test rows\. Found none: .*cut short"):
         load(RECIPE, root, num_classes=3)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (f"{video_id(50)},30,air horn", r"vggsound\.csv:22\. Found"),
+        (f"{video_id(50)},30,air horn", r"vggsound\.csv:22 should .*Found"),
         (f"{video_id(50)},30,playing theremin, solo,test", "video id, start second"),
         (f"{video_id(50)},thirty,air horn,test", "'a_0050-_b1c,thirty"),
         (f"{video_id(50)},30,air horn,validation", "train or test"),
         (f"{video_id(50)},30,,test", "train or test"),
         (f"{video_id(18)},{7 * 18},air horn,test", "one label per clip"),
-        (f"{video_id(0)},000,air horn,test", "without a common clip"),
+        (f"{video_id(0)},000,air horn,test", "should have no common clip"),
     ],
 )
 def test_bad_lines_are_named(root: Path, line: str, message: str) -> None:
@@ -126,7 +129,7 @@ def test_the_lists_of_the_dgl_code(tmp_path: Path) -> None:
     assert [clip_key(name) for name in names_of(data.test)] == TEST
     assert data.classes == SORTED
     write_lines(tmp_path / "test.csv", ["no clip,air horn"])
-    with pytest.raises(RecipeError, match=r"test\.csv:1\. Found 'no clip,air horn'"):
+    with pytest.raises(RecipeError, match=r"test\.csv:1 should .*Found 'no clip,air horn'"):
         load(RECIPE, tmp_path, num_classes=3)
 
 
@@ -179,13 +182,13 @@ def test_prepare_makes_what_the_recipe_reads(tmp_path: Path) -> None:
 
 
 def test_prepare_of_one_folder_of_videos(tmp_path: Path) -> None:
-    job = vggsound.video_job(tmp_path, tmp_path / "videos" / f"{TEST[0]}.mp4")
+    job = video_job(tmp_path, tmp_path / "videos" / f"{TEST[0]}.mp4")
     assert (job.frames, job.wav) == (tmp_path / "visual" / TEST[0], tmp_path / "audio" / f"{TEST[0]}.wav")
 
 
-def test_the_generated_set_has_the_real_format() -> None:
-    root = vggsound.generated_root()
-    assert root == vggsound.generated_root()
+def test_the_synthetic_set_has_the_real_format() -> None:
+    root = synthetic_root()
+    assert root == synthetic_root()
     with (root / "vggsound.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows[2] == ["train000002", "2", "child speech, kid speaking", "train"]
@@ -201,16 +204,16 @@ def test_the_generated_set_has_the_real_format() -> None:
 
 def test_the_head_has_309_classes_and_the_metrics_are_those_of_the_papers(root: Path) -> None:
     data = load(RECIPE, root, num_classes=3)
-    args = type("Args", (), {"fusion": "concat"})
     many = type("Data", (), {"classes": tuple(str(number) for number in range(309))})
-    model = vggsound.build_model(args, many)  # type: ignore[arg-type]
+    model = vggsound.build_model(settings_of(RECIPE), many)  # type: ignore[arg-type]
     assert sum(p.numel() for p in model.parameters()) == 11_170_240 + 11_176_512 + 1024 * 309 + 309
     assert {metric.key for metric in data.task.metrics} >= {"accuracy", "map", "macro_f1"}
 
 
+@pytest.mark.slow
 def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
     flags = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "4", "--image-size", "32", "--device", "cpu"]
     assert main(RECIPE, [*flags, "--methods", "ogm_ge", "--output", str(tmp_path)]) == 0
     assert (tmp_path / "ogm_ge" / "best.pt").is_file()
     saved = torch.load(tmp_path / "ogm_ge" / "best.pt", weights_only=True)
-    assert tuple(saved["classes"]) == vggsound.MADE_UP_LABELS
+    assert tuple(saved["classes"]) == SYNTHETIC_LABELS

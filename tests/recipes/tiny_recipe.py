@@ -1,8 +1,7 @@
-"""A recipe that trains in a blink: two small convolutions on made-up tensors. Run as a script by one of the tests."""
+"""A recipe that trains in a blink: two small convolutions on synthetic tensors. Run as a script by one of the tests."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -18,6 +17,8 @@ from recipe_common.cli import main
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data, Recipe
+from recipe_common.settings.declaration import flag
+from recipe_common.settings.shared import Settings
 
 if "TINY_RECIPE_PRINTS" in os.environ:
     print(os.environ["TINY_RECIPE_PRINTS"])
@@ -89,30 +90,32 @@ class TinyNet(nn.Module):
         return logits
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--delay", type=float, help="seconds to load a sample")
-    parser.add_argument("--bad-seed", type=int, help="seed with which loading a sample fails")
-    parser.add_argument("--greedy-seed", type=int, help="seed with which there is not enough memory")
-    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, help="no batch norm and no dropout")
-    parser.add_argument("--bad", action=argparse.BooleanOptionalAction, help="let the data be unreadable")
+@attrs.frozen(kw_only=True)
+class TinySettings:
+    delay: float = flag(0.0, "seconds to load a sample")
+    bad_seed: int = flag(-1, "seed with which loading a sample fails")
+    greedy_seed: int = flag(-1, "seed with which there is not enough memory")
+    plain: bool = flag(False, "no batch norm and no dropout")
+    bad: bool = flag(False, "let the data be unreadable")
 
 
-def load(args: argparse.Namespace) -> Data:
-    if args.bad:
-        raise RecipeError("Expected wav files in nowhere. Found none. Fix: --data-root DIR")
-    special = {args.bad_seed: BadDataset(22), args.greedy_seed: GreedyDataset(22)}
+def load(settings: Settings[TinySettings]) -> Data:
+    own = settings.own
+    if own.bad:
+        raise RecipeError("nowhere should hold wav files", found="none", fix="give `--data-root DIR`")
+    special = {own.bad_seed: BadDataset(22), own.greedy_seed: GreedyDataset(22)}
     return Data(
-        train=special.get(args.seed, TinyDataset(22, args.delay)),
+        train=special.get(settings.optimisation.seed, TinyDataset(22, own.delay)),
         val=TinyDataset(12),
         test=TinyDataset(12),
         classes=CLASSES,
         modalities=("audio", "visual"),
-        generated=args.data_root is None,
+        synthetic=settings.data.is_synthetic,
         summary=("train 22, val 12, test 12",),
     )
 
 
-def balance(args: argparse.Namespace) -> Mapping[str, Any]:
+def balance(settings: Settings[TinySettings]) -> Mapping[str, Any]:
     return {"modalities": {"audio": "audio_net", "visual": "visual_net"}, "fusion": "head"}
 
 
@@ -124,21 +127,16 @@ def hello(arguments: list[str]) -> int:
 RECIPE = Recipe(
     name="tiny",
     title="Tiny: three constants",
-    add_arguments=add_arguments,
+    settings=TinySettings,
     defaults={
         "epochs": 9,
         "batch_size": 4,
         "lr": 0.05,
-        "delay": 0.0,
-        "bad": False,
-        "bad_seed": -1,
-        "greedy_seed": -1,
-        "plain": False,
     },
-    generated_defaults={"epochs": 3, "log_every": 2},
+    synthetic_defaults={"epochs": 3, "log_every": 2},
     method_options={"ogm_ge": {"alpha": 0.8}},
     load=load,
-    build_model=lambda args, data: TinyNet(args.plain),
+    build_model=lambda settings, data: TinyNet(settings.own.plain),
     balance=balance,
     commands={"hello": hello},
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, scores
-from support.spy import look_once
+from support.batch_spy import look_once
 from support.training import batches, multimodal
 
 
@@ -209,3 +209,42 @@ def test_presence_covers_all_positions_of_a_sample() -> None:
     expected = model(*inputs).softmax(1)[kept, target[kept]].sum() * 4
     torch.testing.assert_close(total, expected.detach())
     assert count == 16
+
+
+# Comparison beyond rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("number", [1e-30, 0.3, 1.0, 7e20])
+def test_clearly_greater_is_beyond_rounding(dtype: torch.dtype, number: float) -> None:
+    exact = torch.tensor(number, dtype=dtype)
+    unit = torch.finfo(dtype).eps
+    assert not scores.clearly_greater(exact, exact)
+    assert not scores.clearly_greater(torch.nextafter(exact, exact * 2), exact)
+    assert not scores.clearly_greater(exact * (1 + 16 * unit), exact)
+    assert scores.clearly_greater(exact * (1 + 64 * unit), exact)
+    assert not scores.clearly_greater(exact, exact * (1 + 64 * unit))
+    assert scores.clearly_greater(-exact, -exact * (1 + 64 * unit))
+    assert not scores.clearly_greater(-exact, -exact * (1 + 16 * unit))
+
+
+def test_clearly_greater_compares_infinity_and_nothing_with_nan() -> None:
+    values = torch.tensor([math.inf, 1.0, -math.inf, math.nan])
+    expected = [[False, True, True, False], [False, False, True, False], [False] * 4, [False] * 4]
+    assert scores.clearly_greater(values[:, None], values).tolist() == expected
+    numbers = values.tolist()
+    assert [[scores.clearly_greater(a, b) for b in numbers] for a in numbers] == expected
+    assert [[scores.clearly_greater(a, b).item() for b in numbers] for a in values] == expected
+    assert [[scores.clearly_greater(a, b).item() for b in values] for a in numbers] == expected
+
+
+def test_clearly_greater_takes_the_coarser_precision() -> None:
+    near = 1 + 1e-6
+    assert scores.clearly_greater(near, 1)
+    assert not scores.clearly_greater(near, 1, torch.float32)
+    assert not scores.clearly_greater(torch.tensor(near, dtype=torch.float64), torch.tensor(1.0))
+    assert scores.clearly_greater(torch.tensor(1.01, dtype=torch.bfloat16), torch.tensor(1.0, dtype=torch.bfloat16))
+
+
+def test_any_positive_number_is_clearly_greater_than_zero() -> None:
+    assert scores.clearly_greater(torch.tensor([1e-30, 0.0, -1.0]), 0).tolist() == [True, False, False]

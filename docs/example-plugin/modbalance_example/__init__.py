@@ -8,8 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from modbalance import Batch, Method, Step, WindowedMethod, hookimpl, option
-from modbalance.method import ge
+from modbalance import Batch, Method, Step, WindowedMethod, ge, hookimpl, option
 
 
 @attrs.define(eq=False, kw_only=True)

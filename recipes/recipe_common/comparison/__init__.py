@@ -1,1 +1,1 @@
-"""Several runs side by side: methods, seeds, processes."""
+"""Comparisons of several runs, over methods and seeds, in one process or several, and searches."""

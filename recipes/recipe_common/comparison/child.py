@@ -1,8 +1,7 @@
-"""A process that trains one run of a comparison, and tells its parent."""
+"""Child process of a comparison: trains one run and sends its progress to the parent process."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from typing import IO, Any
 
+import attrs
 from rich.console import Console
 
 from recipe_common.comparison.locks import folder_lock
@@ -21,6 +21,7 @@ from recipe_common.report.results import Run
 from recipe_common.report.view import Row
 from recipe_common.training.interrupt import INTERRUPTED, Interrupted
 from recipe_common.training.run import open_session, train
+from recipe_common.training.settings import from_json
 from recipe_common.training.trainer import reason
 
 COMMAND = "run-one"
@@ -28,20 +29,14 @@ COMMAND = "run-one"
 
 
 FAILED = 1
-
-
 FAILURE = "failure"
-
-
 MESSAGE = "\x1e"
-"""What a message begins with (RFC 7464); other lines of a process are what its recipe or a library printed."""
-
-
+"""First character of a message (RFC 7464); other lines of a process are output of its recipe or of a library."""
 _PERIOD = 0.2  # seconds between two messages about steps
 
 
 class Messenger:
-    """A view that tells the parent, as lines of JSON."""
+    """View that sends the progress of a run to the parent process, as lines of JSON."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -49,29 +44,29 @@ class Messenger:
         self._sent = time.perf_counter()
 
     def start(self, method: str, epochs: int, num_steps: int, step: int, history: Sequence[Row]) -> None:
-        """Tell it."""
+        """Send the size of the run and the epochs that are done."""
         self._send("start", method=method, epochs=epochs, num_steps=num_steps, step=step, history=list(history))
 
     def step_done(self) -> None:
-        """Tell it once in a while."""
+        """Count the step; the count is sent at most every 0.2 s."""
         self._steps += 1
         if time.perf_counter() - self._sent > _PERIOD:
             self._send(None)
 
-    def look(self, loss: float) -> None:
-        """Tell it."""
-        self._send("look", loss=loss)
+    def loss_read(self, loss: float) -> None:
+        """Send the mean loss of the epoch so far."""
+        self._send("loss_read", loss=loss)
 
     def epoch_done(self, row: Row) -> None:
-        """Tell it."""
+        """Send the row of an epoch."""
         self._send("epoch_done", row=dict(row))
 
     def stop(self) -> None:
-        """Tell it."""
+        """Send the end of the training."""
         self._send("stop")
 
     def failed(self, reason: str) -> None:
-        """Tell why there is no result."""
+        """Send the reason why there is no result."""
         self._send(FAILURE, reason=reason)
 
     def _send(self, event: str | None, **content: Any) -> None:
@@ -81,15 +76,20 @@ class Messenger:
 
 
 def run_one(recipe: Recipe) -> int:
-    """Train the run whose settings come through standard input, and tell the parent through standard output."""
-    settings = json.loads(sys.stdin.readline())
+    """Train the run whose settings come through standard input; its progress goes to standard output.
+
+    Returns:
+        Exit code: 0, 1 if the run failed, 130 after an interruption.
+    """
+    request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     messenger = Messenger(os.fdopen(os.dup(1), "w"))
-    os.dup2(2, 1)  # whatever else is printed goes to the log
-    args = argparse.Namespace(**settings)
+    os.dup2(2, 1)  # other output goes to the log
     try:
-        session = open_session(recipe, args, Console())
-        each = next(each for each in make_plan(session) if each.run == Run(args.child, args.seed))
+        settings = from_json(recipe, request["settings"])
+        session = attrs.evolve(open_session(recipe, settings, Console()), is_child=True)
+        run = Run(request["method"], settings.optimisation.seed)
+        each = next(each for each in make_plan(session) if each.run == run)
         with folder_lock(each.folder.path):
             train(session, each.run.method, each.options, each.folder, messenger)
     except Interrupted:
@@ -102,8 +102,8 @@ def run_one(recipe: Recipe) -> int:
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of standard input, which comes when the parent is gone, and end this process."""
-    # Not by `sys.stdin`, whose lock a data worker that is forked meanwhile would wait for for ever.
+    """End this process when standard input ends, as it does when the parent has ended."""
+    # Not by `sys.stdin`: a data worker that is forked meanwhile would wait for its lock for ever.
     while os.read(0, 1):
         pass
     os._exit(1)

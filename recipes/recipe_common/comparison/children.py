@@ -1,4 +1,4 @@
-"""Several runs at a time, each in a process of its own: one that is killed or runs out of memory fails alone."""
+"""Parallel runs of a comparison, each in a process of its own: one that is killed or out of memory fails alone."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from recipe_common.comparison.screen import Screen
 from recipe_common.report.folder import LOG
 from recipe_common.report.results import Failure, Outcome, Result, Run
 from recipe_common.report.view import View
+from recipe_common.settings.declaration import changed
 from recipe_common.training.interrupt import INTERRUPTED, Interrupted, stop_on_signal
 from recipe_common.training.run import Session, finished_result
+from recipe_common.training.settings import as_json
 
 _POLL = 0.1  # seconds
 
 
 def run_in_processes(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[Outcome]:
-    """Train the runs in ``--jobs`` processes at a time, on all CUDA devices in turn if no other one is named.
+    """Train the runs in ``--jobs`` processes at a time, on all CUDA devices in turn unless ``--device`` names one.
 
     Raises:
-        Interrupted: If somebody asked to stop; all running trainings have then saved their state.
+        Interrupted: If a signal to stop has arrived; all running trainings have then saved their state.
     """
     pool = _Pool(session, plan, screen)
     with stop_on_signal() as stop, screen:
@@ -43,7 +45,7 @@ def run_in_processes(session: Session, plan: Sequence[RunPlan], screen: Screen) 
                     pool.interrupt()
                 else:
                     pool.fill()
-                _hear(pool.messages)
+                _forward(pool.messages)
                 pool.collect()
         finally:
             pool.kill()
@@ -53,7 +55,7 @@ def run_in_processes(session: Session, plan: Sequence[RunPlan], screen: Screen) 
 
 
 class _Pool:
-    """The runs that wait, those that go on, and those that have ended."""
+    """Waiting runs, running child processes and outcomes of a comparison."""
 
     def __init__(self, session: Session, plan: Sequence[RunPlan], screen: Screen) -> None:
         self.session, self.screen = session, screen
@@ -62,27 +64,28 @@ class _Pool:
         self.outcomes: dict[Run, Outcome] = {}
         self.messages: Messages = queue.Queue()
         self._devices = Devices(session)
+        self.jobs = session.settings.comparison.jobs or 1
 
     def note_finished(self) -> None:
-        """Take the results of runs that an earlier call has finished."""
+        """Read the results of runs that an earlier call has finished."""
         for each in list(self.waiting):
-            result = finished_result(each.folder, self.session.args.epochs)
+            result = finished_result(each.folder, self.session.settings.optimisation.epochs)
             if result is not None:
-                self.session.say(f"{each.run.method}: {each.folder.path} is finished; nothing to train.")
+                self.session.print(f"{each.run.method}: {each.folder.path} is finished; nothing to train.")
                 self.waiting.remove(each)
                 self._end(each.run, result)
 
     def fill(self) -> None:
-        """Start as many runs as may go at a time."""
-        while self.waiting and len(self.children) < self.session.args.jobs:
+        """Start waiting runs until ``--jobs`` of them are running."""
+        while self.waiting and len(self.children) < self.jobs:
             each = self.waiting.pop(0)
             view = self.screen.view(each.run)
             self.children.append(Child(self.session, each, self._devices.take(), self.messages, view))
 
     def collect(self) -> None:
-        """Take the outcomes of the processes that have ended; one that stopped on request has none."""
+        """Read the outcomes of the processes that have ended; one that was interrupted has none."""
         for child in [child for child in self.children if child.has_ended]:
-            _hear(self.messages)
+            _forward(self.messages)
             self.children.remove(child)
             child.close()
             self._devices.give_back(child.device)
@@ -90,12 +93,12 @@ class _Pool:
                 self._end(child.plan.run, child.outcome())
 
     def interrupt(self) -> None:
-        """Ask all processes to save their state and stop."""
+        """Send all processes the signal to save their state and stop."""
         for child in self.children:
             child.interrupt()
 
     def kill(self) -> None:
-        """End all processes at once."""
+        """Kill all processes."""
         for child in self.children:
             child.kill()
 
@@ -104,31 +107,31 @@ class _Pool:
         self.screen.finished(run, outcome)
 
 
-def _hear(messages: Messages) -> None:
-    """Hand what the children said to their views; wait a moment for something to be said."""
+def _forward(messages: Messages) -> None:
+    """Pass the messages of the children on to their views; wait up to 0.1 s for the first one."""
     with suppress(queue.Empty):
         child, message = messages.get(timeout=_POLL)
         while True:
-            child.tell(message)
+            child.handle(message)
             child, message = messages.get_nowait()
 
 
 class Devices:
-    """Hands out the device on which the fewest runs are."""
+    """Assigns to each run the device with the fewest runs."""
 
     def __init__(self, session: Session) -> None:
-        named = session.args.device
+        named = session.settings.machine.device
         count = torch.cuda.device_count() if named in ("auto", "cuda") else 0
         self.in_use = {f"cuda:{index}": 0 for index in range(count)} or {named: 0}
 
     def take(self) -> str:
-        """Return a device."""
+        """Return the device with the fewest runs, and count one more on it."""
         device = min(self.in_use, key=lambda name: self.in_use[name])
         self.in_use[device] += 1
         return device
 
     def give_back(self, device: str) -> None:
-        """A run on the device has ended."""
+        """Count one run less on a device."""
         self.in_use[device] -= 1
 
 
@@ -159,10 +162,11 @@ class Child:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
-        own = {"seed": plan.run.seed, "device": device, "child": plan.run.method, "jobs": None}
+        settings = changed(session.settings, seed=plan.run.seed, device=device, jobs=None)
+        request = {"method": plan.run.method, "settings": as_json(settings)}
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it died at once; its log says why
-            self._process.stdin.write(json.dumps({**vars(session.args), **own}) + "\n")
+        with suppress(BrokenPipeError):  # it has ended already; the reason is in its log
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         self._reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
         self._reader.start()
@@ -176,8 +180,8 @@ class Child:
                 else:
                     log.write(line)
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Hand what it said to its view."""
+    def handle(self, message: dict[str, Any]) -> None:
+        """Pass a message of the process on to the view of the run."""
         for _ in range(message.pop("steps")):
             self.view.step_done()
         event = message.pop("event", None)
@@ -188,23 +192,23 @@ class Child:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is over and all that it said is in the queue."""
+        """Whether the process has ended and all of its messages are in the queue."""
         return self._process.poll() is not None and not self._reader.is_alive()
 
     def interrupt(self) -> None:
-        """Ask it to save its state and stop."""
+        """Send the process the signal to save its state and stop."""
         if not self.is_interrupted and self._process.poll() is None:
             self.is_interrupted = True
             self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """End it at once, with all processes that it started."""
+        """Kill the process, with all processes that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self.close()
 
     def close(self) -> None:
-        """Wait for its end and close what connects to it."""
+        """Wait for the end of the process and close its streams."""
         self._process.wait()
         self._reader.join()
         for stream in (self._process.stdin, self._process.stdout):
@@ -213,7 +217,7 @@ class Child:
                 stream.close()
 
     def outcome(self) -> Outcome:
-        """Return the result that it left, or why there is none."""
+        """Return the result of the run, or the reason why there is none."""
         run = self.plan.run
         if self._process.returncode == 0:
             result = self.plan.folder.read_result()
@@ -222,12 +226,12 @@ class Child:
         return Failure(run.method, run.seed, self._reason or self._guess())
 
     def _guess(self) -> str:
-        """Return why it may have ended without a word."""
+        """Return a likely reason why the process ended without a message."""
         code, log = self._process.returncode, self.plan.folder.path / LOG
         if code < 0:
             return f"killed by signal {-code}, perhaps for lack of memory; see {log}"
         if code == INTERRUPTED:
-            return "asked to stop by a signal; its state is saved, and --resume goes on"
+            return "stopped by a signal; its state is saved, and --resume continues it"
         return f"ended with status {code}; see {log}"
 
 

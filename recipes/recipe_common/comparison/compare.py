@@ -1,14 +1,14 @@
-"""Trains every method with every seed, and writes what came out side by side."""
+"""Comparison of methods over seeds: trains all runs, and writes their tables, pictures and report page."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -26,6 +26,8 @@ from recipe_common.report.html import report_page
 from recipe_common.report.results import ONLY, Failure, Outcome, results_of
 from recipe_common.report.summary import Summary, summarize
 from recipe_common.report.tables import compared_runs, print_summary, write_tables
+from recipe_common.settings.declaration import changed
+from recipe_common.settings.shared import Settings
 from recipe_common.training.interrupt import Interrupted
 from recipe_common.training.job import check_methods
 from recipe_common.training.ranks import ALONE, Ranks
@@ -33,51 +35,53 @@ from recipe_common.training.run import Session, open_session, train, write_skipp
 from recipe_common.training.trainer import RunFailed, reason
 
 
-def compare(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: Ranks = ALONE) -> Summary:
-    """Train all runs that the flags ask for, and write their tables and pictures.
+def compare(recipe: Recipe, settings: Settings[Any], console: Console, ranks: Ranks = ALONE) -> Summary:
+    """Train all runs of the settings, and write their tables, pictures and report page.
 
     Args:
         recipe: The recipe.
-        args: Resolved flags.
-        console: Where a person reads.
-        ranks: The processes that train each run together; the first one writes.
+        settings: All settings.
+        console: Console for the output.
+        ranks: Processes that train each run together; the first one writes.
 
     Returns:
-        What came out; failed runs, too: those of which the loss or the memory went wrong, and of several runs any that
-        raised.
+        Results and failures: a run has failed if its loss was not finite or memory was short, and one of several runs
+        if it raised any error.
 
     Raises:
-        Interrupted: If somebody asked to stop.
+        Interrupted: If a signal to stop has arrived.
         RecipeError: If nothing can be trained.
     """
-    session = ranks.in_turn(lambda: open_session(recipe, args, console, ranks))
+    session = ranks.in_turn(lambda: open_session(recipe, settings, console, ranks))
+    settings = session.settings
     plan = make_plan(session)
-    check_methods(recipe, args, session.data, session.precision, {each.run.method: each.options for each in plan})
-    output = Path(args.output)
+    options = {each.run.method: each.options for each in plan}
+    check_methods(recipe, settings, session.data, session.precision, options)
+    output, jobs = settings.run.output, settings.comparison.jobs
     with ExitStack() as stack:
-        ranks.on_first(lambda: _take(output, plan, args, stack))
+        ranks.on_first(lambda: _prepare_folder(output, plan, settings, stack))
         ranks.on_first(lambda: write_skipped(session))
-        if not args.overwrite:
-            session.say(*_no_longer_shown(output, plan))
+        if not settings.run.overwrite:
+            session.print(*_no_longer_shown(output, plan))
         screen = make_screen(console, session, plan)
-        outcomes = run_here(session, plan, screen) if args.jobs is None else run_in_processes(session, plan, screen)
+        outcomes = run_here(session, plan, screen) if jobs is None else run_in_processes(session, plan, screen)
         summary = summarize(outcomes, session.data.modalities, session.caption)
         files = ranks.on_first(lambda: write_report(output, summary, outcomes, plan, ranks))
         print_summary(console, summary)
-    session.say("", "Written:", *(f"  {path}" for path in files))
-    session.say(*(f"  {path}/" for path in dict.fromkeys(each.folder.path for each in plan)))
+    session.print("", "Written:", *(f"  {path}" for path in files))
+    session.print(*(f"  {path}/" for path in dict.fromkeys(each.folder.path for each in plan)))
     return summary
 
 
-def _take(output: Path, plan: Sequence[RunPlan], args: argparse.Namespace, stack: ExitStack) -> None:
-    """Keep others out of the output folder until ``stack`` is closed, and throw away what is to be trained anew."""
+def _prepare_folder(output: Path, plan: Sequence[RunPlan], settings: Settings[Any], stack: ExitStack) -> None:
+    """Lock the output folder until ``stack`` is closed, and clear the folders of runs to be trained anew."""
     stack.enter_context(folder_lock(output))
-    for each in [each for each in plan if each.must_be_cleared(args)]:
+    for each in [each for each in plan if each.must_be_cleared(settings)]:
         each.folder.clear()
 
 
 def _no_longer_shown(output: Path, plan: Sequence[RunPlan]) -> list[str]:
-    """Return a line if the tables in the folder hold methods that the new ones will not."""
+    """Return a line if the tables in the folder have methods that the new tables will lack."""
     planned = list(dict.fromkeys(each.run.method for each in plan if not each.run.method.startswith(ONLY)))
     before = {run.method for run in compared_runs(output) if not run.method.startswith(ONLY)}
     gone = sorted(before - {*planned})
@@ -110,7 +114,7 @@ def run_here(session: Session, plan: Sequence[RunPlan], screen: Screen) -> list[
 
 
 def _ends_all(error: Exception, session: Session, plan: Sequence[RunPlan]) -> bool:
-    """Whether a run's error ends the others. Of several ranks, all fail alike only if the loss does."""
+    """Return whether the error of a run ends the others. Several ranks fail together only if the loss is not finite."""
     if not session.ranks.is_alone:
         return not isinstance(error, RunFailed)
     return len(plan) == 1 and not isinstance(error, RunFailed | MemoryError | torch.OutOfMemoryError)
@@ -118,10 +122,11 @@ def _ends_all(error: Exception, session: Session, plan: Sequence[RunPlan]) -> bo
 
 def session_of_seed(session: Session, seed: int) -> Session:
     """Return the session with another seed: its own augmentation, the same split."""
-    if seed == session.args.seed:
+    if seed == session.settings.optimisation.seed:
         return session
-    args = argparse.Namespace(**{**vars(session.args), "seed": seed})
-    return attrs.evolve(session, args=args, data=session.ranks.in_turn(lambda: session.recipe.load(args)))
+    settings = changed(session.settings, seed=seed)
+    data = session.ranks.in_turn(lambda: session.recipe.load(settings))
+    return attrs.evolve(session, settings=settings, data=data)
 
 
 def write_report(

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Lock of an output folder, so that one process at a time writes there."""
 
 from __future__ import annotations
 
@@ -6,59 +6,69 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from recipe_common.errors import RecipeError
-from recipe_common.files import lock, room_for
+from recipe_common.files import room_for
 from recipe_common.report.folder import LOCK
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder``; a process that is killed gives its lock back.
+    """Lock ``folder`` while the context is open.
+
+    The lock of a process that is killed is released, and the processes that it has forked do not hold it. File systems
+    without locks keep no process out.
 
     Raises:
-        RecipeError: If another process is at work there, or nothing can be written there.
+        RecipeError: If another process holds the lock, or nothing can be written there.
     """
-    with _opened(folder) as handle:
-        if not lock(handle, wait=False):
-            handle.seek(0)
-            owner = handle.read().strip() or "unknown"
-            raise RecipeError(
-                f"Expected {folder} to be free. Found another process at work in it (process {owner}). "
-                "Fix: wait for it, stop it, or choose another `--output`."
-            )
-        with room_for(folder):
-            handle.truncate(0)
-            handle.write(f"{os.getpid()}\n")
-            handle.flush()
-        _held.add(handle)
-        try:
-            yield
-        finally:
-            _held.discard(handle)
-
-
-def _opened(folder: Path) -> IO[str]:
+    path = folder / LOCK
+    _make(path)
+    lock = FileLock(path, timeout=0, preserve_lock_file=True, fallback_to_soft=False, on_acquired=_write_owner)
+    with _without_locks(path), room_for(folder):
+        lock.acquire()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder / LOCK).open("a+")
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _without_locks(path: Path) -> Iterator[None]:
+    """Ignore that a file system has no locks, but not that another process holds this one."""
+    try:
+        yield
+    except Timeout as error:
+        raise RecipeError(
+            f"{path.parent} should be in use by one process",
+            found=f"another one at work in it (process {_owner(path)})",
+            fix="wait for it, stop it, or choose another `--output`",
+        ) from error
+    except OSError:
+        return
+
+
+def _make(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     except OSError as error:
         raise RecipeError(
-            f"Expected a folder to write into at {folder}. Found: {error.strerror}. Fix: another `--output`."
+            f"{path.parent} should be a folder that can be written to",
+            found=f"the error `{error.strerror}`",
+            fix="choose another `--output`",
         ) from error
 
 
-_held: set[IO[str]] = set()
-"""Locks of this process."""
+def _write_owner(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
 
 
-def _let_go() -> None:
-    """Close what a forked process has from its parent; a data worker would keep the lock of a parent that is gone."""
-    for handle in _held:
-        handle.close()
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_let_go)
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text().strip() or "unknown"
+    except OSError:  # on Windows a locked file cannot be read
+        return "unknown"

@@ -1,4 +1,4 @@
-"""What a person sees of a comparison while it runs: one screen for all runs, or lines where there is no terminal."""
+"""Progress display of a comparison: one screen for all runs on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from recipe_common.report.view import Columns, PlainView, Row, View, duration
 from recipe_common.training.run import Session
 
 _LINES_AROUND = 12
-"""Lines of the terminal that are left to other things than runs."""
+"""Lines of the terminal that are kept free of runs."""
 
 
 class Screen(Protocol):
-    """Shows a comparison; a context that is open while runs go on."""
+    """Display of a comparison; a context that is open while runs are trained."""
 
     def __enter__(self) -> Self: ...
 
@@ -34,25 +34,25 @@ class Screen(Protocol):
     ) -> None: ...
 
     def view(self, run: Run) -> View:
-        """Return what the trainer of a run tells its progress to."""
+        """Return the view for the trainer of a run."""
 
     def finished(self, run: Run, outcome: Outcome) -> None:
-        """A run ended."""
+        """Show the outcome of a run."""
 
 
 def make_screen(console: Console, session: Session, plan: Sequence[RunPlan]) -> Screen:
     """Return a screen for all runs on a terminal, lines elsewhere; a single run has its own view."""
-    columns = Columns(session.data.modalities, session.args.select, session.data.task)
+    columns = Columns(session.data.modalities, session.settings.data.select, session.data.task)
     runs = [each.run for each in plan]
     if not console.is_terminal:
-        return Lines(console, columns, runs, at_once=session.args.jobs or 1)
+        return Lines(console, columns, runs, at_once=session.settings.comparison.jobs or 1)
     if len(runs) == 1:
         return OneRun(console, columns)
     return LiveScreen(console, columns, runs)
 
 
 class OneRun:
-    """The view of a single run, with its epochs."""
+    """Screen of a single run, with its epochs."""
 
     def __init__(self, console: Console, columns: Columns) -> None:
         self._view = LiveView(console, columns)
@@ -61,7 +61,7 @@ class OneRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last state on the screen."""
+        """Keep the last state on the screen."""
 
     def view(self, run: Run) -> View:
         """Return the view."""
@@ -72,13 +72,13 @@ class OneRun:
 
 
 class Lines:
-    """Lines for logs: those of each run as it goes, or one per epoch with the name of the run if several go at a time.
+    """Lines for logs: the table of each run, or one line per epoch with the name of the run if several run at a time.
 
     Args:
-        console: Where to print.
-        columns: What an epoch shows.
+        console: Console for the lines.
+        columns: Numbers of an epoch.
         runs: All runs.
-        at_once: How many go at a time.
+        at_once: Number of runs at a time.
     """
 
     def __init__(self, console: Console, columns: Columns, runs: Sequence[Run], at_once: int) -> None:
@@ -90,16 +90,16 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to close."""
+        """Close nothing."""
 
     def view(self, run: Run) -> View:
-        """Return a view that prints."""
+        """Return a view that prints lines."""
         if self._at_once == 1:
             return PlainView(self._console, self._columns, self._name(run))
         return NamedLines(self._console, self._columns, self._name(run))
 
     def finished(self, run: Run, outcome: Outcome) -> None:
-        """Print how a run ended, if there are several."""
+        """Print the outcome of a run, if there are several."""
         self._done += 1
         if self._total > 1:
             text = f"[{self._done}/{self._total}] {self._name(run)}: {_ending(outcome, self._columns)}"
@@ -110,21 +110,21 @@ class Lines:
 
 
 class NamedLines:
-    """One line per epoch, which begins with the name of the run."""
+    """View with one line per epoch, which begins with the name of the run."""
 
     def __init__(self, console: Console, columns: Columns, name: str) -> None:
         self._console, self._columns, self._name = console, columns, name
         self._epochs = 0
 
     def start(self, method: str, epochs: int, num_steps: int, step: int, history: Sequence[Row]) -> None:
-        """Say that the run begins, or goes on."""
+        """Print that the run begins or continues."""
         self._epochs = epochs
         self._print(f"begins: {epochs} epochs of {num_steps} steps" + (f"; {len(history)} done" if history else ""))
 
     def step_done(self) -> None:
         """Print nothing."""
 
-    def look(self, loss: float) -> None:
+    def loss_read(self, loss: float) -> None:
         """Print nothing."""
 
     def epoch_done(self, row: Row) -> None:
@@ -141,18 +141,19 @@ class NamedLines:
 
 @attrs.define
 class RunState:
-    """How far a run is; told by its trainer, read by the screen.
+    """Progress of a run: a view for its trainer, read by the screen.
 
     Attributes:
-        run: Which one.
-        columns: What its scores are.
+        run: Method and seed.
+        columns: Numbers of an epoch.
         status: ``waiting``, ``running``, ``done`` or ``failed``.
         epochs: Epochs in all.
         num_steps: Steps of an epoch.
         steps: Steps done in all.
         rows: Epochs done.
-        note: The last loss, or how it ended.
-        started: When it began, and ``steps_before`` how many steps were done then.
+        note: The last loss, or the outcome.
+        started: Time of ``time.perf_counter`` at the start.
+        steps_before: Steps done before the start.
     """
 
     run: Run
@@ -167,28 +168,28 @@ class RunState:
     steps_before: int = 0
 
     def start(self, method: str, epochs: int, num_steps: int, step: int, history: Sequence[Row]) -> None:
-        """The run begins, or goes on."""
+        """Set the size of the run and the epochs that are done."""
         self.status, self.epochs, self.num_steps, self.rows = "running", epochs, num_steps, list(history)
         self.steps = self.steps_before = len(history) * num_steps + step
         self.started = time.perf_counter()
 
     def step_done(self) -> None:
-        """A step is done."""
+        """Count a step."""
         self.steps += 1
 
-    def look(self, loss: float) -> None:
-        """The loss was looked at."""
+    def loss_read(self, loss: float) -> None:
+        """Note the mean loss of the epoch so far."""
         self.note = f"loss {loss:.4f}"
 
     def epoch_done(self, row: Row) -> None:
-        """An epoch is evaluated."""
+        """Add the row of an epoch."""
         self.rows.append(row)
 
     def stop(self) -> None:
-        """The trainer is done."""
+        """Change nothing; `end` receives the outcome."""
 
     def end(self, outcome: Outcome) -> None:
-        """The run ended, or had ended before."""
+        """Set the outcome of the run, which may be that of an earlier call."""
         if isinstance(outcome, Result) and self.status == "waiting":
             self.rows, self.epochs, self.num_steps = list(outcome.history), len(outcome.history), 1
             self.steps = self.steps_before = self.total
@@ -197,19 +198,19 @@ class RunState:
 
     @property
     def total(self) -> int:
-        """Steps in all; 0 while nobody knows."""
+        """Steps in all; 0 before the start."""
         return self.epochs * self.num_steps
 
     @property
     def share(self) -> float:
-        """How much of it is behind us, in [0, 1]."""
+        """Share of the steps that is done, in [0, 1]."""
         if self.status in ("done", "failed"):
             return 1.0
         return self.steps / self.total if self.total else 0.0
 
     @property
     def share_before(self) -> float:
-        """How much of it was behind us when this call of the command line began, in [0, 1]."""
+        """Share of the steps that earlier calls of the command line have done, in [0, 1]."""
         return self.steps_before / self.total if self.total else 0.0
 
     @property
@@ -231,7 +232,7 @@ class RunState:
 
 
 class LiveScreen:
-    """All runs of a comparison on one screen: how far each is, its best score so far, and the time left for all."""
+    """Screen of all runs of a comparison: progress and best score of each, and the time left for all."""
 
     def __init__(self, console: Console, columns: Columns, runs: Sequence[Run]) -> None:
         self._console = console
@@ -249,15 +250,15 @@ class LiveScreen:
         self._live.stop()
 
     def view(self, run: Run) -> View:
-        """Return the state that the trainer of a run tells its progress to."""
+        """Return the state of a run, which is the view for its trainer."""
         return self.states[run]
 
     def finished(self, run: Run, outcome: Outcome) -> None:
-        """Show how a run ended."""
+        """Show the outcome of a run."""
         self.states[run].end(outcome)
 
     def render(self) -> RenderableType:
-        """Return the screen as it is now."""
+        """Return the present content of the screen."""
         states = list(self.states.values())
         table = Table(box=None, pad_edge=False)
         for title in ("method", "seed", "", "epoch", f"best {self._columns.split}", "time left", ""):

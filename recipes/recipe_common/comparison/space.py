@@ -1,8 +1,7 @@
-"""What a sweep searches over: dimensions, read from ``--search``."""
+"""Search spaces of a sweep: dimensions, parsed from ``--search``."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from itertools import product
@@ -11,13 +10,15 @@ from typing import Any
 import attrs
 
 from recipe_common.errors import RecipeError
+from recipe_common.settings.declaration import flat
+from recipe_common.settings.shared import Settings
+from recipe_common.training.settings import installed_methods
 
 METHOD = "method"
-"""The name under which methods are searched over."""
+"""Name of the dimension whose values are methods."""
 _CATEGORIES, _FLOAT, _INT, _LOG = "categories", "float", "int", "log"
 _FIXED = frozenset(
     {
-        *("search", "trials", "storage", "study", "sampler"),
         *("methods", "option", "select", "output", "resume", "update", "overwrite", "eval"),
     }
 )
@@ -29,7 +30,7 @@ class Space:
     """One dimension of the search.
 
     Attributes:
-        name: A flag (``lr``), ``method``, or an option of a method (``ogm_ge.alpha``).
+        name: A flag (``lr``), ``method``, or an option of a method (``METHOD.OPTION``).
         kind: ``categories``, ``float``, ``int`` or ``log``.
         values: The categories, or the two ends.
     """
@@ -40,34 +41,35 @@ class Space:
 
     @property
     def is_categorical(self) -> bool:
-        """Whether `values` are all there is, not two ends."""
+        """Whether `values` are all possible values, not two ends."""
         return self.kind == _CATEGORIES
 
     @property
     def method(self) -> str:
-        """The method whose option this is; empty for a flag and for ``method``."""
+        """The method with this option; empty for a flag and for ``method``."""
         return method_of(self.name)
 
     @property
     def is_possible(self) -> bool:
-        """Whether the two ends are in order; Optuna ends in a traceback otherwise."""
+        """Whether the two ends are in order, as Optuna demands."""
         if self.is_categorical:
             return True
         low, high = self.values
         return (0 if self.kind == _LOG else -math.inf) < low <= high < math.inf
 
     def suggest(self, trial: Any) -> Any:
-        """Let Optuna choose a value.
+        """Return the value that Optuna chooses for a trial.
 
         Raises:
-            RecipeError: If the study has been searched with another kind of values, or with other categories.
+            RecipeError: If the study has another kind of values, or other categories, for this name.
         """
         try:
             return self._suggest(trial)
         except ValueError as error:
             raise RecipeError(
-                f"Expected `--search {self.name}` as in the earlier trials of this study. Found a change: {error} "
-                "Fix: another --study."
+                f"`--search {self.name}` should be as in the earlier trials of this study",
+                found=f"a change ({str(error).rstrip('.')})",
+                fix="choose another `--study`",
             ) from error
 
     def _suggest(self, trial: Any) -> Any:
@@ -83,13 +85,14 @@ def parse_space(text: str) -> Space:
     """Parse ``NAME=a,b,c`` (categories), ``NAME=low:high``, ``NAME=low:high:log`` or ``NAME=low:high:int``.
 
     Raises:
-        RecipeError: If it is neither, or if `low` is above `high` or, with ``log``, not above 0.
+        RecipeError: If it is none of these, or if `low` is above `high` or, with ``log``, not above 0.
     """
     space = _space(text)
     if space is None or not space.is_possible:
         raise RecipeError(
-            "Expected `--search NAME=a,b,c`, NAME=low:high, NAME=low:high:log (both above 0) or NAME=low:high:int. "
-            f"Found `{text}`. Fix: take one of these; NAME is a flag such as lr, `method`, or METHOD.OPTION."
+            "`--search` should be NAME=a,b,c, NAME=low:high, NAME=low:high:log (both above 0) or NAME=low:high:int",
+            found=f"`{text}`",
+            fix="write one of these, where NAME is a flag such as lr, `method`, or METHOD.OPTION",
         )
     return space
 
@@ -107,7 +110,7 @@ def _space(text: str) -> Space | None:
         if name and len(ends) in (2, 3) and ends[2:] in ([], [_LOG]):
             return Space(name, _LOG if ends[2:] else _FLOAT, (float(ends[0]), float(ends[1])))
     except ValueError:
-        pass  # the message of `parse_space` says what is expected
+        pass  # `parse_space` has the message
     return None
 
 
@@ -126,51 +129,56 @@ def method_of(name: str) -> str:
 
 
 def typed(name: str, value: Any) -> str:
-    """Return the argument that gives a value to a flag or an option, as a person would type it."""
+    """Return the argument of the command line that gives a value to a flag or an option."""
     if method_of(name):
         return f"--option={name}={value}"
     flag = name.replace("_", "-")
     return {"true": f"--{flag}", "false": f"--no-{flag}"}.get(f"{value}".lower(), f"--{flag}={value}")
 
 
-def check_search(search: Sequence[Space], base: argparse.Namespace) -> list[str]:
-    """Refuse what is no name of a flag or of an option that a trial would use.
+def check_search(search: Sequence[Space], base: Settings[Any]) -> list[str]:
+    """Check that each dimension is a flag, or an option of a method that trials train.
 
     Args:
         search: The dimensions.
-        base: Resolved flags that all trials share.
+        base: Settings that all trials share.
 
     Returns:
         The methods that trials may train: those of the search, or else the one that is fixed.
 
     Raises:
-        RecipeError: If a name is unknown, if trials would train several methods, or none that has the option.
+        RecipeError: If a name is unknown, if a trial would train several methods, or if no trial trains the method of
+            an option.
     """
     _check_names(base, search)
     methods = _methods(base, search)
-    _check_owners(methods, [*(space.name for space in search), *(text.partition("=")[0] for text in base.option)])
+    _check_owners(methods, [*(space.name for space in search), *(given.target for given in base.run.option)])
     return methods
 
 
-def _check_names(base: argparse.Namespace, search: Sequence[Space]) -> None:
+def _check_names(base: Settings[Any], search: Sequence[Space]) -> None:
+    names = flat(base).keys()
     for space in search:
-        is_flag = space.name in vars(base).keys() - _FIXED
+        is_flag = space.name in names - _FIXED
         if not space.method and space.name != METHOD and not is_flag:
             raise RecipeError(
-                f"Expected `--search` to name a flag of the training, `method` or METHOD.OPTION. Found `{space.name}`. "
-                "Fix: a name of --help, such as batch-size."
+                "`--search` should name a flag of the training, `method` or METHOD.OPTION",
+                found=f"`{space.name}`",
+                fix="take a name from `--help`, such as batch-size",
             )
 
 
-def _methods(base: argparse.Namespace, search: Sequence[Space]) -> list[str]:
+def _methods(base: Settings[Any], search: Sequence[Space]) -> list[str]:
     searched = [f"{value}" for space in search if space.name == METHOD for value in space.values]
-    if len(base.methods) > 1 or "all" in (*base.methods, *searched):
-        names = [name for name in base.methods if name != "all"]
+    fixed = list(base.run.methods)
+    if len(fixed) > 1 or "all" in (*fixed, *searched):
+        names = [name for name in fixed if name != "all"]
         raise RecipeError(
-            f"Expected one method per trial. Found {' '.join(searched or base.methods)}. "
-            f"Fix: --search method={','.join(names if len(names) > 1 else ['none', 'ogm_ge'])}"
+            "Each trial should train one method",
+            found=f"`{' '.join(searched or fixed)}`",
+            fix=f"write `--search method={','.join(names if len(names) > 1 else ['none', *installed_methods()])}`",
         )
-    return searched or list(base.methods)
+    return searched or fixed
 
 
 def _check_owners(methods: Sequence[str], names: Sequence[str]) -> None:
@@ -178,8 +186,9 @@ def _check_owners(methods: Sequence[str], names: Sequence[str]) -> None:
         owner = method_of(name)
         if owner and owner not in methods:
             raise RecipeError(
-                f"Expected options of what the trials train: {', '.join(methods)}. Found `{name}`, which none of them "
-                f"would use. Fix: --methods {owner}, or --search method={','.join([*methods, owner])}"
+                f"Options should be those of methods that the trials train, {', '.join(methods)}",
+                found=f"`{name}`, which none of them would use",
+                fix=f"write `--methods {owner}`, or `--search method={','.join([*methods, owner])}`",
             )
 
 

@@ -1,4 +1,4 @@
-"""A search over methods, options and flags, by Optuna: many machines may work on one study with a shared storage."""
+"""Hyper-parameter search with Optuna, over methods, options and flags; several machines may share one study."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from rich.console import Console
@@ -19,14 +19,17 @@ from rich.table import Table
 from modbalance import ModbalanceError
 from recipe_common.arguments import positive_int
 from recipe_common.comparison.compare import compare
-from recipe_common.comparison.space import METHOD, Space, check_search, each_value, method_of, parse_space, typed
+from recipe_common.comparison.space import METHOD, Space, check_search, each_value, parse_space, typed
 from recipe_common.errors import RecipeError, require
 from recipe_common.recipe import Data, Recipe
 from recipe_common.report.folder import LOG, write_text
+from recipe_common.settings.command_line import read
+from recipe_common.settings.declaration import build, changed, flag
+from recipe_common.settings.shared import Settings
 from recipe_common.training.interrupt import INTERRUPTED, Interrupted
 from recipe_common.training.job import check_methods
 from recipe_common.training.precision import Precision, set_up
-from recipe_common.training.settings import choose_methods, options_of, resolve
+from recipe_common.training.settings import choose_methods, excluded_methods, options_of, resolve
 from recipe_common.training.trainer import reason
 
 COMMAND = "sweep"
@@ -35,38 +38,47 @@ _TRIAL, _TABLE, _DATABASE = "trial-", "sweep.csv", "sweep.db"
 _FAILURE = "failure"
 
 
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a sweep; all flags of a training are fixed values for all trials."""
-    add = parser.add_argument_group("sweep").add_argument
-    add("--search", nargs="+", action="extend", required=True, metavar="NAME=VALUES", help="what is searched over")
-    add("--trials", type=positive_int, default=20, help="trainings of this call; other calls may add to the study")
-    add("--storage", metavar="URL", help="database that all machines share; default: sqlite in the output folder")
-    add("--study", help="name of the study, and of its folder in the output; default: the recipe's, and no folder")
-    add("--sampler", choices=SAMPLERS, default="tpe")
+@attrs.frozen(kw_only=True)
+class SweepSettings:
+    """Settings of the search; settings of the training are fixed for all trials."""
+
+    title: ClassVar[str] = "sweep"
+
+    search: tuple[str, ...] = flag(help="dimension of the search", metavar="NAME=VALUES", is_extended=True)
+    trials: int = flag(20, "trainings of this call; other calls may add to the study", number=positive_int)
+    storage: str | None = flag(
+        None, "database that all machines share; default: sqlite in the output folder", metavar="URL"
+    )
+    study: str | None = flag(
+        None, "name of the study, and of its folder in the output; default: that of the recipe, and no folder"
+    )
+    sampler: str = flag("tpe", choices=SAMPLERS)
 
 
 def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[str], console: Console) -> int:
-    """Run the trials; each is scored on the validation split, and none touches the choice with the test split.
+    """Run the trials; each is scored on the validation split, and the test split has no influence on the search.
 
     Returns:
-        0, 1 if no trial finished, or 130 if somebody asked to stop.
+        Exit code: 0, 1 if no trial has a score, 130 after an interruption.
 
     Raises:
         RecipeError: If the flags do not describe a search, if the storage cannot be opened, or if no trial can start.
-        modbalance.ModbalanceError: If a method is unknown or refuses a value of its options.
+        modbalance.ModbalanceError: If a method is unknown or a value of its options is not valid.
     """
     optuna = require("optuna")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs the traceback of a trial of which we say the reason
-    given = parser.parse_args(arguments)
-    search = [parse_space(text) for text in given.search]
-    base = resolve(given, recipe)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # else it logs tracebacks of trials, whose reasons are printed
+    given = read(parser, arguments)
+    own = build(SweepSettings, given)
+    search = [parse_space(text) for text in own.search]
     trials = _Trials(recipe, parser, arguments)
-    folder = _folder(recipe, given.study, Path(base.output))
+    base = resolve(trials.of_training(given), recipe)
+    folder = _folder(recipe, own.study, base.run.output)
     metric = _check(trials, base, search).task.headline
-    study = _open_study(optuna, recipe, given, Path(base.output), "maximize" if metric.higher_is_better else "minimize")
-    # A fixed seed would try again what earlier calls, or other machines, have tried.
-    is_first = given.storage is None and not study.trials
-    study.sampler = _sampler(optuna, given.sampler, search, base.seed if is_first else None)
+    direction = "maximize" if metric.higher_is_better else "minimize"
+    study = _open_study(optuna, recipe, own, base.run.output, direction)
+    # A fixed seed would repeat the trials of earlier calls, or of other machines.
+    is_first = own.storage is None and not study.trials
+    study.sampler = _sampler(optuna, own.sampler, search, base.optimisation.seed if is_first else None)
 
     def objective(trial: Any) -> float:
         try:
@@ -78,101 +90,112 @@ def sweep(recipe: Recipe, parser: argparse.ArgumentParser, arguments: Sequence[s
 
     is_interrupted = False
     try:
-        study.optimize(objective, n_trials=given.trials, catch=(TrialFailed,))
+        study.optimize(objective, n_trials=own.trials, catch=(TrialFailed,))
     except Interrupted:
         is_interrupted = True
     finally:
         has_found = _report(study, search, metric.title, folder, console)
     if is_interrupted:
-        console.print("Interrupted; the same command goes on with another trial.")
+        console.print("Interrupted; the same command continues with another trial.")
         return INTERRUPTED
     return 0 if has_found else 1
 
 
 def _folder(recipe: Recipe, study: str | None, output: Path) -> Path:
-    """Return where trials and table go: a folder of the study's own if it has another name than the recipe."""
+    """Return the folder of trials and table: one named after the study if that has another name than the recipe."""
     if not study or study == recipe.name:
         return output
     is_taken = study.startswith((".", _TRIAL, "sweep.")) or (output / study / "config.json").exists()
     if is_taken or Path(study).name != study:
         raise RecipeError(
-            f"Expected `--study` to name a folder for its trials in {output}. Found `{study}`, which is a path, "
-            "hidden, or the name of something else there. Fix: a plain name, such as wide-lr."
+            f"`--study` should name a folder for its trials in {output}",
+            found=f"`{study}`, which is a path, hidden, or the name of something else there",
+            fix="choose a plain name, such as wide-lr",
         )
     return output / study
 
 
-def _open_study(optuna: Any, recipe: Recipe, given: argparse.Namespace, output: Path, direction: str) -> Any:
+def _open_study(optuna: Any, recipe: Recipe, own: SweepSettings, output: Path, direction: str) -> Any:
     output.mkdir(parents=True, exist_ok=True)
-    storage = given.storage or f"sqlite:///{output / _DATABASE}"
+    storage = own.storage or f"sqlite:///{output / _DATABASE}"
     try:
         return optuna.create_study(
-            study_name=given.study or recipe.name, storage=storage, direction=direction, load_if_exists=True
+            study_name=own.study or recipe.name, storage=storage, direction=direction, load_if_exists=True
         )
-    except Exception as error:  # whatever the drivers of the databases raise
+    except Exception as error:  # drivers of databases raise errors of their own
         raise RecipeError(
-            f"Expected a database at {storage}. Found that it cannot be opened: {reason(error)}. "
-            "Fix: leave --storage out, or give a URL such as sqlite:///sweep.db"
+            f"{storage} should be a database",
+            found=f"that it cannot be opened ({reason(error).rstrip('.')})",
+            fix="leave `--storage` out, or give a URL such as sqlite:///sweep.db",
         ) from error
 
 
 class TrialFailed(Exception):
-    """A trial without a score, or with that of some of its seeds only; the others go on."""
+    """A trial has no score, or only scores of some of its seeds; the other trials continue."""
 
 
 @attrs.frozen
 class _Trials:
-    """Makes the flags of a trial; its values go through the parser, as if they had been typed behind the others."""
+    """Settings of trials; the values of a trial are parsed as arguments behind those of the command line."""
 
     recipe: Recipe
     parser: argparse.ArgumentParser
     arguments: Sequence[str]
 
     def check(self, space: Space) -> None:
-        """Refuse a value that its flag does not take now, not when its trial comes. Of a range, look at the ends."""
+        """Check all values of a dimension, or both ends of a range, before the first trial.
+
+        Raises:
+            RecipeError: If a value is not valid for its flag.
+        """
         for value in space.values:
             _check_select(self.settings({space.name: value}))
 
-    def settings(self, values: Mapping[str, Any]) -> argparse.Namespace:
-        """Return the resolved flags of a trial, with the options of the method that it trains."""
-        args = resolve(self.flags(values), self.recipe)
-        args.option = [text for text in args.option if method_of(text.partition("=")[0]) in ("", args.methods[0])]
-        return args
+    def settings(self, values: Mapping[str, Any]) -> Settings[Any]:
+        """Return the settings of a trial, with the options of its method alone."""
+        settings = resolve(self.of_training(self.given(values)), self.recipe)
+        own = (None, settings.run.methods[0])
+        return changed(settings, option=tuple(each for each in settings.run.option if each.method in own))
 
-    def flags(self, values: Mapping[str, Any]) -> argparse.Namespace:
-        """Return the parsed flags of a trial, not resolved."""
+    def of_training(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is given of a training, without what is given of the sweep."""
+        return {name: value for name, value in given.items() if name in self.recipe.flags}
+
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the typed values of the flags of a trial."""
         given = [typed(name, value) for name, value in values.items() if name != METHOD]
         self.parser.exit_on_error = False
         try:
-            flags = self.parser.parse_args([*self.arguments, *given])
+            read_values = read(self.parser, [*self.arguments, *given])
         except argparse.ArgumentError as error:
             raise RecipeError(
-                f"Expected `--search` to give each flag a value that it takes. Found `{' '.join(given)}`: "
-                f"{str(error).rstrip('.')}. "
-                "Fix: a value that --help names; true or false for a switch."
+                "`--search` should give each flag a value that it accepts",
+                found=f"`{' '.join(given)}` ({str(error).rstrip('.')})",
+                fix="take a value from `--help`, true or false for a switch",
             ) from error
         if METHOD in values:
-            flags.methods = [f"{values[METHOD]}"]  # a second --methods might add to the first
-        return flags
+            read_values["methods"] = (f"{values[METHOD]}",)  # a second --methods might add to the first
+        return read_values
 
 
-def _check_select(args: argparse.Namespace) -> None:
-    if args.select != "val":
+def _check_select(settings: Settings[Any]) -> None:
+    if settings.data.select != "val":
         raise RecipeError(
-            f"Expected a sweep to choose by the validation split. Found `--select {args.select}`, given or of the "
-            "protocol. Fix: leave it out."
+            "A sweep should choose by the validation split",
+            found=f"`--select {settings.data.select}`, given or of the protocol",
+            fix="leave it out",
         )
 
 
-def _check(trials: _Trials, base: argparse.Namespace, search: Sequence[Space]) -> Data:
-    """Refuse, before the first trial, what no trial can be trained with; return the data, which tell what is scored."""
+def _check(trials: _Trials, base: Settings[Any], search: Sequence[Space]) -> Data:
+    """Check the settings of all trials before the first one; return the data, whose task has the score."""
     _check_select(base)
     methods = check_search(search, base)
     for space in search:
         trials.check(space)
-    precision = set_up(base)
+    precision = set_up(base.machine)
     data = trials.recipe.load(base)
-    choose_methods(methods, data.excluded)
+    choose_methods(methods, excluded_methods(base, data))
     for method in methods:
         for combinations in each_value([space for space in search if space.method == method]):
             _check_one_of(trials, method, combinations, data, precision)
@@ -182,12 +205,13 @@ def _check(trials: _Trials, base: argparse.Namespace, search: Sequence[Space]) -
 def _check_one_of(
     trials: _Trials, method: str, combinations: Sequence[Mapping[str, Any]], data: Data, precision: Precision
 ) -> None:
-    """Refuse a value that its method takes beside none of the other options' values; they may bound each other."""
+    """Check that a method accepts one of several combinations of its options, which may bound each other."""
     refusals = []
     for values in combinations:
-        args = trials.settings({**values, METHOD: method})
+        settings = trials.settings({**values, METHOD: method})
         try:
-            check_methods(trials.recipe, args, data, precision, {method: options_of(method, args, trials.recipe)})
+            options = {method: options_of(method, settings, trials.recipe)}
+            check_methods(trials.recipe, settings, data, precision, options)
         except ModbalanceError as error:
             refusals.append(error)
         else:
@@ -199,7 +223,9 @@ def _sampler(optuna: Any, name: str, search: Sequence[Space], seed: int | None) 
     if name == "grid":
         if not all(space.is_categorical for space in search):
             raise RecipeError(
-                "Expected `--sampler grid` with categories only. Found a range. Fix: NAME=a,b,c, or another sampler."
+                "`--sampler grid` should have categories only",
+                found="a range",
+                fix="write NAME=a,b,c, or choose another sampler",
             )
         return optuna.samplers.GridSampler({space.name: list(space.values) for space in search}, seed=seed)
     kind: Callable[..., Any] = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[name]
@@ -210,17 +236,16 @@ def _train(trials: _Trials, values: Mapping[str, Any], output: Path, console: Co
     """Train one trial and return its score.
 
     Raises:
-        Interrupted: If somebody asked to stop.
-        TrialFailed: Whatever else ends it.
+        Interrupted: If a signal to stop has arrived.
+        TrialFailed: If any other error ends it.
     """
     try:
-        args = trials.settings(values)
-        args.output, args.overwrite = str(output), True
-        summary = compare(trials.recipe, args, console)
+        settings = changed(trials.settings(values), output=output, overwrite=True)
+        summary = compare(trials.recipe, settings, console)
     except Interrupted:
         raise
     except Exception as error:
-        _say(console, f"{output.name} failed: {reason(error)} ({_log(output / LOG)})")
+        _print(console, f"{output.name} failed: {reason(error)} ({_log(output / LOG)})")
         raise TrialFailed(reason(error)) from error
     line = summary.lines[0]
     if line.failures:
@@ -233,20 +258,20 @@ def _train(trials: _Trials, values: Mapping[str, Any], output: Path, console: Co
 
 
 def _log(path: Path) -> str:
-    """Keep the traceback of the current exception; return where it is, or why it is nowhere."""
+    """Write the traceback of the current exception to a file; return its path, or why there is none, in words."""
     try:
         write_text(path, traceback.format_exc())
-    except OSError as error:  # perhaps the very reason of the failure; the other trials go on
+    except OSError as error:  # perhaps the reason of the failure itself; the other trials continue
         return f"no log: {error}"
     return f"all of it: {path}"
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _report(study: Any, search: Sequence[Space], title: str, folder: Path, console: Console) -> bool:
-    """Write and print the table; return whether it has a score in it."""
+    """Write and print the table; return whether a trial has a score."""
     names = [space.name for space in search]
     trials = [trial for trial in study.trials if trial.state.is_finished()]
     _write_table(folder / _TABLE, trials, names, title)
@@ -256,12 +281,12 @@ def _report(study: Any, search: Sequence[Space], title: str, folder: Path, conso
         _print_best(console, best_first[:10], names, title)
     else:
         console.print("No trial finished.", style="bold red")
-    _say(console, f"All trials: {folder / _TABLE}")
+    _print(console, f"All trials: {folder / _TABLE}")
     return bool(scored)
 
 
 def _write_table(path: Path, trials: Sequence[Any], names: Sequence[str], title: str) -> None:
-    """Write one row per trial; one that failed has no score, but the reason."""
+    """Write one row per trial; a failed trial has a reason in place of a score."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", *names, f"val {title}", _FAILURE])

@@ -1,1 +1,1 @@
-"""Reading, splitting, batching, preparing and generating: clips, pictures, spectrograms, text, volumes."""
+"""Datasets of clips, pictures, spectrograms, texts and volumes: reading, splitting, batching; synthetic sets."""

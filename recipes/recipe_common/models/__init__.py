@@ -1,1 +1,1 @@
-"""The networks that the recipes train."""
+"""Networks of the recipes: encoders, fusions and whole models."""

@@ -1,4 +1,4 @@
-"""The network of the OGM-GE paper, and of most papers after it, for clips: one ResNet-18 per modality and a head."""
+"""Networks for clips, one ResNet-18 per modality and a head, as in Peng et al. (CVPR 2022) and most papers since."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""DeepLabV3+ with one encoder per modality, as in the CGGM paper for BraTS. B batch, (H, W) pixels, multiples of 16."""
+"""DeepLabV3+ with one encoder per modality, as in Guo et al. (NeurIPS 2024) for BraTS.
+
+B batch, (H, W) pixels, multiples of 16.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ BACKBONES = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 ASPP_RATES = (2, 4, 6)  # beside the 1x1 convolution, which is rate 1
 MULTI_GRID = (1, 2, 4)
-MAPS = 256  # channels of the ASPP map, and of the low-level map, which is what a first stage of bottlenecks gives
+MAPS = 256  # channels of the ASPP map, and of the low-level map, the output of the first stage of bottlenecks
 STRIDE = 4  # of the low-level map
 DEEPEST = 16  # of the ASPP map
 
 
 class DeepLabEncoder(nn.Module):
-    """One modality to one tensor: the ASPP map beside the map of the first residual stage.
+    """Encoder of one modality: the ASPP map beside the map of the first residual stage, in one tensor.
 
-    The paper hands both maps to the decoder, which brings the ASPP map to the size of the other and then joins them.
-    Balancing methods want one tensor per modality, so the encoder does that resizing; it acts on each channel alone,
-    and what the decoder computes is the same.
+    In the paper the decoder receives both maps, resizes the ASPP map to the size of the other and joins them.
+    Balancing methods need one tensor per modality, so the encoder does that resizing; it acts on each channel alone,
+    and the result of the decoder is the same.
 
     Torchvision's ResNet with output stride 16 and multi-grid 1, 2, 4 in the last stage, from scratch, then its ASPP of
     rates 1, 2, 4, 6 and the mean over the picture.
@@ -58,11 +61,11 @@ class DeepLabEncoder(nn.Module):
 
 
 class DeepLabDecoder(nn.Module):
-    """The fusion: the features of M encoders to logits, by the convolutions of the DeepLabV3+ decoder.
+    """Fusion of the features of M encoders into logits, by the convolutions of the DeepLabV3+ decoder.
 
     Args:
-        modalities: M.
-        num_classes: C.
+        modalities: Number of modalities M.
+        num_classes: Number of classes C.
     """
 
     def __init__(self, modalities: int, num_classes: int) -> None:
@@ -100,7 +103,7 @@ def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Draw convolutions from Kaiming's normal distribution by fan-in; the ResNet has torchvision's, by fan-out."""
+    """Draw convolutions by Kaiming's normal initialisation with fan-in; the ResNet keeps that with fan-out."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)

@@ -1,4 +1,4 @@
-"""Late fusion: one encoder per modality and a head on their features. B batch, D_m feature size, C outputs."""
+"""Late fusion: a network of one encoder per modality, and heads on their features. B batch, D_m sizes, C outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class LateFusionNet(nn.Module):
     The submodules are called `<modality>_net` and `fusion_module`.
 
     Args:
-        encoders: By modality, in the order of the inputs.
-        fusion: Called with one feature per modality, in that order.
+        encoders: Encoder of each modality, in the order of the inputs.
+        fusion: Module that is called with one feature per modality, in that order.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module) -> None:
@@ -30,19 +30,19 @@ class LateFusionNet(nn.Module):
     def forward(self, *inputs: Any) -> Tensor:
         """One input per modality -> (B, C)."""
         if len(inputs) != len(self.modalities):
-            raise ValueError(f"Expected {', '.join(self.modalities)}. Found {len(inputs)} inputs.")
+            raise ValueError(f"Inputs should be {', '.join(self.modalities)}. Found {len(inputs)} inputs.")
         features = [self.get_submodule(f"{name}_net")(x) for name, x in zip(self.modalities, inputs, strict=True)]
         outputs: Tensor = self.fusion_module(*features)
         return outputs
 
 
 def describe(modalities: Iterable[str], fusion: str = "concat", *, part: str = "") -> dict[str, Any]:
-    """Describe a `LateFusionNet` to the optimizer; a sum of heads needs to be told which head is whose.
+    """Return the arguments of `BalancedOptimizer` that describe a `LateFusionNet`; for a sum, also its heads.
 
     Args:
-        modalities: Names.
-        fusion: Key of its head in `FUSIONS`.
-        part: Of each encoder, such as `.encoder`, if methods do not act on all of it.
+        modalities: Names of the modalities.
+        fusion: Key of the head in `FUSIONS`.
+        part: Path inside of each encoder, such as `.encoder`, if methods do not act on all of it.
     """
     nets = {name: f"{name}_net{part}" for name in modalities}
     heads = {"unimodal": {name: f"fusion_module.fc_{name}" for name in nets}} if fusion == "sum" else {}
@@ -50,11 +50,11 @@ def describe(modalities: Iterable[str], fusion: str = "concat", *, part: str = "
 
 
 class ConcatFusion(nn.Module):
-    """All features side by side into one linear layer, or into a network with one hidden layer and ReLU.
+    """Concatenated features into one linear layer, or into a network with one hidden layer and ReLU.
 
     Args:
-        sizes: D_m by modality, in order.
-        outputs: C.
+        sizes: Feature size D_m of each modality, in order.
+        outputs: Number of outputs C.
         hidden: Size of the hidden layer; None: none.
     """
 
@@ -74,8 +74,8 @@ class SumFusion(nn.Module):
     """One linear layer `fc_<modality>` per modality; their outputs are added.
 
     Args:
-        sizes: D_m by modality, in order.
-        outputs: C.
+        sizes: Feature size D_m of each modality, in order.
+        outputs: Number of outputs C.
     """
 
     def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
@@ -91,7 +91,7 @@ class SumFusion(nn.Module):
 
 
 class FiLMFusion(nn.Module):
-    """The first of two features scales and shifts the second (Perez et al., AAAI 2018)."""
+    """FiLM: the first of two features scales and shifts the second (Perez et al., AAAI 2018)."""
 
     def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class FiLMFusion(nn.Module):
 
 
 class GatedFusion(nn.Module):
-    """The first of two features opens and closes the second (Kiela et al., AAAI 2018)."""
+    """Gated fusion: the first of two features weighs the second, from 0 to 1 (Kiela et al., AAAI 2018)."""
 
     def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
         super().__init__()

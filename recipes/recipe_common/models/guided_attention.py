@@ -1,4 +1,7 @@
-"""AGM's network for CMU-MOSEI: words guide what is heard. B batch, T tokens of both modalities, C outputs."""
+"""Guided-attention transformer for text and audio, as in Li et al. (ICCV 2023) for CMU-MOSEI.
+
+B batch, T tokens of both modalities, C outputs.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ class GuidedAttentionNet(LateFusionNet):
 
     The inputs are word indices (B, T), 0 behind the last word, and audio (B, T, D).
 
-    Source: `Model_LA` of the code of AGM (Li et al., ICCV 2023), after Delbrouck et al., "A Transformer-based
-    joint-encoding for Emotion Recognition and Sentiment Analysis", Challenge-HML 2020. The encoders are `text_net` and
-    `audio_net`; `fusion_module`, in which the modalities meet, is most of the network. Two things differ: padding is
-    known by tokens of 0, so that it does not show through a modality that is masked, and layer norm is torch's.
+    Source: `Model_LA` of the code of Li et al. (ICCV 2023), after Delbrouck et al., "A Transformer-based joint-encoding
+    for Emotion Recognition and Sentiment Analysis", Challenge-HML 2020. The encoders are `text_net` and `audio_net`;
+    `fusion_module`, in which the modalities are joined, is most of the network. Two things differ: padding is
+    recognised by tokens of 0, so that a modality that is masked does not reveal it, and layer norm is that of torch.
 
     Args:
-        vectors: Word vectors to start from, (V, D_text); row 0 also stands for padding.
+        vectors: Initial word vectors (V, D_text); row 0 is that of padding, too.
         audio_size: Features of an audio step.
         outputs: Number of outputs C.
         tokens: Tokens T of both modalities.
@@ -29,7 +32,7 @@ class GuidedAttentionNet(LateFusionNet):
         layers: Blocks.
         heads: Attention heads.
         hidden: Hidden width of the feed-forward parts.
-        dropout: Rate, 0 to 1, of everything.
+        dropout: Rate of all dropouts, 0 to 1.
 
     Raises:
         RecipeError: If `width` is no multiple of `heads`.
@@ -53,7 +56,7 @@ class GuidedAttentionNet(LateFusionNet):
 
 
 class WordEncoder(nn.Module):
-    """Word vectors and an LSTM, (B, T) -> (B, T, width); padding becomes 0."""
+    """Encoder of word indices: word vectors and an LSTM, (B, T) -> (B, T, width); padding becomes 0."""
 
     def __init__(self, vectors: Tensor, width: int) -> None:
         super().__init__()
@@ -67,7 +70,7 @@ class WordEncoder(nn.Module):
 
 
 class FrameEncoder(nn.Module):
-    """One linear layer, (B, T, D) -> (B, T, width); padding becomes 0."""
+    """Encoder of audio steps: one linear layer, (B, T, D) -> (B, T, width); padding becomes 0."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -111,10 +114,10 @@ class GuidedFusion(nn.Module):
 
 
 class Block(nn.Module):
-    """Text attends to itself, audio to itself and then to text; both then to `tokens` weighted means of themselves.
+    """Self-attention of text, guided attention of audio to text, then weighted means over the tokens of each.
 
     Args:
-        tokens: Tokens that each sequence has; None leaves the means out, as in the last block.
+        tokens: Number of tokens of each sequence, and of means; None leaves the means out, as in the last block.
         width: Width of a token.
         heads: Attention heads.
         hidden: Hidden width of the feed-forward parts.

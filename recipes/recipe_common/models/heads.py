@@ -1,4 +1,4 @@
-"""How wide attention may be."""
+"""Check of the width of attention layers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from recipe_common.errors import RecipeError
 
 
 def check_width(width: int, heads: int) -> None:
-    """Check that attention heads can share a width; torch would end in an assertion.
+    """Check that a width is divisible by the number of attention heads; torch would raise an assertion.
 
     Raises:
         RecipeError: If `width` is no multiple of `heads`.
     """
     if width % heads:
         raise RecipeError(
-            f"Expected a multiple of {heads} for --width. Found {width}, which {heads} attention heads cannot share. "
-            f"Fix: --width {width + -width % heads}"
+            f"`--width` should be a multiple of {heads}",
+            found=f"{width}, which {heads} attention heads cannot share",
+            fix=f"write `--width {width + -width % heads}`",
         )

@@ -23,27 +23,28 @@ TEXT_DROPOUT = 0.5
 def frozen_feature_net(
     sizes: Mapping[str, int], num_classes: int, layers: int, fusion_layers: int, width: int, *, shared: bool
 ) -> MSANet:
-    """Return the network that CGGM trains for Food-101 on the hidden states of frozen networks.
+    """Return the network of Guo et al. (NeurIPS 2024) for Food-101, on the hidden states of frozen networks.
 
     Args:
-        sizes: Features of image and text, in this order.
+        sizes: Feature sizes of image and text, in this order.
         num_classes: Number of classes.
-        layers: Of the encoder of each modality.
-        fusion_layers: Of the fusion encoder.
-        width: Of all encoders; a multiple of 5, the number of heads.
-        shared: Whether text is projected by the layer of the images, as in the code of CGGM.
+        layers: Number of layers of the encoder of each modality.
+        fusion_layers: Number of layers of the fusion encoder.
+        width: Width of all encoders; a multiple of 5, the number of heads.
+        shared: Whether text is projected by the layer of the images, as in the code of the authors.
 
     Raises:
         RecipeError: If `width` is no multiple of 5, or if a projection is shared by features of different sizes.
     """
-    # Defaults of food_run.py in the code of CGGM.
+    # Defaults of food_run.py in the code of Guo et al.
     dropouts = Dropouts(attention=0.2, relu=0.15, embedding=0.2, residual=0.15, output=0.1)
     network = MSANet(sizes, num_classes, layers, fusion_layers, HEADS, width, dropouts)
     if shared:
         if len(set(sizes.values())) > 1:
             raise RecipeError(
-                f"Expected features of one size to share a projection. Found {dict(sizes)}. "
-                "Fix: --no-shared-projection."
+                "Features that share a projection should have one size",
+                found=f"{dict(sizes)}",
+                fix="write `--no-shared-projection`",
             )
         first, *others = (network.get_submodule(f"{modality}_net") for modality in sizes)
         for other in others:
@@ -54,14 +55,14 @@ def frozen_feature_net(
 class TextEncoder(nn.Module):
     """Token ids to one feature vector: a transformer's pooled first token, a linear layer, dropout.
 
-    Source: `text_encoder` of the code of BalanceBenchmark. Two things depart: its dropout stays on in evaluation, and
-    its BERT attends to the padding.
+    Source: `text_encoder` of the code of BalanceBenchmark. Two things differ there: dropout stays on in evaluation, and
+    BERT attends to the padding.
 
     Args:
-        transformer: BERT or another encoder of the transformers library. One without a pooler, such as ELECTRA, gives
-            the last hidden state of the first token.
-        size: Features.
-        dropout: Rate, 0 to 1.
+        transformer: BERT or another encoder of the transformers library. For one without a pooler, such as ELECTRA,
+            the last hidden state of the first token is used.
+        size: Size of the feature vector.
+        dropout: Dropout rate, 0 to 1.
     """
 
     def __init__(self, transformer: nn.Module, size: int = TEXT_SIZE, dropout: float = TEXT_DROPOUT) -> None:
@@ -80,15 +81,15 @@ class TextEncoder(nn.Module):
 
 
 def end_to_end_net(num_classes: int, text_model: Path, resnet: Path | None) -> LateFusionNet:
-    """Return ResNet-18 and a pretrained text encoder under one linear layer, all of which are trained.
+    """Return a network of ResNet-18, a pretrained text encoder and one linear layer, all of which are trained.
 
     Args:
         num_classes: Number of classes.
         text_model: Folder of the text encoder with its weights.
-        resnet: A state dict of torchvision's `resnet18` to start from; None: random weights.
+        resnet: File with a state dict of torchvision's `resnet18`; None: random weights.
 
     Raises:
-        RecipeError: If one of these is no such file or folder.
+        RecipeError: If one of these cannot be read, or has other weights.
     """
     picture = PictureEncoder(3)
     if resnet is not None:

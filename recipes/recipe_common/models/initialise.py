@@ -1,4 +1,4 @@
-"""The initialisation that the OGM-GE authors apply to the whole model."""
+"""Initialisation of all weights of a model, as in the code of Peng et al. (CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def initialise(model: nn.Module) -> None:
     """Draw every weight of ``model`` anew, in place.
 
     Linear: Xavier normal, bias 0. Convolution: Kaiming normal by fan-out. BatchNorm: weight 1, bias 0.
-    This is the second of the paper's two passes; it overwrites all that the first one, in the constructors, has drawn.
+    The authors' constructors initialise, too; this second pass overwrites all of it.
     """
     model.apply(_initialise_layer)
 

@@ -1,4 +1,4 @@
-"""The small networks that MultiBench trains on AV-MNIST. B batch."""
+"""LeNet encoders of MultiBench for AV-MNIST. B batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class LeNet(nn.Module):
     """Blocks of convolution, batch norm, ReLU and 2 x 2 max pooling; every block doubles the channels.
 
     After MultiBench (Liang et al., NeurIPS 2021): a first block of 5 x 5, then 3 x 3, no biases, Kaiming-uniform
-    weights. What is left of the picture is averaged; for the sizes of AV-MNIST that is one pixel.
+    weights. The last maps are averaged over their pixels; for the sizes of AV-MNIST there is one.
 
     Args:
         blocks: Number of blocks: 4 for pictures of 28 pixels, 6 for spectrograms of 112.

@@ -1,4 +1,4 @@
-"""The MaxOut network that the AGM paper puts on concatenated features. B batch, C classes."""
+"""MaxOut network on concatenated features, as in Li et al. (ICCV 2023). B batch, C classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Maxout(nn.Module):
-    """The largest of several linear layers, unit by unit (Goodfellow et al., ICML 2013).
+    """MaxOut layer: the maximum of several linear layers, unit by unit (Goodfellow et al., ICML 2013).
 
     Args:
         in_size: Input size.
@@ -29,14 +29,14 @@ class Maxout(nn.Module):
 
 
 class MaxoutFusion(nn.Module):
-    """All features side by side into a MaxOut network: "early fusion" in the code of AGM (Li et al., ICCV 2023).
+    """Concatenated features into a MaxOut network: "early fusion" in the code of Li et al. (ICCV 2023).
 
     Args:
-        sizes: Size of each feature by modality, in order.
+        sizes: Feature size of each modality, in order.
         num_classes: Number of classes C.
         hidden: Sizes of the MaxOut layers; each is followed by batch norm and dropout.
         pieces: Linear layers per MaxOut unit.
-        dropout: Probability, 0 to 1.
+        dropout: Dropout rate, 0 to 1.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""The transformer that CGGM trains on feature sequences. B batch, T_m time steps and D_m features of modality m."""
+"""Multimodal transformer on feature sequences, as in Guo et al. (NeurIPS 2024).
+
+B batch, T_m time steps and D_m features of modality m.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from recipe_common.models.heads import check_width
 
 @attrs.frozen
 class Dropouts:
-    """Dropout rates, 0 to 1; by default those that CGGM's code takes for CMU-MOSI.
+    """Dropout rates, 0 to 1; defaults are those of the code of Guo et al. for CMU-MOSI.
 
     Attributes:
-        attention: Of attention weights.
-        relu: Of the hidden layer of the feed-forward part.
-        embedding: Of the scaled input plus its positions.
-        residual: Of what each half of a layer adds to its input.
-        output: Inside of the residual block in front of the last layer.
+        attention: Rate of attention weights.
+        relu: Rate of the hidden layer of the feed-forward part.
+        embedding: Rate of the scaled input plus its positions.
+        residual: Rate of the residual branch in each half of a layer.
+        output: Rate in the residual block in front of the last layer.
     """
 
     attention: float = 0.15
@@ -34,7 +37,7 @@ class Dropouts:
 
 
 class MSANet(LateFusionNet):
-    """One transformer encoder per modality, joined along time, and a fusion encoder that answers at position 0.
+    """One transformer encoder per modality, joined along time, and a fusion encoder with the output at position 0.
 
     Source: `MSAModel` (and, for two modalities, `FoodModel`) of the code of Guo et al., "Classifier-guided Gradient
     Modulation for Enhanced Multimodal Learning", NeurIPS 2024.
@@ -44,8 +47,8 @@ class MSANet(LateFusionNet):
         outputs: Number of outputs C: classes, or 1 for regression.
         layers: Layers of the encoder of each modality.
         fusion_layers: Layers of the fusion encoder.
-        heads: Attention heads; divide `width`.
-        width: Width that every modality is projected to; even.
+        heads: Attention heads; a divisor of `width`.
+        width: Width of the projection of each modality; even.
         dropouts: Dropout rates.
 
     Raises:
@@ -67,7 +70,7 @@ class MSANet(LateFusionNet):
 
 
 class SequenceEncoder(nn.Module):
-    """Projects every time step of one modality and encodes the sequence, (B, T, D) -> (B, T, width)."""
+    """Encoder of one modality: projects every time step and encodes the sequence, (B, T, D) -> (B, T, width)."""
 
     def __init__(self, size: int, width: int, layers: int, heads: int, dropouts: Dropouts) -> None:
         super().__init__()
@@ -81,7 +84,7 @@ class SequenceEncoder(nn.Module):
 
 
 class MSAFusion(nn.Module):
-    """Joins features (B, T_m, width) along time, encodes them, and answers at the first position, (B, C)."""
+    """Joins features (B, T_m, width) along time, encodes them, and maps the first position to outputs (B, C)."""
 
     def __init__(self, outputs: int, width: int, layers: int, heads: int, dropouts: Dropouts) -> None:
         super().__init__()
@@ -101,9 +104,9 @@ class MSAFusion(nn.Module):
 class TransformerEncoder(nn.Module):
     """Scaled input plus sinusoidal positions, then pre-norm layers and a layer norm, (B, T, width) -> same.
 
-    The layers are torch's. They start as the authors' do: Xavier-uniform weights, biases of zero. One thing departs:
-    with the positions of MulT, which their encoder follows, a step whose first feature is exactly 0 has none. Here
-    every step has its position, those of a modality that is zeroed on purpose too.
+    The layers are those of torch, with the initial weights of the authors: Xavier-uniform, biases of zero. One thing
+    differs: with the positions of MulT, which their encoder follows, a step whose first feature is exactly 0 has none.
+    Here every step has its position, including those of a modality that is zeroed on purpose.
     """
 
     def __init__(self, width: int, layers: int, heads: int, dropouts: Dropouts) -> None:
@@ -137,7 +140,7 @@ def positions(length: int, width: int, device: torch.device | None = None) -> Te
 
 def _layer(width: int, heads: int, dropouts: Dropouts) -> nn.TransformerEncoderLayer:
     layer = nn.TransformerEncoderLayer(width, heads, 4 * width, norm_first=True, batch_first=True)
-    # Its constructor takes one rate for all of these.
+    # The constructor has one rate for all of these.
     layer.self_attn.dropout = dropouts.attention
     layer.dropout.p = dropouts.relu
     layer.dropout1.p = layer.dropout2.p = dropouts.residual

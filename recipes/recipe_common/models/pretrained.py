@@ -1,4 +1,4 @@
-"""Pretrained networks of the transformers library, read from local files only."""
+"""Pretrained networks and tokenizers of the transformers library, read from local files only."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from recipe_common.errors import RecipeError, require
 
 WEIGHTS = ("*.safetensors", "*.bin")
 IDENTIFYING = (*WEIGHTS, "config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
-"""Files on which what a network or tokenizer gives depends."""
+"""Files that determine the output of a network or tokenizer."""
 POOLER = "pooler."
-"""Beginning of the parameters that play no part in hidden states."""
+"""Prefix of the parameters that have no influence on hidden states."""
 
 
 def local_folder(model: str, flag: str, published: str) -> Path:
-    """Return the folder of a network: `model` itself, or where the Hugging Face cache keeps that name.
+    """Return the folder of a network: `model` itself, or the folder of that name in the Hugging Face cache.
 
     Args:
         model: A folder as `save_pretrained` writes it, or a name such as `google-bert/bert-base-uncased`.
-        flag: The flag that names it, for the message.
-        published: Name under which a network that fits is published, for the message.
+        flag: The flag with this value, for the message.
+        published: Public name of a suitable network, for the message.
 
     Raises:
-        RecipeError: If it is not there, or has no configuration or no weights; the message says how to get it.
+        RecipeError: If it does not exist, or has no configuration or no weights; the message has the command to
+            download it.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -43,7 +44,7 @@ def local_folder(model: str, flag: str, published: str) -> Path:
 
 
 def identity(folder: Path) -> str:
-    """Return a SHA-256 in hex of all files that decide what the network or tokenizer in a folder gives."""
+    """Return a SHA-256 in hex of all files that determine the output of the network or tokenizer in a folder."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in IDENTIFYING for path in folder.glob(pattern)}):
         digest.update(path.name.encode() + b"\0")
@@ -53,7 +54,11 @@ def identity(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> Any:
-    """Return the configuration of the network in a folder."""
+    """Return the configuration of the network in a folder.
+
+    Raises:
+        RecipeError: If it cannot be read.
+    """
     transformers = require("transformers")
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -65,19 +70,19 @@ def load_network(folder: Path, *, pooler: bool = False) -> nn.Module:
     """Return the network in a folder without its heads, in float32 and in evaluation mode.
 
     Args:
-        folder: What `local_folder` returns.
+        folder: Folder from `local_folder`.
         pooler: Whether the checkpoint must have the weights of the pooler, too.
 
     Raises:
-        RecipeError: If it cannot be read, or if the checkpoint lacks some of its weights, which would be random.
+        RecipeError: If it cannot be read, or if the checkpoint lacks weights, which would be random.
     """
     transformers = require("transformers")
-    _be_quiet()
+    _disable_output()
     try:
         network, report = transformers.AutoModel.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, dtype="float32"
         )
-    except Exception as error:  # whatever the readers of two file formats raise
+    except Exception as error:  # the readers of two file formats raise errors of their own
         raise _damaged(folder, error) from error
     missing = sorted(name for name in report["missing_keys"] if pooler or not name.startswith(POOLER))
     if missing:
@@ -95,7 +100,7 @@ def load_tokenizer(folder: Path) -> Any:
     transformers = require("transformers")
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever the readers of many file formats raise
+    except Exception as error:  # the readers of many file formats raise errors of their own
         raise _damaged(folder, error) from error
 
 
@@ -103,8 +108,8 @@ def _weights(folder: Path) -> list[Path]:
     return [path for pattern in WEIGHTS for path in folder.glob(pattern)]
 
 
-def _be_quiet() -> None:
-    """Show no progress bar and no report for every network."""
+def _disable_output() -> None:
+    """Disable the progress bar and the report of the transformers library for each network."""
     logging = require("transformers.utils.logging")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -112,12 +117,16 @@ def _be_quiet() -> None:
 
 def _absent(found: str, model: str, flag: str, published: str) -> RecipeError:
     return RecipeError(
-        f"Expected local weights for {flag} {model}. Found {found}; recipes download nothing. "
-        f"Fix: fetch them once where there is a network, `hf download {published} --local-dir DIR`, then {flag} DIR."
+        f"`{flag} {model}` should be a network in local files, since recipes download nothing",
+        found=found,
+        fix=f"download one where there is a connection, `hf download {published} --local-dir DIR`, and write "
+        f"`{flag} DIR`",
     )
 
 
 def _damaged(folder: Path, error: object) -> RecipeError:
     return RecipeError(
-        f"Expected a whole network of the transformers library in {folder}. Found: {error}. Fix: download it again."
+        f"{folder} should hold a whole network of the transformers library",
+        found=f"the error `{str(error).rstrip('.')}`",
+        fix="download it again",
     )

@@ -1,8 +1,8 @@
-"""The network of audio-visual event localisation with positive sample propagation (Zhou et al., CVPR 2021).
+"""Audio-visual event localisation with positive sample propagation, PSP (Zhou et al., CVPR 2021).
 
-It says for each segment of a clip which event is both heard and seen. This is the network that the AGM paper (Li et
-al., ICCV 2023) trains on AVE; layers that their code builds and never calls are left out. B batch, T segments (10 of
-one second), P cells of a feature map (49), C classes.
+The network classifies, for each segment of a clip, the event that is both heard and seen. It is the one that Li et al.
+(ICCV 2023) train on AVE, without the layers that their code builds and never calls. B batch, T segments (10 of one
+second), P cells of a feature map (49), C classes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BiLSTM(nn.Module):
     def train(self, mode: bool = True) -> BiLSTM:
         """Keep the LSTM in training mode, which changes nothing without dropout.
 
-        cuDNN refuses a backward through an LSTM in evaluation mode, and methods such as AGM ask for one.
+        cuDNN refuses a backward through an LSTM in evaluation mode, which some methods need.
         """
         super().train(mode)
         self.lstm.train()
@@ -39,7 +39,7 @@ class BiLSTM(nn.Module):
 
 
 class GuidedAttention(nn.Module):
-    """Looks at the cells of a feature map to which the sound points (Tian et al., ECCV 2018)."""
+    """Attention over the cells of a feature map, guided by the sound (Tian et al., ECCV 2018)."""
 
     def __init__(self, audio_size: int, visual_size: int, cells: int, hidden: int = 512) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class GuidedAttention(nn.Module):
         """(B, T, audio_size), (B, T, P, visual_size) -> the mean of the cells by attention, (B, T, visual_size)."""
         seen = self.score_visual(F.relu(self.affine_visual(cells)))
         heard = self.score_audio(F.relu(self.affine_audio(audio)))
-        # As in their code, what is heard is spread over the rows of the (P, P) scores.
+        # As in their code, the scores of the audio are broadcast over the rows of the (P, P) scores.
         scores = self.score(torch.tanh(seen + heard.unsqueeze(-1))).squeeze(-1)
         return (scores.softmax(dim=-1).unsqueeze(-2) @ cells).squeeze(-2)
 
@@ -76,10 +76,10 @@ class GuidedVisualEncoder(nn.Module):
 
 
 class PropagationFusion(nn.Module):
-    """Adds to each segment what is similar in the other modality, then classifies the mean of both.
+    """Adds to each segment the similar segments of the other modality, then classifies the mean of both.
 
     Attributes:
-        similarity: Of the two features of each segment in the last forward, cosine, (B, T).
+        similarity: Cosine similarity of the two features of each segment in the last forward, (B, T).
     """
 
     def __init__(self, num_classes: int, threshold: float, dropout: float, size: int = FEATURE_SIZE) -> None:
@@ -108,7 +108,7 @@ class PropagationFusion(nn.Module):
         return logits.transpose(1, 2)
 
     def propagate(self, audio: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both features with what the segments of the other modality add, (B, T, 256) each."""
+        """Return both features plus the similar segments of the other modality, (B, T, 256) each."""
         keys = self._active(self.key_visual, visual) @ self._active(self.key_audio, audio).transpose(1, 2)
         similar = F.relu(keys / audio.shape[-1] ** 0.5)
         heard = self._positive(similar) @ self._active(self.value_audio, audio)
@@ -123,27 +123,27 @@ class PropagationFusion(nn.Module):
         return active
 
     def _positive(self, similar: Tensor) -> Tensor:
-        """Rows that sum to 1 over the pairs whose share is above the threshold; all 0 where there is no such pair."""
+        """Return rows that sum to 1 over the pairs with a share above the threshold; all 0 if there is no such pair."""
         share = similar / (similar.sum(dim=-1, keepdim=True) + EPSILON)
         kept = share * (share > self.threshold)
         return kept / (kept.sum(dim=-1, keepdim=True) + EPSILON)
 
 
 class PSPNet(nn.Module):
-    """Says for each segment of a clip which event is both heard and seen.
+    """PSP network: classifies, for each segment of a clip, the event that is both heard and seen.
 
-    The visual encoder looks where the sound points, so the visual features depend on the sound too.
+    The attention of the visual encoder is guided by the sound, so the visual features depend on the sound too.
 
     Args:
-        audio_size: Of the audio feature of a segment.
+        audio_size: Size of the audio feature of a segment.
         visual_size: Channels of the feature map of a segment.
-        num_classes: C, background included.
-        cells: P, height times width of a feature map.
+        num_classes: Number of classes C, background included.
+        cells: Number of cells P, height times width of a feature map.
         threshold: Share of a segment's similarity above which a segment of the other modality counts as positive.
         dropout: Probability that a unit of the fusion is dropped.
 
     Attributes:
-        similarity: Of the two features of each segment in the last forward in training, cosine, (B, T).
+        similarity: Cosine similarity of the two features of each segment in the last forward in training, (B, T).
     """
 
     def __init__(
@@ -173,22 +173,22 @@ class PSPNet(nn.Module):
 
 
 def two_linear_layers(size: int) -> nn.Sequential:
-    """Return the projection of their code: two linear layers without biases, and nothing between them."""
+    """Return the projection of the authors' code: two linear layers without biases, and nothing between them."""
     return nn.Sequential(nn.Linear(size, 2 * HIDDEN, bias=False), nn.Linear(2 * HIDDEN, HIDDEN, bias=False))
 
 
 class PairLoss:
-    """The similarity of both modalities should be spread evenly over the segments of the event (PSP paper, Eq. 8, 9).
+    """Loss term that spreads the similarity of both modalities evenly over the segments of the event (Eq. 8, 9).
 
     Args:
-        weight: Of this loss; 100 in the PSP and AGM code.
+        weight: Weight of the term; 100 in the code of Zhou et al. and of Li et al.
     """
 
     def __init__(self, weight: float = 100.0) -> None:
         self.weight = weight
 
     def __call__(self, model: nn.Module, target: Tensor) -> Tensor:
-        """Return the weighted loss of the model's last batch, of class indices (B, T): 0-dim. Lets go of its graph."""
+        """Return the weighted loss of the last batch of a `PSPNet`, 0-dim, and free its graph; classes (B, T)."""
         assert isinstance(model, PSPNet)
         similarity, model.similarity = model.similarity, None
         assert similarity is not None, "the model has not run in training mode"
@@ -196,7 +196,7 @@ class PairLoss:
 
 
 def spread(similarity: Tensor) -> Tensor:
-    """Return the share of each segment in what is above 0 of the similarities (B, T)."""
+    """Return the share of each segment in the sum of the positive similarities, (B, T)."""
     positive = F.relu(similarity)
     return positive / (positive.sum(dim=-1, keepdim=True) + EPSILON)
 
@@ -205,7 +205,7 @@ def event_share(target: Tensor) -> Tensor:
     """Return 1/n for each of the n segments of the event and 0 for background, (B, T).
 
     The event is the class of the lowest index in the clip: background is the last class. A clip of background alone
-    counts as an event of ten segments, as in the PSP and AGM code.
+    counts as an event of ten segments, as in the code of Zhou et al. and of Li et al.
     """
     in_event = (target == target.amin(dim=1, keepdim=True)).float()
     return in_event / in_event.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""ResNet-18 as an encoder: torchvision's network without pooling and classifier."""
+"""ResNet-18 encoders of pictures and frames: torchvision's network without pooling and classifier."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resnet18_trunk(in_channels: int) -> nn.Sequential:
 
 
 class PictureEncoder(nn.Module):
-    """A picture, such as a spectrogram, to one feature vector: ResNet-18, then the mean over space."""
+    """Encoder of a picture, such as a spectrogram, to one feature vector: ResNet-18, then the mean over space."""
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PictureEncoder(nn.Module):
 
 
 class VisualEncoder(nn.Module):
-    """Frames to one feature vector: ResNet-18 on each frame, then the mean over time and space."""
+    """Encoder of frames to one feature vector: ResNet-18 on each frame, then the mean over time and space."""
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Encoders of feature sequences that answer with one feature.
+"""Encoders of feature sequences to one feature vector: transformer and GRU.
 
 B batch, T time steps and D features of one modality. Steps whose features are all 0 are padding.
 """
@@ -13,20 +13,20 @@ STEPS = ("first", "last")
 
 
 class TransformerEncoder(nn.Module):
-    """Projects every step, encodes the sequence and answers with one of its steps, (B, T, D) -> (B, width).
+    """Projects every step, encodes the sequence and returns one of its steps, (B, T, D) -> (B, width).
 
-    As in MultiBench (Liang et al., NeurIPS 2021), AGM (Li et al., ICCV 2023) and BalanceBenchmark: a projection without
-    bias, torch's post-norm layers with feed-forward width 2048, dropout 0.1 and ReLU, and no positions. The layers
-    start as copies of one another.
+    As in MultiBench (Liang et al., NeurIPS 2021), Li et al. (ICCV 2023) and BalanceBenchmark: a projection without
+    bias, torch's post-norm layers with feed-forward width 2048, dropout 0.1 and ReLU, and no positions. The initial
+    layers are copies of one another.
 
     Args:
-        size: Features D.
+        size: Number of features D.
         width: Width of the encoder; a multiple of `heads`.
-        heads: Attention heads.
-        layers: Layers.
-        step: Which step answers, one of `STEPS`.
-        mask: Whether nobody attends to padding, and `step` counts real steps only; the authors do neither. A sequence
-            that is all 0, as where a modality is masked, is taken as it is.
+        heads: Number of attention heads.
+        layers: Number of layers.
+        step: Step that is returned, one of `STEPS`.
+        mask: Whether padding is left out of attention and of the choice of `step`; in the authors' code it is not. A
+            sequence that is all 0, as that of a masked modality, has no padding.
 
     Raises:
         RecipeError: If `width` is no multiple of `heads`.
@@ -55,10 +55,10 @@ class GRUEncoder(nn.Module):
     """A GRU whose state after the last step is the feature, (B, T, D) -> (B, width), as in MultiBench.
 
     Args:
-        size: Features D.
+        size: Number of features D.
         width: Width of the state.
-        dropout: Of the feature, 0 to 1.
-        mask: Whether the last real step counts instead of the last one.
+        dropout: Dropout rate of the feature, 0 to 1.
+        mask: Whether the state after the last step that is no padding is returned, instead of the last one.
     """
 
     def __init__(self, size: int, width: int, *, dropout: float = 0.1, mask: bool = True) -> None:
@@ -75,9 +75,9 @@ class GRUEncoder(nn.Module):
 
 
 def padding(sequence: Tensor) -> Tensor:
-    """Tell which steps of (B, T, D) are padding, (B, T); of a sequence that is all 0 none is.
+    """Return a mask (B, T) of the steps of (B, T, D) that are padding; in a sequence that is all 0 none is.
 
-    Attention to no step at all would be NaN, and methods and evaluations feed zeros in place of a modality.
+    Attention to no step at all would be NaN, and methods and evaluations replace a modality by zeros.
     """
     is_zero = (sequence == 0).all(dim=2)
     return is_zero & ~is_zero.all(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A network for small sets. B batch, D feature size."""
+"""Small convolutional encoder for synthetic sets. B batch, D feature size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ SMALL_SIZE = 64
 
 
 class SmallEncoder(nn.Module):
-    """Three convolutions of stride 2, and a linear layer on what is left of the picture, 4 x 4 averages.
+    """Three convolutions of stride 2, averages over 4 x 4 regions, and a linear layer.
 
     Args:
         in_channels: Channels of the input.
-        feature_size: D, a multiple of 4.
+        feature_size: Feature size D, a multiple of 4.
         batch_norm: Whether each convolution is followed by batch norm.
     """
 

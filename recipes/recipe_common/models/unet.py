@@ -1,4 +1,4 @@
-"""U-Nets: one per modality, joined at full resolution. B batch, (H, W) pixels, multiples of 16."""
+"""U-Net segmentation: one U-Net per modality, joined at full resolution. B batch, (H, W) pixels, multiples of 16."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class MapFusion(nn.Module):
     """A 3x3 convolution over the maps of all modalities, batch norm, ReLU, and a 1x1 convolution to logits.
 
     Args:
-        modalities: M.
-        width: Channels D of a modality's map, and of the layer between the two convolutions.
-        num_classes: C.
+        modalities: Number of modalities M.
+        width: Channels D of the map of a modality, and of the layer between the two convolutions.
+        num_classes: Number of classes C.
     """
 
     def __init__(self, modalities: int, width: int, num_classes: int) -> None:
@@ -45,9 +45,9 @@ def unet(modalities: Sequence[str], num_classes: int, width: int = 32) -> LateFu
     residual units per level and batch norm, which gives D maps at full resolution.
 
     Args:
-        modalities: Names.
-        num_classes: C.
-        width: D.
+        modalities: Names of the modalities.
+        num_classes: Number of classes C.
+        width: Channels D of the first level.
     """
     nets = require("monai.networks.nets")
     channels = [width * 2**level for level in range(LEVELS)]

@@ -1,4 +1,4 @@
-"""Weights from local torch files; nothing is downloaded."""
+"""Weights from local torch files, and loading of ResNet-18 from them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     the file is never run.
 
     Raises:
-        RecipeError: If the file cannot be read or holds something else.
+        RecipeError: If the file cannot be read, or is no such dictionary.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise RecipeError(
-            f"Expected weights, saved by torch, in {path}. Found: {reason}. Fix: give the path of a .pth file."
+            f"{path} should be weights, saved by torch",
+            found=f"that it cannot be read ({reason.rstrip('.')})",
+            fix="give the path of a .pth file",
         ) from error
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise RecipeError(
-            f"Expected weights by name in {path}. Found {type(content).__name__}. Fix: save model.state_dict()."
+            f"{path} should hold weights by name", found=type(content).__name__, fix="save model.state_dict()"
         )
     return {name.removeprefix("module."): weight for name, weight in content.items()}
 
 
 def load_resnet18(trunk: nn.Module, path: Path) -> None:
-    """Load weights of torchvision's ResNet-18 into what `resnet18_trunk` returns, in place.
+    """Load weights of torchvision's ResNet-18 into the network of `resnet18_trunk`, in place.
 
     The classifier `fc` is ignored. A first convolution for another number of channels, such as that of optical flow,
     keeps its own weights.
@@ -55,6 +57,7 @@ def load_resnet18(trunk: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RecipeError(
-            f"Expected weights of torchvision's ResNet-18 in {path}. Found: {reason[:300]}. "
-            "Fix: give a file of that network."
+            f"{path} should hold weights of torchvision's ResNet-18",
+            found=f"others ({reason[:300].rstrip('.')})",
+            fix="give a file of that network",
         ) from error

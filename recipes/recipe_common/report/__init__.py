@@ -1,1 +1,1 @@
-"""What a person sees of a run: the live view, the files of a run folder, tables and pictures."""
+"""Output of runs: live view, files of a run folder, tables, pictures and a page."""

@@ -1,4 +1,4 @@
-"""Pictures of runs: scores and coefficients over epochs, one colour per method; and the scores at the end."""
+"""Figures of runs: scores, training loss and coefficients over epochs, and bars of the test scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recipe_common.report.results import ONLY, Caption
 from recipe_common.report.summary import BASELINE, Summary
 from recipe_common.report.view import Row
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the baseline is grey.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish; the baseline is grey.
 _GREY = "#6e6e6e"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8F6B00")
 _LINE_STYLES = ("-", "--", ":", "-.")
@@ -22,7 +22,7 @@ _SUFFIXES = (".png", ".pdf")
 _MOST_BANDS = 4
 """More methods than this are drawn as means only; their ranges would cover each other."""
 _LARGEST = 4.0
-"""Coefficients beyond this lie outside of the picture, or nothing could be seen of the others."""
+"""Limit of the axis of coefficients; a larger one would flatten the curves of all others."""
 _DECADES = 20.0
 """Losses that differ by more than this factor are drawn on a logarithmic scale."""
 
@@ -44,12 +44,12 @@ class Picture:
     """One figure: scores above (fused, then each modality alone), training loss and coefficients below.
 
     Several runs of a method, one per seed, are drawn as their mean and, if there are few methods, the range between the
-    extremes. A modality that was trained by itself is drawn where this modality alone is scored.
+    extremes. A modality that was trained by itself is drawn in the panel with the scores of this modality alone.
 
     Attributes:
         histories: For each method, the rows per epoch of each of its runs.
         modalities: Names of the modalities.
-        caption: What a reader must know.
+        caption: Title, protocol and task.
     """
 
     histories: Mapping[str, Sequence[History]]
@@ -150,7 +150,7 @@ class Picture:
 
     @property
     def _methods(self) -> list[str]:
-        """What was trained on all modalities, or on one if there is nothing else."""
+        """Methods that were trained on all modalities; the runs of single modalities if there are no others."""
         return [method for method in self.histories if not method.startswith(ONLY)] or list(self.histories)
 
     def _draw(
@@ -229,7 +229,7 @@ def write_figure(figure: Any, path: Path) -> list[Path]:
 
 def title(caption: Caption) -> str:
     """Return the title of every picture."""
-    return caption.title + (" (generated data)" if caption.generated else "")
+    return caption.title + (" (synthetic data)" if caption.synthetic else "")
 
 
 def _extremes(axes: Any) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""TensorBoard events of a run."""
+"""TensorBoard event files of a run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from recipe_common.files import room_for
 
 
 class EventLog:
-    """Writes scalars for TensorBoard. One axis for all of them: optimizer steps since the start of the run.
+    """Writes scalars for TensorBoard, all of them over optimizer steps since the start of the run.
 
     Args:
         path: Folder of the event files; None to write nothing.
-        step: Steps done before. TensorBoard drops what an interrupted run had written beyond them; at 0 all of it goes.
+        step: Steps done before. TensorBoard drops later events of an interrupted run; at 0 all events are deleted.
 
     Raises:
-        RecipeError: If the disk is full; so do all methods.
+        RecipeError: If the disk is full. All methods raise it, too.
     """
 
     def __init__(self, path: Path | None, step: int) -> None:
@@ -29,11 +29,11 @@ class EventLog:
         with room_for(path):
             if step == 0 and path.exists():
                 shutil.rmtree(path)
-            # What is at the step of the purge is dropped, too.
+            # Events at the step of the purge itself are dropped, too.
             self._writer = SummaryWriter(str(path), purge_step=step + 1 if step > 0 else None)
 
     def step(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
-        """Log a look at the running training loss and at the optimizer's metrics."""
+        """Log the running training loss and the metrics of the optimizer."""
         self._write(step, {"train/running_loss": loss, **metrics})
 
     def epoch(self, step: int, row: Mapping[str, float]) -> None:
@@ -41,13 +41,13 @@ class EventLog:
         self._write(step, {f"epoch/{name}": value for name, value in row.items()})
 
     def flush(self) -> None:
-        """Write everything to disk."""
+        """Write all events to disk."""
         if self._writer is not None:
             with room_for(Path(self._writer.log_dir)):
                 self._writer.flush()
 
     def close(self) -> None:
-        """Write everything to disk, and nothing more."""
+        """Write all events to disk and close the file."""
         if self._writer is not None:
             with room_for(Path(self._writer.log_dir)):
                 self._writer.close()

@@ -1,4 +1,4 @@
-"""The folder of one run: which run it belongs to, and the files in it."""
+"""Folder of one run: its files, and the check that it belongs to this run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from recipe_common.files import PARTIAL, atomic_file, room_for
 LOCK = ".lock"
 LOG = "log.txt"
 SEED = "seed-"
-"""How the folders of several seeds begin."""
+"""Prefix of the folders of several seeds."""
 _CONFIG = {"recipe": str, "settings": dict, "run": dict, "versions": dict}
 _RESULT = {"method": str, "seed": int, "best": dict, "test": dict, "history": list}
-"""What there is at least in the files of this name."""
-_FIX = "Fix: restore that file, or train anew with `--overwrite`."
+"""Required entries of ``config.json`` and ``result.json``, and their types."""
+_FIX = "restore that file, or train anew with `--overwrite`"
 _LIBRARIES = ("torch", "torchvision", "torchaudio", "scikit-learn", "modbalance")
 
 
@@ -36,12 +36,12 @@ def _as_read_from_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @attrs.frozen
 class RunFolder:
-    """Names and writes the files of one run.
+    """Paths and contents of the files of one run.
 
     Attributes:
         path: The folder, ``OUTPUT/METHOD``.
         recipe: Name of the recipe.
-        settings: The settings that make the run this run and no other, ready for JSON.
+        settings: The settings that identify the run, as values for JSON.
     """
 
     path: Path
@@ -55,12 +55,12 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """All that is needed to go on."""
+        """State from which training continues."""
         return self.path / "last.pt"
 
     @property
     def result(self) -> Path:
-        """What came out; there once the run is finished."""
+        """Scores and history; exists once the run is finished."""
         return self.path / "result.json"
 
     @property
@@ -84,21 +84,22 @@ class RunFolder:
         return self.path / "curves.png"
 
     def check(self, *, resume: bool, overwrite: bool, update: bool = False) -> bool:
-        """Refuse a folder that this run must not touch. Changes nothing.
+        """Check that the run may use the folder. Changes nothing.
 
         Returns:
-            Whether what is in the folder is to be thrown away.
+            Whether the content of the folder is to be deleted.
 
         Raises:
-            RecipeError: If the folder holds another run, or this one and nobody said what to do with it; if its
-                ``config.json`` is damaged and not to be thrown away.
+            RecipeError: If the folder holds another run, or this one and no argument is true; if its ``config.json`` is
+                damaged and not to be deleted.
         """
         if not self._files():
             return False
         if not self.config.is_file():
             raise RecipeError(
-                f"Expected {self.path} to be empty or the folder of a run. Found files, but no config.json. "
-                "Fix: another `--output`."
+                f"{self.path} should be empty or the folder of a run",
+                found="files, but no config.json",
+                fix="choose another `--output`",
             )
         if overwrite:
             return True
@@ -107,22 +108,25 @@ class RunFolder:
             return True
         if differences:
             raise RecipeError(
-                f"Expected {self.path} to hold a run with these settings. Found others: {'; '.join(differences)}. "
-                "Fix: another `--output`, the old settings, `--update` to train runs of other settings anew, or "
-                "`--overwrite` to train all anew."
+                f"{self.path} should hold a run with these settings",
+                found=f"others ({'; '.join(differences)})",
+                fix="choose another `--output`, the old settings, `--update` to train runs of other settings anew, or "
+                "`--overwrite` to train all anew",
             )
         if not resume and not update:
             raise RecipeError(
-                f"Expected no run in {self.path}. Found this one already. Fix: `--resume` to go on with it (a finished "
-                "run is only shown), or `--overwrite` to throw it away."
+                f"{self.path} should hold no run",
+                found="this one already",
+                fix="write `--resume` to continue it (a finished run is only shown), or `--overwrite` to delete it",
             )
         return False
 
     def clear(self) -> None:
-        """Throw away what a run left in the folder.
+        """Delete the files of a run in the folder.
 
-        After a kill the rest is still a run's folder, as ``config.json`` goes last, and an unfinished one without a
-        state to go on from, as these go first. Folders of seeds are runs of their own and stay.
+        If the process is killed meanwhile, the rest is still the folder of a run, as ``config.json`` is deleted last,
+        and of an unfinished one without a saved state, as these are deleted first. Folders of seeds belong to runs of
+        their own and stay.
         """
         if not self.config.exists():
             return
@@ -131,14 +135,14 @@ class RunFolder:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _files(self) -> list[Path]:
-        """Return what this run left: no files of the process at work, none that a kill left half written."""
+        """Return the files of the run, without those of the present process and partial ones of killed processes."""
         if not self.path.exists():
             return []
         found = [path for path in self.path.iterdir() if path.name not in (LOCK, LOG)]
         return [path for path in found if not path.name.endswith(PARTIAL) and not _is_seed(path)]
 
     def claim(self, run_settings: Mapping[str, Any]) -> None:
-        """Make the folder that of this run, unfinished."""
+        """Mark the folder as that of this run, unfinished."""
         self.result.unlink(missing_ok=True)
         config = {
             "recipe": self.recipe,
@@ -158,10 +162,10 @@ class RunFolder:
         write_text(self.metrics, text.getvalue())
 
     def epochs_done(self) -> int:
-        """Return how many epochs the run has behind it.
+        """Return the number of epochs that the run has been trained for.
 
         Raises:
-            RecipeError: If the file that tells is damaged.
+            RecipeError: If ``metrics.csv`` is damaged.
         """
         if not self.metrics.is_file():
             return 0
@@ -170,7 +174,7 @@ class RunFolder:
                 return sum(1 for _ in csv.DictReader(file))
         except (OSError, ValueError, csv.Error) as error:
             raise RecipeError(
-                f"Expected a table in {self.metrics}. Found that it cannot be read: {error}. {_FIX}"
+                f"{self.metrics} should be a table", found=f"that it cannot be read ({error})", fix=_FIX
             ) from error
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -178,7 +182,7 @@ class RunFolder:
         write_text(self.result, json.dumps(result, indent=2))
 
     def read_config(self) -> dict[str, Any] | None:
-        """Return what `claim` wrote: settings and versions.
+        """Return the settings and versions that `claim` wrote, or None if there is no file.
 
         Raises:
             RecipeError: If the file is damaged.
@@ -186,13 +190,13 @@ class RunFolder:
         return _read(self.config, _CONFIG)
 
     def write_log(self, text: str) -> None:
-        """Keep what a person may want to know of a failed run."""
+        """Write the log of a failed run."""
         # The run has failed already: that its log cannot be written must not hide why.
         with suppress(OSError), atomic_file(self.path / LOG) as partial:
             partial.write_text(text, encoding="utf-8")
 
     def read_result(self) -> dict[str, Any] | None:
-        """Return what `write_result` wrote, or None if the run is not finished.
+        """Return the content of `write_result`, or None if the run is not finished.
 
         Raises:
             RecipeError: If the file is damaged.
@@ -207,16 +211,18 @@ class RunFolder:
 
 
 def _read(path: Path, parts: Mapping[str, type]) -> dict[str, Any] | None:
-    """Return what is in a file of JSON, which has all parts; None if there is no file."""
+    """Return the content of a JSON file with the entries ``parts``; None if there is no file."""
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"Expected JSON in {path}. Found that it cannot be read: {error}. {_FIX}") from error
+        raise RecipeError(f"{path} should be JSON", found=f"that it cannot be read ({error})", fix=_FIX) from error
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     if missing := [name for name, kind in parts.items() if not isinstance(found.get(name), kind)]:
-        raise RecipeError(f"Expected {', '.join(parts)} in {path}. Found it without {', '.join(missing)}. {_FIX}")
+        raise RecipeError(
+            f"{path} should have the entries {', '.join(parts)}", found=f"it without {', '.join(missing)}", fix=_FIX
+        )
     return found
 
 

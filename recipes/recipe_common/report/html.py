@@ -1,4 +1,4 @@
-"""A comparison as one page that opens offline: table, pictures, settings and versions."""
+"""HTML report of a comparison, one file that opens offline: table, pictures, settings and versions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def report_page(summary: Summary, configs: Mapping[str, Mapping[str, Any]], comm
     Args:
         summary: The comparison.
         configs: Content of ``config.json`` for each run, by its folder.
-        command: What was typed.
+        command: Command line of the comparison.
     """
     title = escape(summary.caption.title)
     pictures = _pictures(summary) if summary.histories else ""
@@ -56,7 +56,7 @@ def report_page(summary: Summary, configs: Mapping[str, Mapping[str, Any]], comm
 {_messages(summary)}
 <h2>Test split, with the weights of the best epoch</h2>
 <div class="scroll">{_table(summary)}</div>
-{_paragraphs(notes(summary)[1 + summary.caption.generated :])}
+{_paragraphs(notes(summary)[1 + summary.caption.synthetic :])}
 {pictures}
 <h2>How it was made</h2>
 <pre>{escape(command)}</pre>
@@ -68,8 +68,8 @@ def report_page(summary: Summary, configs: Mapping[str, Mapping[str, Any]], comm
 
 def _messages(summary: Summary) -> str:
     parts = []
-    if summary.caption.generated:
-        text = "Generated data: the numbers show that the code works, and say nothing about real data."
+    if summary.caption.synthetic:
+        text = "Synthetic data: the numbers show that the code works, and have no meaning for real data."
         parts.append(f'<p class="warning">{text}</p>')
     for line in summary.lines:
         for failure in line.failures:
@@ -103,11 +103,11 @@ def _pictures(summary: Summary) -> str:
 
 
 def _svg(figure: Any) -> str:
-    """Return a figure as an SVG element; its letters are outlines, so that no font is needed."""
+    """Return a figure as an SVG element; its letters are outlines, which need no font."""
     import matplotlib as mpl
 
     text = io.StringIO()
-    # Without these two every call gives other bytes.
+    # Without these two settings the bytes differ from call to call.
     with mpl.rc_context({"svg.hashsalt": "modbalance"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     content = text.getvalue()
@@ -117,7 +117,7 @@ def _svg(figure: Any) -> str:
 def _settings(configs: Mapping[str, Mapping[str, Any]]) -> str:
     if not configs:
         return ""
-    # Versions and devices of runs that an earlier call has finished may be others.
+    # Versions and devices may differ for runs that an earlier call has finished.
     facts = [{**config["settings"], **config["run"], "versions": config["versions"]} for config in configs.values()]
     shared = {name: value for name, value in facts[0].items() if all(each.get(name, ...) == value for each in facts)}
     parts = [_details("Settings, device and versions of all runs", shared)]

@@ -1,4 +1,4 @@
-"""The view on a terminal: progress with time left, and a table that grows."""
+"""Live view of one run on a terminal: progress bars with the time left, and a table of epochs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPEED_PERIOD = 600.0  # seconds: long enough to average over evaluations betwee
 
 
 class LiveView:
-    """A live display for one run after another."""
+    """View of one run after another with `rich.live`."""
 
     def __init__(self, console: Console, columns: Columns) -> None:
         self._console = console
@@ -49,7 +49,7 @@ class LiveView:
         self._progress.advance(self._all_steps)
         self._progress.advance(self._epoch_steps)
 
-    def look(self, loss: float) -> None:
+    def loss_read(self, loss: float) -> None:
         """Show the loss beside the bar of the epoch."""
         self._progress.update(self._epoch_steps, note=f"loss {loss:.4f}")
 

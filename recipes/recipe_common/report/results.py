@@ -1,4 +1,4 @@
-"""Finished and failed runs, and what a reader of their numbers must know."""
+"""Results of finished runs, reasons of failed ones, and the caption of their numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recipe_common.tasks.task import Task
 
 ALONE_NOTE = "A modality alone: the features of the others are zero where they enter the fusion."
 ONLY = "only:"
-"""Before the name of a modality: a run that trains this modality by itself, its ceiling."""
+"""Prefix of the name of a modality: a run that trains this modality by itself, its ceiling."""
 
 
 @attrs.frozen
@@ -20,7 +20,7 @@ class Run:
 
     Attributes:
         method: Name of the method, or ``only:<modality>``.
-        seed: Of weights, order and augmentation.
+        seed: Seed of weights, order and augmentation.
     """
 
     method: str
@@ -68,7 +68,7 @@ class Result:
         return sum(row["waiting"] for row in self.history) / max(sum(row["seconds"] for row in self.history), 1e-9)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields, ready for JSON."""
+        """Return the fields as values for JSON."""
         return attrs.asdict(self)
 
 
@@ -79,7 +79,7 @@ class Failure:
     Attributes:
         method: See `Result`.
         seed: See `Result`.
-        reason: Why, in one line.
+        reason: Reason in one line.
     """
 
     method: str
@@ -92,18 +92,18 @@ Outcome = Result | Failure
 
 @attrs.frozen
 class Caption:
-    """What a reader of the numbers must know.
+    """Caption of tables and pictures.
 
     Attributes:
         title: Title of the recipe.
-        generated: Whether the data were generated.
+        synthetic: Whether the data are synthetic.
         select: Split that selected the best epoch.
         protocol: Name of the protocol.
-        task: What was trained and measured.
+        task: Loss and metrics.
     """
 
     title: str
-    generated: bool
+    synthetic: bool
     select: str
     protocol: str
     task: Task
@@ -111,14 +111,14 @@ class Caption:
     def lines(self) -> list[str]:
         """Return the caption as sentences."""
         lines = [self.title]
-        if self.generated:
-            lines.append("GENERATED DATA: the numbers show that the code works, and say nothing about real data.")
+        if self.synthetic:
+            lines.append("SYNTHETIC DATA: the numbers show that the code works, and have no meaning for real data.")
         if self.select == "test":
             lines.append("Best epoch selected on the TEST split, as the papers do: the test scores are optimistic.")
         else:
             lines.append("Best epoch selected on the validation split; test split evaluated once.")
         if self.protocol != "fair":
-            lines.append(f"Protocol `{self.protocol}`: what the paper's own code does, not a fair comparison.")
+            lines.append(f"Protocol `{self.protocol}`: that of the paper's own code, not a fair comparison.")
         return [*lines, ALONE_NOTE]
 
 

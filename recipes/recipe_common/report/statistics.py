@@ -1,4 +1,4 @@
-"""Means, spreads and intervals over seeds."""
+"""Statistics over seeds: means, standard deviations, bootstrap intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ CONFIDENCE = 0.95
 
 @attrs.frozen
 class Spread:
-    """Numbers of one kind over seeds.
+    """Mean and spread of one quantity over seeds.
 
     Attributes:
-        count: How many.
-        mean: Their mean.
-        std: Their standard deviation (n - 1); None for one, or if one is not finite.
-        low: Lower end of the bootstrap 95 % interval of the mean; None likewise.
-        high: Its upper end.
+        count: Number of values.
+        mean: Mean of the values.
+        std: Standard deviation (n - 1); None for one value, or if one is not finite.
+        low: Lower end of the bootstrap 95 % interval of the mean; None if ``std`` is.
+        high: Upper end of that interval; None if ``std`` is.
     """
 
     count: int
@@ -30,7 +30,7 @@ class Spread:
     high: float | None
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether the intervals overlap; where nobody can tell (no interval, or NaN), they do."""
+        """Return whether the intervals overlap; True as well if one has no interval or its ends are NaN."""
         if self.low is None or self.high is None or other.low is None or other.high is None:
             return True
         return not (self.low > other.high or other.low > self.high)

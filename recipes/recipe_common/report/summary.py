@@ -1,4 +1,4 @@
-"""A comparison as a table: one row per method, means over seeds, differences to the baseline, and what it cost."""
+"""Summary of a comparison: one row per method, with means over seeds, differences to the baseline, and costs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ COSTS = ("best epoch", "time/step", "passes", "memory")
 
 @attrs.frozen
 class Column:
-    """Numbers of one kind.
+    """Scores of one kind, as a column of the table.
 
     Attributes:
         key: Name in the ``test`` scores of a result.
-        title: Name for people.
-        metric: How they are written, and which is better.
+        title: Title of the column.
+        metric: Metric of the scores, with their format and direction.
     """
 
     key: str
@@ -32,10 +32,10 @@ class Column:
 
 @attrs.frozen
 class Line:
-    """One method.
+    """One method, as a row of the table.
 
     Attributes:
-        method: Its name.
+        method: Name of the method.
         results: Its finished runs, by rising seed.
         failures: Its failed runs.
     """
@@ -59,9 +59,9 @@ class Summary:
     """A whole comparison.
 
     Attributes:
-        lines: One per method, in the order in which they were asked for.
+        lines: One per method, in the order of the command line.
         modalities: Names of the modalities.
-        caption: What a reader must know.
+        caption: Title, protocol and task.
     """
 
     lines: tuple[Line, ...]
@@ -101,7 +101,7 @@ class Summary:
 
     @property
     def baseline(self) -> Line | None:
-        """What the others are compared with, if it was trained."""
+        """The method to which the others are compared, if it was trained."""
         return next((line for line in self.lines if line.method == BASELINE), None)
 
     def gain(self, line: Line) -> Spread | None:
@@ -114,7 +114,7 @@ class Summary:
     def clear_winner(self) -> Line | None:
         """Return the method whose headline is best, if its interval overlaps with that of no other method.
 
-        Models of a single modality do not take part, and a method of which runs failed does not win by the others.
+        Models of a single modality are left out, and a method with failed runs is never the best.
         """
         column = self.columns[0]
         known = [
@@ -144,11 +144,11 @@ def summarize(outcomes: Sequence[Outcome], modalities: tuple[str, ...], caption:
 
 @attrs.frozen
 class Marks:
-    """How a kind of text writes what is special.
+    """Markup of a kind of text, such as Markdown.
 
     Attributes:
-        bold: Emphasizes a cell.
-        escape: Makes plain text safe.
+        bold: Returns a cell in bold.
+        escape: Returns plain text with its special characters escaped.
     """
 
     bold: Callable[[str], str]

@@ -1,4 +1,4 @@
-"""The table of a comparison on the screen, in Markdown, in LaTeX and as raw numbers."""
+"""Tables of a comparison: on the screen, in Markdown, in LaTeX and as CSV."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SEEDS_NOTE = (
 
 
 def notes(summary: Summary) -> list[str]:
-    """Return what a reader of the table must know."""
+    """Return the notes below the table: caption, explanation of the columns, failures."""
     failed = [
         f"FAILED: {failure.method}, seed {failure.seed}: {failure.reason}"
         for line in summary.lines
@@ -75,7 +75,7 @@ def print_scores(console: Console, rows: Mapping[str, Row], modalities: Sequence
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table whose first row is its head; what does not fit in a line goes on in the next."""
+    """Return a table whose first row is its head; cells that are too long continue in the next line."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, title in enumerate(rows[0]):
         table.add_column(title, justify="right" if number else "left", overflow="fold")
@@ -130,8 +130,9 @@ def compared_runs(output: Path) -> set[Run]:
             return {Run(row["method"], int(row["seed"])) for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RecipeError(
-            f"Expected a method and a seed in each row of {table}. Found that it cannot be read: {error}. "
-            "Fix: remove it; the command that trained, with `--resume`, writes it anew."
+            f"Each row of {table} should have a method and a seed",
+            found=f"that it cannot be read ({error})",
+            fix="remove it; the command that trained, with `--resume`, writes it anew",
         ) from error
 
 
@@ -149,7 +150,7 @@ def _record(result: Result) -> dict[str, object]:
 
 
 def write_tables(output: Path, summary: Summary, outcomes: Sequence[Outcome]) -> list[Path]:
-    """Write ``comparison.md`` for people, ``comparison.tex`` for papers and ``comparison.csv`` for programs."""
+    """Write ``comparison.md`` for readers, ``comparison.tex`` for papers and ``comparison.csv`` for programs."""
     texts = {"md": markdown(summary), "tex": latex(summary), "csv": numbers(outcomes)}
     paths = []
     for ending, text in texts.items():

@@ -1,8 +1,7 @@
-"""What methods reported of themselves while they trained, from the TensorBoard events of a comparison's runs."""
+"""Telemetry of methods: statistics of the quantities that they logged, from TensorBoard events of a comparison."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Collection, Iterator, Sequence
@@ -17,8 +16,19 @@ from recipe_common.errors import RecipeError, require
 from recipe_common.report.folder import SEED, RunFolder, write_text
 from recipe_common.report.results import Run
 from recipe_common.report.tables import compared_runs
+from recipe_common.settings.command_line import parse
+from recipe_common.settings.declaration import flag
 
 COMMAND = "telemetry"
+_DESCRIPTION = "Statistics of the quantities that the methods of finished or running runs have logged."
+
+
+@attrs.frozen(kw_only=True)
+class TelemetrySettings:
+    """Folder and methods of the runs."""
+
+    output: Path = flag(Path("runs"), metavar="DIR")
+    methods: tuple[str, ...] | None = flag(None, "default: all with logged quantities", metavar="NAME")
 
 
 @attrs.frozen
@@ -26,8 +36,8 @@ class Source:
     """The events of one run.
 
     Attributes:
-        run: Which one.
-        events: Their folder.
+        run: Method and seed.
+        events: Folder of the event files.
     """
 
     run: Run
@@ -41,12 +51,12 @@ class Source:
 
 @attrs.frozen
 class Quantity:
-    """One quantity of one method, over all looks of all its runs.
+    """One quantity of one method, over all readings of all its runs.
 
     Attributes:
         method: Name of the method.
         name: Name of the quantity, such as ``coefficient/audio``.
-        runs: What each run reported, in the order of its steps; numbers that are not finite are left out.
+        runs: Numbers of each run, in the order of its steps; those that are not finite are left out.
     """
 
     method: str
@@ -54,7 +64,7 @@ class Quantity:
     runs: tuple[tuple[float, ...], ...]
 
     def row(self) -> dict[str, str | int | float]:
-        """Summarize: three quantiles, the share of negative numbers, and the mean over runs of the last number."""
+        """Return three quantiles, the share of negative numbers, and the mean over runs of the last number."""
         values = np.concatenate(self.runs)
         low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
         last = np.mean([run[-1] for run in self.runs])
@@ -74,22 +84,20 @@ def telemetry(recipe: str, arguments: Sequence[str], console: Console) -> int:
     """Run the command: print a line per quantity that was not always 0, and write all to ``telemetry.csv``.
 
     Raises:
-        RecipeError: If there are no runs, or none that reported anything.
+        RecipeError: If there are no runs, or none with logged quantities.
     """
-    parser = argparse.ArgumentParser(description="What the methods of finished or running runs report of themselves.")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=Path("runs") / recipe)
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="default: all that report something")
-    args = parser.parse_args(arguments)
-    sources = find_sources(args.output, recipe, args.methods)
-    chosen = choose(sources, compared_runs(args.output))
+    settings = parse(TelemetrySettings, None, _DESCRIPTION, arguments, {"output": Path("runs") / recipe})
+    sources = find_sources(settings.output, recipe, settings.methods)
+    chosen = choose(sources, compared_runs(settings.output))
     rows = [quantity.row() for quantity in read_telemetry(chosen)]
     if not rows:
         raise RecipeError(
-            f"Expected runs of methods that report something in {args.output}. Found none. "
-            "Fix: `--output` as it was in training."
+            f"{settings.output} should hold runs of methods that log quantities",
+            found="none",
+            fix="give the `--output` of the training",
         )
-    _write(args.output / "telemetry.csv", rows)
-    title = "quantiles and share of negative numbers: of all looks of all runs; last: mean over runs"
+    _write(settings.output / "telemetry.csv", rows)
+    title = "quantiles and share of negative numbers: over all readings (looks) of all runs; last: mean over runs"
     table = Table(*rows[0], title=title, box=None)
     for row in rows:
         if not row["5 %"] == row["95 %"] == row["last"] == 0:
@@ -105,7 +113,7 @@ def find_sources(output: Path, recipe: str, methods: Collection[str] | None = No
     """Return the events of all runs under ``output``, or of those of some methods.
 
     Raises:
-        RecipeError: If what says which run a folder belongs to is damaged.
+        RecipeError: If the ``config.json`` of a run is damaged.
     """
     found = []
     for events in sorted([*output.glob("*/events"), *output.glob(f"*/{SEED}*/events")]):
@@ -120,7 +128,7 @@ def choose(sources: Sequence[Source], compared: Collection[Run]) -> list[Source]
     """Return the events of runs that belong together: of each method a single run, or those of several seeds.
 
     Args:
-        sources: Those to choose from.
+        sources: Events of all runs.
         compared: Runs of the last comparison; of methods that it does not have, all runs of several seeds are chosen if
             there are any.
     """
@@ -137,7 +145,7 @@ def _of_one_kind(sources: Sequence[Source], compared: Collection[Run]) -> list[S
     known = [source for source in sources if not compared or source.run in compared]
     of_seeds = [source for source in known if source.is_of_seeds]
     single = [source for source in known if not source.is_of_seeds]
-    # The table says which seeds, and not which folders: one seed of several that were trained is hardly all of them.
+    # The table has seeds, and no folders: if it has one seed of several that were trained, it is of a single run.
     is_single = len(compared) == 1 and len(of_seeds) < sum(source.is_of_seeds for source in sources)
     return single if single and (is_single or not of_seeds) else of_seeds
 

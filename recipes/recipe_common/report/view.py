@@ -1,4 +1,4 @@
-"""What a run shows while it trains: the interface, and the lines for logs."""
+"""Views of a run in training: the interface that the trainer calls, and lines for logs."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ Row = Mapping[str, float]
 
 
 class View(Protocol):
-    """Told by the trainer what happens. Nothing here may read from the device."""
+    """Display of the progress of a run; the trainer calls it. No method may read from the device."""
 
     def start(self, method: str, epochs: int, num_steps: int, step: int, history: Sequence[Row]) -> None:
-        """A run begins, or goes on after ``history`` and ``step`` steps of the epoch behind it."""
+        """Show the start of a run, or its continuation after ``history`` and ``step`` steps of the next epoch."""
 
     def step_done(self) -> None:
-        """An optimizer step is done."""
+        """Count an optimizer step."""
 
-    def look(self, loss: float) -> None:
-        """The trainer looked at the mean loss of the epoch so far."""
+    def loss_read(self, loss: float) -> None:
+        """Show the mean loss of the epoch so far."""
 
     def epoch_done(self, row: Row) -> None:
-        """An epoch is trained and evaluated."""
+        """Show the row of an epoch that is trained and evaluated."""
 
     def stop(self) -> None:
-        """The run is over, or interrupted."""
+        """End the display of a run that is finished or interrupted."""
 
 
 @attrs.frozen
 class Columns:
-    """Which numbers of an epoch are shown, and how.
+    """Numbers of an epoch that are shown, and their format.
 
     Attributes:
         modalities: Names of the modalities.
         split: Split that is evaluated after each epoch.
-        task: What is measured.
+        task: Loss and metrics.
     """
 
     modalities: tuple[str, ...]
@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 
 
 class PlainView:
-    """One aligned line per epoch, for logs and pipes."""
+    """View with one aligned line per epoch, for logs and pipes."""
 
     def __init__(self, console: Console, columns: Columns, name: str | None = None) -> None:
         self._console = console
@@ -86,7 +86,7 @@ class PlainView:
         self._widths = [max(len(title), 8) for title in columns.header()]
 
     def start(self, method: str, epochs: int, num_steps: int, step: int, history: Sequence[Row]) -> None:
-        """Print the titles, and the epochs that an interrupted run had done."""
+        """Print the titles, and the epochs done before an interruption."""
         self._epochs = epochs
         self._done_before = len(history)
         self._started = time.perf_counter()
@@ -98,7 +98,7 @@ class PlainView:
     def step_done(self) -> None:
         """Print nothing."""
 
-    def look(self, loss: float) -> None:
+    def loss_read(self, loss: float) -> None:
         """Print nothing."""
 
     def epoch_done(self, row: Row) -> None:

@@ -1,1 +1,1 @@
-"""What recipes train for, and measure."""
+"""Tasks of the recipes: losses and metrics."""

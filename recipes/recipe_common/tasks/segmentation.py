@@ -1,4 +1,4 @@
-"""Segmentation: the loss, the Dice coefficients per volume, and the task. B slices, C classes, (H, W) pixels."""
+"""Segmentation task: cross-entropy and Dice loss, Dice coefficients per volume. B slices, C classes, (H, W) pixels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class CrossEntropyDiceLoss(nn.Module):
     """Half weighted cross-entropy, half 1 - Dice of the probabilities of all classes but 0.
 
     The Dice coefficient is one number per batch: intersections and sizes are summed over samples, classes and pixels,
-    2 I / (P + T + 0.01). That is the loss of the CGGM code for BraTS.
+    2 I / (P + T + 0.01). That is the loss of the code of Guo et al. (NeurIPS 2024) for BraTS.
 
     Args:
-        weights: Of the C classes, for the cross-entropy.
+        weights: Weights of the C classes in the cross-entropy.
     """
 
     weights: Tensor
@@ -49,13 +49,13 @@ class VolumeDice:
     """Dice coefficients of regions per volume, averaged over volumes, from slices in the order of the dataset.
 
     A region is a set of classes. With p predicted and t true voxels in it, n of them both, its coefficient in a volume
-    is 2 (n + smooth) / (p + t + 2 smooth): 1 where a region is neither there nor predicted. What is kept of a slice
-    are three counts per region. A last volume that is cut off by a limit counts as far as it was seen.
+    is 2 (n + smooth) / (p + t + 2 smooth): 1 where a region is neither there nor predicted. Three counts per region
+    are kept for each slice. A last volume that is cut off by a limit counts with the slices before the limit.
 
     Args:
         regions: Classes of each region, by key.
         depth: Slices per volume; 1 scores each slice on its own.
-        smooth: See above, in voxels.
+        smooth: Smoothing term of the coefficient, in voxels.
     """
 
     def __init__(self, regions: Regions, depth: int, smooth: float = 1e-3) -> None:
@@ -63,7 +63,7 @@ class VolumeDice:
         self._counts: list[Tensor] = []
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Take slices: logits (B, C, H, W), classes (B, H, W)."""
+        """Add slices: logits (B, C, H, W), classes (B, H, W)."""
         predicted = logits.argmax(dim=1)
         counts = []
         for classes in self.regions.values():
@@ -86,6 +86,37 @@ class VolumeDice:
         return {"dice": means.mean().item(), **dict(zip(self.regions, means.tolist(), strict=True))}
 
 
+def mean_dice(
+    logits: Tensor, target: Tensor, regions: Sequence[Sequence[int]], ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """Return the sum over slices of the mean Dice coefficient of regions, and the number of slices; 0-dim, fp64.
+
+    With p predicted and t true pixels of a region in a slice, n of them both, its coefficient is
+    (2 n + 0.002) / (p + t + 0.002). There is no host read, so that methods can compute it in each step.
+
+    Args:
+        logits: Logits (B, C, H, W).
+        target: Classes (B, H, W).
+        regions: Classes of each region.
+        ignore_index: Class of pixels that do not count.
+    """
+    predicted, is_valid = logits.argmax(1), target != ignore_index
+    total = logits.new_zeros(len(logits), dtype=torch.float64)
+    for region in regions:
+        p, t = (_inside(labels, region) & is_valid for labels in (predicted, target))
+        both, sizes = (each.flatten(1).sum(1, dtype=torch.float64) for each in (p & t, torch.cat([p, t], 1)))
+        total = total + (2 * both + 0.002) / (sizes + 0.002) / len(regions)
+    return total.sum(), total.new_full((), len(total))
+
+
+def _inside(labels: Tensor, region: Sequence[int]) -> Tensor:
+    """Return a mask of the labels in a region; `torch.isin` would copy the classes to the device in each call."""
+    inside = labels == region[0]
+    for label in region[1:]:
+        inside = inside | (labels == label)
+    return inside
+
+
 def segmentation(regions: Regions, titles: Mapping[str, str], *, depth: int, weights: Sequence[float]) -> Task:
     """Return the task of labelling pixels: logits (B, C, H, W), class indices (B, H, W).
 
@@ -94,9 +125,14 @@ def segmentation(regions: Regions, titles: Mapping[str, str], *, depth: int, wei
 
     Args:
         regions: Classes of each region, by key.
-        titles: Their names for people, by key.
+        titles: Titles of their metrics, by key.
         depth: Slices per volume, in the order of the evaluation sets.
-        weights: Of the classes, for the cross-entropy.
+        weights: Weights of the classes in the cross-entropy.
     """
     metrics = (Metric("dice", "mean Dice"), *(Metric(key, titles[key]) for key in regions))
-    return Task(metrics, lambda: CrossEntropyDiceLoss(weights), lambda: VolumeDice(regions, depth))
+    return Task(
+        metrics,
+        lambda: CrossEntropyDiceLoss(weights),
+        lambda: VolumeDice(regions, depth),
+        lacks={"classes": "a slice has pixels of all classes"},
+    )

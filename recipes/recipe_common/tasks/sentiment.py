@@ -1,7 +1,7 @@
-"""Sentiment from -3 (strongly negative) to 3 (strongly positive): tasks and metrics. N segments.
+"""Sentiment tasks and metrics: numbers from -3 (strongly negative) to 3 (strongly positive). N segments.
 
 0 is neutral, and papers do not agree on which of two classes it belongs to. Two-class accuracies (Acc-2) of different
-conventions do not compare.
+conventions cannot be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from recipe_common.tasks.task import CollectingMeter, Metric, Task, classificati
 
 LOWEST, HIGHEST = -3, 3
 ZEROS = ("positive", "negative", "excluded")
-"""What becomes of a sentiment of 0 in two classes."""
+"""Conventions for a sentiment of 0 in two classes."""
 CLASSES = ("negative", "positive")
 SEVEN = ("-3", "-2", "-1", "0", "1", "2", "3")
 """Names of the classes of `seven_labels`."""
@@ -39,11 +39,8 @@ BINARY = (
     Metric("macro_f1", "macro F1"),
     Metric("weighted_f1", "weighted F1"),
 )
-NOT_FOR_REGRESSION = {
-    "mslr": "its learning rates follow the accuracy of each modality, and a regression has errors instead",
-    "relearning": "it compares clusters of features with classes, and sentiment is a number",
-}
-"""Methods that do not apply to the regression of sentiment, and why."""
+LACKS = {"accuracy": "a regression has errors instead", "classes": "sentiment is a number"}
+"""Needs of methods that the regression of sentiment does not meet, and why."""
 
 
 def sentiment_regression(
@@ -51,13 +48,13 @@ def sentiment_regression(
 ) -> Task:
     """Return the task of predicting the sentiment itself: predictions and targets (B, 1), float32.
 
-    All of ``REGRESSION`` is measured, see `regression_metrics`; nothing but the headline and the F1 depends on the
+    All metrics of ``REGRESSION`` are computed, see `regression_metrics`; only the headline and the F1 depend on the
     arguments.
 
     Args:
         zero: One of ``ZEROS``: the convention of the F1, and of the headline if it is not named.
         headline: Key of the metric that selects the best epoch; default: the Acc-2 of that convention.
-        loss: Makes the training criterion.
+        loss: Returns the training criterion.
 
     Raises:
         ValueError: If an argument is none of the possible values.
@@ -73,18 +70,19 @@ def sentiment_regression(
         lambda: CollectingMeter(lambda prediction, target: regression_metrics(prediction, target, zero)),
         score="regression",
         chance=chance,
+        lacks=LACKS,
     )
 
 
 def sentiment_binary(zero: str = "positive", loss: Callable[[], nn.Module] = nn.CrossEntropyLoss) -> Task:
-    """Return the task of telling negative from positive sentiment: logits (B, 2), class indices (B,).
+    """Return the task of classification into negative and positive sentiment: logits (B, 2), class indices (B,).
 
-    Targets come from `binary_labels`: two classes are trained and judged in one convention, since a neutral segment
+    Targets come from `binary_labels`: two classes are trained and evaluated in one convention, since a neutral segment
     has no class of its own. Metrics: Acc-2, F1 averaged over both classes, and weighted by them.
 
     Args:
         zero: One of ``ZEROS``: the convention of the targets, for titles.
-        loss: Makes the training criterion.
+        loss: Returns the training criterion.
 
     Raises:
         ValueError: If `zero` is none of the possible values.
@@ -98,7 +96,7 @@ def binary_labels(sentiment: Tensor, zero: str) -> tuple[Tensor, Tensor]:
     """Turn sentiments (N,) into class indices of ``CLASSES``.
 
     Args:
-        sentiment: Of each segment.
+        sentiment: Sentiment of each segment.
         zero: One of ``ZEROS``.
 
     Returns:
@@ -111,7 +109,7 @@ def binary_labels(sentiment: Tensor, zero: str) -> tuple[Tensor, Tensor]:
 
 
 def seven_labels(sentiment: Tensor) -> Tensor:
-    """Turn sentiments (N,) into class indices 0 to 6, int64, as AGM's code does for CMU-MOSEI.
+    """Turn sentiments (N,) into class indices 0 to 6, int64, as the code of Li et al. (ICCV 2023) for CMU-MOSEI.
 
     Class 3 is 0 alone; classes 4, 5 and 6 are (0, 1], (1, 2] and beyond, and 2, 1 and 0 their mirror images. Acc-7 of a
     regression rounds to the nearest integer instead: these are two measures.
@@ -128,7 +126,7 @@ def binary_metrics(logits: Tensor, target: Tensor) -> dict[str, float]:
 def regression_metrics(prediction: Tensor, target: Tensor, zero: str = "positive") -> dict[str, float]:
     """Return the metrics of ``REGRESSION`` for predictions and sentiments of N elements each.
 
-    The definitions are those of MulT (Tsai et al., ACL 2019), which MultiBench and CGGM follow:
+    The definitions are those of MulT (Tsai et al., ACL 2019), as in MultiBench and Guo et al. (NeurIPS 2024):
 
     - ``acc2_...``: agreement in being positive. A 0, predicted or true, counts as positive or as negative, or
       segments whose true sentiment is 0 are left out (a predicted 0 is then negative).

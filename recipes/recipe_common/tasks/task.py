@@ -1,4 +1,4 @@
-"""What a model is trained for and judged by: the loss, the metrics and how they are gathered. N samples, C classes."""
+"""Training tasks: loss, metrics, and meters that gather predictions for them. N samples, C classes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 @attrs.frozen
 class Metric:
-    """A number that tells how well a model does.
+    """A measure of the quality of a model.
 
     Attributes:
         key: Name in files, such as ``"accuracy"``.
-        title: Name for people, such as ``"top-1"``.
+        title: Name in tables and pictures, such as ``"top-1"``.
         percent: Whether it is a share of 1, shown in percent.
-        higher_is_better: Otherwise lower is.
+        higher_is_better: Whether a higher value is better; otherwise a lower one is.
     """
 
     key: str
@@ -36,7 +36,7 @@ class Meter(Protocol):
     """Gathers the predictions of one evaluation."""
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Take one batch of float32 logits; batches come in the order of the dataset."""
+        """Add one batch of float32 logits; batches come in the order of the dataset."""
 
     def compute(self) -> dict[str, float]:
         """Return every metric by its key."""
@@ -46,7 +46,7 @@ class CollectingMeter:
     """Keeps all logits and targets, and computes the metrics from them at the end.
 
     Args:
-        function: From logits (N, ...) and targets (N, ...) to metrics by key.
+        function: Returns metrics by key for logits (N, ...) and targets (N, ...).
     """
 
     def __init__(self, function: Callable[[Tensor, Tensor], dict[str, float]]) -> None:
@@ -55,7 +55,7 @@ class CollectingMeter:
         self._targets: list[Tensor] = []
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Take one batch."""
+        """Add one batch."""
         self._logits.append(logits)
         self._targets.append(target)
 
@@ -66,14 +66,16 @@ class CollectingMeter:
 
 @attrs.frozen
 class Task:
-    """What a model is trained for.
+    """Loss and metrics of a training.
 
     Attributes:
-        metrics: The first one is the headline: it selects the best epoch and is also given for each modality alone.
-        loss: Makes the training criterion, from logits and target to a scalar.
-        meter: Makes a fresh meter for one evaluation.
-        score: How well a modality does on a sample, for the methods: ``score=`` of ``BalancedOptimizer.criterion``.
-        chance: Value of the headline that guessing reaches; None where nobody says.
+        metrics: All metrics. The first one is the headline: it selects the best epoch and is also reported for each
+            modality alone.
+        loss: Returns the training criterion, from logits and target to a scalar.
+        meter: Returns a new meter for one evaluation.
+        score: Score of a modality on a sample, for the methods: ``score=`` of ``BalancedOptimizer.criterion``.
+        chance: Value of the headline for a random guess; None if unknown.
+        lacks: Needs of methods that this task does not meet, and why.
     """
 
     metrics: tuple[Metric, ...]
@@ -81,16 +83,17 @@ class Task:
     meter: Callable[[], Meter]
     score: str | Callable[..., Any] | None = None
     chance: float | None = None
+    lacks: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def headline(self) -> Metric:
-        """The metric that counts."""
+        """The metric that selects the best epoch."""
         return self.metrics[0]
 
     def rank(self, row: Mapping[str, float], split: str) -> tuple[float, float]:
-        """Return a number pair that is larger for a better row; the loss decides between equals.
+        """Return a pair of numbers that is larger for a better row: the headline, then the loss.
 
-        Accuracies of few samples tie often, and the loss tells such epochs apart.
+        Accuracies of few samples are often equal, and the loss orders such epochs.
         """
         value = row[f"{split}_{self.headline.key}"]
         value = value if self.headline.higher_is_better else -value
@@ -98,7 +101,7 @@ class Task:
 
 
 def larger_if_number(value: float) -> float:
-    """Return a value to rank by: NaN is below all numbers."""
+    """Return a value to sort by: NaN is below all numbers."""
     return -math.inf if math.isnan(value) else value
 
 
@@ -112,7 +115,7 @@ CLASSIFICATION = (
 
 
 def classification(num_classes: int, loss: Callable[[], nn.Module] = nn.CrossEntropyLoss) -> Task:
-    """Return the task of telling C classes apart: logits (B, C), class indices (B,).
+    """Return the task of classification into C classes: logits (B, C), class indices (B,).
 
     Metrics: top-1 accuracy, F1 averaged over classes and weighted by them, average precision averaged over classes.
     """
@@ -126,7 +129,7 @@ def classification_metrics(logits: Tensor, target: Tensor) -> dict[str, float]:
     """
     from sklearn.metrics import average_precision_score, f1_score
 
-    # A model that has diverged gets its scores, too; its loss tells.
+    # A model that has diverged has scores, too; its loss is not finite.
     probability = logits.double().softmax(dim=1).nan_to_num().cpu().numpy()
     predicted, truth = probability.argmax(axis=1), target.cpu().numpy()
     precisions = [average_precision_score(truth == index, probability[:, index]) for index in set(truth.tolist())]

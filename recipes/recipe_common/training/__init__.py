@@ -1,1 +1,1 @@
-"""Training and evaluation of one run."""
+"""Training and evaluation of one run, and several processes that train one model."""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, read without running code from them."""
+"""Checkpoints on disk: written atomically, read without running code from the file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from recipe_common.files import atomic_file, room_for
 
 FORMAT = 1
 WEIGHTS = ("recipe", "settings", "classes", "row", "model")
-"""What is in every checkpoint."""
+"""Parts of every checkpoint."""
 STATE = (*WEIGHTS, "optimizer", "schedule", "scaler", "sampler", "sums", "rng", "history", "best")
-"""What is in one to go on from."""
-_FIX = "Fix: restore that file, name one that a run of this version has written, or train anew with `--overwrite`."
+"""Parts of a checkpoint from which training continues."""
+_FIX = "restore that file, name one that a run of this version has written, or train anew with `--overwrite`"
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -26,7 +26,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     Raises:
         RecipeError: If the disk is full.
     """
-    # Torch tells nothing of the disk about a file that it has opened itself.
+    # For a file that torch opens itself, its error does not contain that of the full disk.
     with room_for(path), atomic_file(path) as partial, partial.open("wb") as file:
         torch.save({"format": FORMAT, **_plain(state)}, file)
 
@@ -50,29 +50,34 @@ def load(path: Path, parts: Sequence[str] = WEIGHTS) -> dict[str, Any]:
 
     Args:
         path: The file.
-        parts: What must be in it.
+        parts: Names of the parts that must be in it.
 
     Raises:
         RecipeError: If there is no such file, it is damaged, or it is no checkpoint of a recipe.
     """
     if not path.is_file():
         raise RecipeError(
-            f"Expected a checkpoint at {path}. Found no file. Fix: restore it, name the best.pt or last.pt in the "
-            "folder of a run, or train anew with `--overwrite`."
+            f"{path} should be a checkpoint",
+            found="no file",
+            fix="restore it, name the best.pt or last.pt in the folder of a run, or train anew with `--overwrite`",
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # bytes of something else make an unpickler raise whatever comes
+    except Exception as error:  # an unpickler may raise any error on other bytes
         raise RecipeError(
-            f"Expected a checkpoint of a recipe at {path}. Found that it cannot be read: {_first_line(error)}. {_FIX}"
+            f"{path} should be a checkpoint of a recipe",
+            found=f"that it cannot be read ({_first_line(error).rstrip('.')})",
+            fix=_FIX,
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise RecipeError(f"Expected a checkpoint of format {FORMAT} at {path}. Found {found}. {_FIX}")
+        raise RecipeError(f"{path} should be a checkpoint of format {FORMAT}", found=f"{found}", fix=_FIX)
     if missing := [name for name in parts if name not in state]:
-        raise RecipeError(f"Expected {', '.join(parts)} in {path}. Found it without {', '.join(missing)}. {_FIX}")
+        raise RecipeError(
+            f"{path} should have the parts {', '.join(parts)}", found=f"it without {', '.join(missing)}", fix=_FIX
+        )
     return state
 
 
@@ -81,7 +86,7 @@ def _first_line(error: Exception) -> str:
 
 
 def rng_state(device: torch.device | None = None) -> dict[str, Any]:
-    """Return the states of torch's global generators; of those on GPUs only that on ``device``, if one is given."""
+    """Return the states of torch's global generators; of the generators of GPUs only that of ``device``, if given."""
     if device is not None:
         return {"cpu": torch.get_rng_state(), "cuda": _cuda_state(device)}
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

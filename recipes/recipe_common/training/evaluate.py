@@ -1,4 +1,4 @@
-"""How well a model does, with all modalities and with each one alone."""
+"""Evaluation of a model with all modalities, and with each modality alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Scores:
     Attributes:
         loss: Mean loss of the fused logits.
         metrics: Metrics of the fused logits by key.
-        headline: Key of the metric that counts.
+        headline: Key of the metric that selects the best epoch.
         alone: For each modality, that metric when the features of all others are zero where they enter the fusion.
     """
 
@@ -49,8 +49,8 @@ class Evaluator:
         model: The bare model (neither compiled nor wrapped).
         fusion: Its submodule that turns one feature per modality into logits.
         modalities: Names in the order in which features enter ``fusion``.
-        task: What is measured.
-        precision: Where and in which format to run.
+        task: Loss and metrics.
+        precision: Device and number format.
     """
 
     model: nn.Module

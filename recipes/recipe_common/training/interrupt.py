@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a polite request: finish the step, write a checkpoint, stop."""
+"""Ctrl-C and SIGTERM as a request to stop: the step is finished and a checkpoint written first."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ INTERRUPTED = 130
 
 
 class Interrupted(Exception):
-    """Training stopped on request; everything needed to go on is on disk."""
+    """Training stopped on request; the state from which it continues is on disk."""
 
 
 _SAME_REQUEST = 1.0
-"""Seconds in which further signals are the same request: a scheduler signals parents and children, parents children."""
+"""Seconds in which further signals are the same request: one comes from a scheduler, another from the parent."""
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop. A second request stops at once."""
+    """Whether a signal to stop has arrived; a second one stops the process at once."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -31,7 +31,7 @@ class StopRequest:
         return self.is_set
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first signal; on a second one, later than right after it, raise ``KeyboardInterrupt``."""
+        """Handle a signal: set the request, or raise ``KeyboardInterrupt`` if it was set more than a second ago."""
         if not self.is_set:
             self.is_set, self._since = True, time.monotonic()
         elif time.monotonic() - self._since > _SAME_REQUEST:
@@ -51,6 +51,6 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 def leave_signals_to_parent(worker_id: int) -> None:
-    """Let a data worker ignore Ctrl-C, which its parent handles, and end on SIGTERM, which its parent sends."""
+    """Make a data worker ignore Ctrl-C, which its parent handles, and end on SIGTERM, which its parent sends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

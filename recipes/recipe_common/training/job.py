@@ -1,8 +1,7 @@
-"""Everything one run trains with, put together from flags."""
+"""Assembly of one run from its settings: model, optimizer, loss, schedule, loaders and evaluator."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import ceil
@@ -19,6 +18,7 @@ from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data, Recipe
 from recipe_common.report.results import ONLY
+from recipe_common.settings.shared import Settings
 from recipe_common.tasks.task import Task
 from recipe_common.training.evaluate import Evaluator
 from recipe_common.training.loaders import Loaders, batches_per_epoch, build_loaders
@@ -34,25 +34,25 @@ class Job:
 
     Attributes:
         method: Name of the balancing method.
-        args: Resolved flags.
+        settings: All settings.
         model: The bare model.
         wrapped: The model as all ranks train it together; the bare one if this process is alone.
-        forward: What training calls: the wrapped model, compiled if the flags say so.
+        forward: The wrapped model, compiled if the settings have ``compile``; training calls it.
         optimizer: The inner optimizer, wrapped.
         criterion: The loss of the task, wrapped.
-        penalty: Added to the loss: a function of the model, after its forward, and the target.
+        penalty: Term of the loss: a function of the model, after its forward, and the target.
         schedule: Changes the learning rate.
         scaler: Gradient scaler, inactive unless fp16.
         loaders: Training, validation and test batches.
         evaluator: Computes the scores.
         precision: Device and number format.
         classes: Class names.
-        counter: Counts what goes through the encoders.
+        counter: Counts the samples that go through the encoders.
         ranks: The processes that train the model together.
     """
 
     method: str
-    args: argparse.Namespace
+    settings: Settings[Any]
     model: nn.Module
     wrapped: nn.Module
     forward: Callable[..., Tensor]
@@ -76,43 +76,44 @@ class Job:
 
     @property
     def task(self) -> Task:
-        """What is trained and measured."""
+        """Loss and metrics."""
         return self.evaluator.task
 
 
 def build_job(
     recipe: Recipe,
-    args: argparse.Namespace,
+    settings: Settings[Any],
     data: Data,
     precision: Precision,
     method: str,
     options: Mapping[str, Any],
     ranks: Ranks = ALONE,
 ) -> Job:
-    """Build model, optimizer and loaders. Equal flags give equal weights, whatever the method."""
-    model = build_model(recipe, args, data, precision, method)
+    """Build model, optimizer and loaders. Equal settings give equal initial weights for all methods."""
+    model = build_model(recipe, settings, data, precision, method)
     wrapped = join(model, method, ranks)
-    optimizer = build_optimizer(recipe, args, wrapped, balancing(method), options)
+    optimizer = build_optimizer(recipe, settings, wrapped, balancing(method), options)
+    seed = settings.optimisation.seed
     # Methods may draw different amounts while they are set up; training starts from one state.
-    torch.manual_seed(args.seed if ranks.is_first else derived_seed(args.seed, ranks.rank))
-    loaders = build_loaders(args, data, precision, ranks)
-    steps = ceil(batches_per_epoch(loaders.train, args.limit_batches) / args.accumulate)
+    torch.manual_seed(seed if ranks.is_first else derived_seed(seed, ranks.rank))
+    loaders = build_loaders(settings, data, precision, ranks)
+    steps = ceil(batches_per_epoch(loaders.train, settings.data.limit_batches) / settings.optimisation.accumulate)
     return Job(
         method=method,
-        args=args,
+        settings=settings,
         model=model,
         wrapped=wrapped,
-        forward=torch.compile(wrapped) if args.compile else wrapped,
+        forward=torch.compile(wrapped) if settings.machine.compile else wrapped,
         optimizer=optimizer,
         criterion=optimizer.criterion(data.task.loss().to(precision.device), score=data.task.score),
         penalty=data.penalty,
-        schedule=Schedule(args, optimizer, data.task.headline, steps),
+        schedule=Schedule(settings.optimisation, optimizer, data.task.headline, steps),
         scaler=precision.scaler(),
         loaders=loaders,
-        evaluator=build_evaluator(recipe, args, data, model, precision),
+        evaluator=build_evaluator(recipe, settings, data, model, precision),
         precision=precision,
         classes=data.classes,
-        counter=EncoderCounter(model, recipe.balance(args)["modalities"]),
+        counter=EncoderCounter(model, recipe.balance(settings)["modalities"]),
         ranks=ranks,
     )
 
@@ -131,7 +132,7 @@ def balancing(method: str) -> str:
 
 
 def keep_only(fusion: nn.Module, modalities: Sequence[str], kept: str) -> None:
-    """Let ``fusion`` see the features of one modality and zeros for all others, in training and evaluation."""
+    """Replace the features of all modalities but one by zeros in front of ``fusion``, in training and evaluation."""
 
     def zero_others(module: nn.Module, features: tuple[Any, ...]) -> tuple[Any, ...]:
         pairs = zip(modalities, features, strict=True)
@@ -141,55 +142,57 @@ def keep_only(fusion: nn.Module, modalities: Sequence[str], kept: str) -> None:
 
 
 def build_model(
-    recipe: Recipe, args: argparse.Namespace, data: Data, precision: Precision, method: str = "none"
+    recipe: Recipe, settings: Settings[Any], data: Data, precision: Precision, method: str = "none"
 ) -> nn.Module:
-    """Return a fresh model on its device, drawn from ``--seed``; for ``only:<modality>`` it is blind to the others."""
-    torch.manual_seed(args.seed)
-    model = recipe.build_model(args, data).to(precision.device)
+    """Return a new model on its device, drawn from ``--seed``; for ``only:<modality>`` the others are zero in it."""
+    torch.manual_seed(settings.optimisation.seed)
+    model = recipe.build_model(settings, data).to(precision.device)
     if method.startswith(ONLY):
-        keep_only(model.get_submodule(recipe.balance(args)["fusion"]), data.modalities, method.removeprefix(ONLY))
+        keep_only(model.get_submodule(recipe.balance(settings)["fusion"]), data.modalities, method.removeprefix(ONLY))
     if precision.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return model
 
 
 def build_optimizer(
-    recipe: Recipe, args: argparse.Namespace, model: nn.Module, method: str, options: Mapping[str, Any]
+    recipe: Recipe, settings: Settings[Any], model: nn.Module, method: str, options: Mapping[str, Any]
 ) -> BalancedOptimizer:
     """Return the inner optimizer wrapped for ``method``."""
-    inner = build_inner(args, model.parameters())
-    described = {**recipe.balance(args), **options}
-    if args.clip_grad_norm is not None:
-        described["clip_grad_norm"] = args.clip_grad_norm
+    inner = build_inner(settings.optimisation, model.parameters())
+    described = {**recipe.balance(settings), **recipe.with_values(method, options)}
+    if (norm := settings.optimisation.clip_grad_norm) is not None:
+        described["clip_grad_norm"] = norm
     return BalancedOptimizer(inner, method=method, model=model, **described)
 
 
 def build_evaluator(
-    recipe: Recipe, args: argparse.Namespace, data: Data, model: nn.Module, precision: Precision
+    recipe: Recipe, settings: Settings[Any], data: Data, model: nn.Module, precision: Precision
 ) -> Evaluator:
     """Return the evaluator of ``model``."""
-    fusion = model.get_submodule(recipe.balance(args)["fusion"])
+    fusion = model.get_submodule(recipe.balance(settings)["fusion"])
     return Evaluator(model, fusion, data.modalities, data.task, precision)
 
 
 def check_methods(
     recipe: Recipe,
-    args: argparse.Namespace,
+    settings: Settings[Any],
     data: Data,
     precision: Precision,
     options: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Let a wrong method or option fail now, not hours later when its turn comes.
+    """Build the optimizer of each method, so that a wrong method or option fails before the first run.
 
     Raises:
         RecipeError: If a method is named twice.
-        modbalance.ModbalanceError: If a method is unknown or refuses its options.
+        modbalance.ModbalanceError: If a method is unknown or its options are not valid.
     """
-    if len(set(args.methods)) < len(args.methods):
+    methods = settings.run.methods
+    if len(set(methods)) < len(methods):
         raise RecipeError(
-            f"Expected `--methods` to name each method once. Found {' '.join(args.methods)}. "
-            f"Fix: --methods {' '.join(dict.fromkeys(args.methods))}"
+            "`--methods` should name each method once",
+            found=f"`{' '.join(methods)}`",
+            fix=f"write `--methods {' '.join(dict.fromkeys(methods))}`",
         )
-    model = build_model(recipe, args, data, precision)
+    model = build_model(recipe, settings, data, precision)
     for method in options:
-        build_optimizer(recipe, args, model, balancing(method), options[method]).remove()
+        build_optimizer(recipe, settings, model, balancing(method), options[method]).remove()

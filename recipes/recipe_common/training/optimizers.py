@@ -1,8 +1,7 @@
-"""The inner optimizer and the schedule of its learning rate, from flags."""
+"""Inner optimizer and learning-rate schedule, from settings."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import warnings
 from collections.abc import Iterable
@@ -14,44 +13,46 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, ReduceL
 from torch.optim.optimizer import Optimizer
 
 from recipe_common.errors import RecipeError
+from recipe_common.settings.shared import OptimisationSettings
 from recipe_common.tasks.task import Metric
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("step", "multistep", "plateau", "cosine", "constant")
 
-
-def build_inner(args: argparse.Namespace, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build_inner(settings: OptimisationSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Return the optimizer that ``--optimizer`` names."""
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
-    return kind(parameters, lr=args.lr, weight_decay=args.weight_decay)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 class Schedule:
-    """Changes the learning rate: after every step for ``cosine``, after every epoch otherwise.
+    """Learning-rate schedule, stepped after every optimizer step for ``cosine``, after every epoch otherwise.
 
     Args:
-        args: Flags: ``schedule``, ``lr``, and those that belong to the schedule.
-        optimizer: Whose learning rate is changed.
-        metric: What ``plateau`` watches.
-        steps_per_epoch: Optimizer steps of an epoch, for ``cosine``.
+        settings: ``schedule``, ``lr`` and the settings of the schedule.
+        optimizer: Optimizer with the learning rate.
+        metric: Metric that ``plateau`` follows.
+        steps_per_epoch: Optimizer steps per epoch, for ``cosine``.
 
     Raises:
         RecipeError: If ``plateau`` could not change the learning rate.
     """
 
-    def __init__(self, args: argparse.Namespace, optimizer: Optimizer, metric: Metric, steps_per_epoch: int) -> None:
-        self._is_by_step = args.schedule == "cosine"
-        self._scheduler = _scheduler(args, optimizer, metric, steps_per_epoch)
+    def __init__(
+        self, settings: OptimisationSettings, optimizer: Optimizer, metric: Metric, steps_per_epoch: int
+    ) -> None:
+        self._is_by_step = settings.schedule == "cosine"
+        self._scheduler = _scheduler(settings, optimizer, metric, steps_per_epoch)
 
     def after_step(self) -> None:
-        """Tell that an optimizer step was taken."""
+        """Change the learning rate after an optimizer step, if the schedule counts steps."""
         if self._is_by_step:
             self._step()
 
     def after_epoch(self, value: float) -> None:
-        """Tell that an epoch was trained and evaluated, and the value of the metric."""
+        """Change the learning rate after an epoch, if the schedule counts epochs; ``value`` is that of the metric."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(value)
         elif self._scheduler is not None and not self._is_by_step:
@@ -75,29 +76,33 @@ class Schedule:
 
 
 def _scheduler(
-    args: argparse.Namespace, optimizer: Optimizer, metric: Metric, steps_per_epoch: int
+    settings: OptimisationSettings, optimizer: Optimizer, metric: Metric, steps_per_epoch: int
 ) -> LRScheduler | ReduceLROnPlateau | None:
-    if args.schedule == "step":
-        return StepLR(optimizer, args.step_size, args.gamma)
-    if args.schedule == "multistep":
-        return MultiStepLR(optimizer, args.milestones, args.gamma)
-    if args.schedule == "plateau":
-        if args.gamma >= 1:
-            raise RecipeError(f"Expected --gamma below 1 with --schedule plateau. Found {args.gamma}. Fix: --gamma 0.1")
+    if settings.schedule == "step":
+        return StepLR(optimizer, settings.step_size, settings.gamma)
+    if settings.schedule == "multistep":
+        return MultiStepLR(optimizer, settings.milestones, settings.gamma)
+    if settings.schedule == "plateau":
+        if settings.gamma >= 1:
+            raise RecipeError(
+                "`--gamma` should be below 1 with `--schedule plateau`",
+                found=f"{settings.gamma}",
+                fix="write `--gamma 0.1`",
+            )
         mode: Literal["max", "min"] = "max" if metric.higher_is_better else "min"
-        return ReduceLROnPlateau(optimizer, mode, args.gamma, args.patience)
-    if args.schedule == "cosine":
-        return LambdaLR(optimizer, _Cosine(args, steps_per_epoch))
+        return ReduceLROnPlateau(optimizer, mode, settings.gamma, settings.patience)
+    if settings.schedule == "cosine":
+        return LambdaLR(optimizer, _Cosine(settings, steps_per_epoch))
     return None
 
 
 class _Cosine:
     """Factor of ``--lr`` after a number of steps: linear from ``--warmup-lr``, then half a cosine to ``--final-lr``."""
 
-    def __init__(self, args: argparse.Namespace, steps_per_epoch: int) -> None:
-        self.start, self.end = args.warmup_lr / args.lr, args.final_lr / args.lr
-        self.warmup = args.warmup_epochs * steps_per_epoch
-        self.total = args.epochs * steps_per_epoch
+    def __init__(self, settings: OptimisationSettings, steps_per_epoch: int) -> None:
+        self.start, self.end = settings.warmup_lr / settings.lr, settings.final_lr / settings.lr
+        self.warmup = settings.warmup_epochs * steps_per_epoch
+        self.total = settings.epochs * steps_per_epoch
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from recipe_common.errors import RecipeError
+from recipe_common.settings.shared import MachineSettings
 from recipe_common.training.ranks import ALONE, Ranks
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,7 +18,7 @@ _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @attrs.frozen
 class Precision:
-    """Where tensors live and in which format the forward runs.
+    """Device of the tensors and number format of the forward.
 
     Attributes:
         device: Device of model and batches.
@@ -35,28 +35,30 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def scaler(self) -> GradScaler:
-        """Return a gradient scaler: active for fp16, else one that passes everything through."""
+        """Return a gradient scaler: active for fp16, else one that changes nothing."""
         return GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
 
-def set_up(args: argparse.Namespace, ranks: Ranks = ALONE) -> Precision:
-    """Choose the device of this rank and switch its determinism as ``args`` say.
+def set_up(settings: MachineSettings, ranks: Ranks = ALONE) -> Precision:
+    """Choose the device of this rank, and set threads and determinism of torch according to ``settings``.
 
     Raises:
-        RecipeError: If the device is not there, or cannot do the number format.
+        RecipeError: If the device does not exist, or does not support the number format.
     """
-    device = choose_device(args.device, ranks)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    dtype = _DTYPES[args.amp]
+    device = choose_device(settings.device, ranks)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    dtype = _DTYPES[settings.amp]
     if dtype is torch.float16 and device.type != "cuda":
-        raise RecipeError(f"Expected a CUDA device for `--amp fp16`. Found `{device}`. Fix: --amp bf16, or --amp off")
+        raise RecipeError(
+            "`--amp fp16` should go with a CUDA device", found=f"`{device}`", fix="write `--amp bf16` or `--amp off`"
+        )
     if device.type == "cuda":
         if not ranks.is_alone:
             torch.cuda.set_device(device)
-        torch.backends.cudnn.deterministic = args.deterministic
-        torch.backends.cudnn.benchmark = not args.deterministic
-    return Precision(device, dtype, args.channels_last)
+        torch.backends.cudnn.deterministic = settings.deterministic
+        torch.backends.cudnn.benchmark = not settings.deterministic
+    return Precision(device, dtype, settings.channels_last)
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -72,27 +74,31 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
-            torch.zeros(1, device=device).item()  # torch knows the names of many that are not there
+            torch.zeros(1, device=device).item()  # torch accepts the names of many devices that do not exist
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(
-            f"Expected `--device` to be cpu, cuda or cuda:N. Found `{name}`. Fix: --device cpu"
+            "`--device` should be cpu, cuda or cuda:N", found=f"`{name}`", fix="write `--device cpu`"
         ) from error
     if device.type == "cuda" and not ranks.is_alone:
         if device.index is not None:
             raise RecipeError(
-                f"Expected a GPU for each of the {ranks.size} processes. Found `--device {name}`. Fix: --device cuda"
+                f"`--device` should give each of the {ranks.size} processes a GPU of its own",
+                found=f"`{name}`",
+                fix="write `--device cuda`",
             )
         device = torch.device("cuda", ranks.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RecipeError(
-            f"Expected the device `{device}`. Found {torch.cuda.device_count()} CUDA devices. Fix: --device cpu"
+            f"The device `{device}` should exist",
+            found=f"{torch.cuda.device_count()} CUDA devices",
+            fix="write `--device cpu`",
         )
     return device
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Free what earlier runs left and let `peak_memory` begin anew; the peak of a process cannot be reset."""
-    gc.collect()  # models and their hooks refer to each other in circles
+    """Free the memory of earlier runs and reset the peak of a CUDA device; that of a process cannot be reset."""
+    gc.collect()  # models and their hooks refer to each other in cycles
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -108,7 +114,7 @@ def peak_memory(device: torch.device, is_alone: bool) -> float | None:
 def _process_peak() -> float | None:
     status = Path("/proc/self/status")
     if status.is_file():
-        # What getrusage says of a child begins with the peak of its parent on Linux.
+        # On Linux, getrusage of a child starts at the peak of its parent.
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return 1024.0 * float(line.split()[1])
     try:

@@ -1,8 +1,7 @@
-"""The processes that train one model together, as torchrun starts them."""
+"""Distributed training: the processes that torchrun starts, and their collectives."""
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -21,29 +20,33 @@ from recipe_common.training.interrupt import Interrupted
 
 T = TypeVar("T")
 
-# The others wait for the first rank while it evaluates. torchrun ends all when one dies, so nobody waits for the dead.
+# The others wait for the first rank while it evaluates. torchrun ends all of them when one dies.
 _TIMEOUT = timedelta(hours=24)
 
 
 class FirstRankFailed(Exception):
-    """The first rank met an error, and tells a person; the others only end."""
+    """The first rank raised an error, which it prints; the others end without a message of their own."""
 
 
 @attrs.frozen
-class _Ending:
-    """What the first rank says in place of a value that it cannot give."""
+class _NoValue:
+    """Broadcast by the first rank in place of a value if the function of `Ranks.on_first` raised.
 
-    is_wanted: bool
+    Attributes:
+        is_interrupted: Whether it raised `Interrupted`.
+    """
+
+    is_interrupted: bool
 
 
 @attrs.frozen
 class Ranks:
-    """This process among those that train one model together. All methods but `on_first` return at once if it is alone.
+    """This process among those that train one model together; no method communicates if there is no other process.
 
     Attributes:
         rank: Number of this process, 0 to ``size - 1``.
         size: Number of processes.
-        local_rank: Number of this process on its machine, which is that of its GPU.
+        local_rank: Number of this process on its machine, and index of its GPU.
     """
 
     rank: int = 0
@@ -52,7 +55,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """Return what torchrun has set; without it, a process alone."""
+        """Return the ranks in the environment variables of torchrun; without these, a process alone."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if not all(name in os.environ for name in names):
             return ALONE
@@ -60,7 +63,7 @@ class Ranks:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is one process only."""
+        """Whether this is the only process."""
         return self.size == 1
 
     @property
@@ -70,26 +73,28 @@ class Ranks:
 
     @property
     def launcher(self) -> list[str]:
-        """What is typed before the script."""
+        """Words of the command line in front of the script."""
         return ["python"] if self.is_alone else ["torchrun", "--nproc-per-node", str(self.size)]
 
-    def check(self, args: argparse.Namespace) -> None:
-        """Refuse flags that do not go with several processes.
+    def check(self, batch_size: int, jobs: int | None) -> None:
+        """Check flags that depend on the number of processes.
 
         Raises:
-            RecipeError: If the batch does not divide, or processes would start processes.
+            RecipeError: If the batch size is not divisible by it, or if processes would start processes.
         """
         if self.is_alone:
             return
-        if args.jobs is not None:
+        if jobs is not None:
             raise RecipeError(
-                f"Expected torchrun to train one run at a time on its {self.size} processes. "
-                f"Found `--jobs {args.jobs}`. Fix: leave one of them out."
+                f"`torchrun` should train one run at a time on its {self.size} processes",
+                found=f"`--jobs {jobs}`",
+                fix="leave one of them out",
             )
-        if args.batch_size % self.size:
+        if batch_size % self.size:
             raise RecipeError(
-                f"Expected a batch that {self.size} processes can share equally. Found `--batch-size "
-                f"{args.batch_size}`. Fix: a multiple of {self.size}."
+                f"`--batch-size` should be divisible by the number of processes, {self.size}",
+                found=f"{batch_size}",
+                fix=f"give a multiple of {self.size}",
             )
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -120,7 +125,7 @@ class Ranks:
         return values
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give all ranks the buffers of the first one, such as the running statistics of batch norms."""
+        """Copy the buffers of the first rank, such as the running statistics of batch norms, to all others."""
         if self.is_alone:
             return
         for buffer in model.buffers():
@@ -129,11 +134,11 @@ class Ranks:
             buffer.copy_(value)
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Return what a function returns on the first rank, where alone it is called; the others wait.
+        """Call a function on the first rank alone and return its result on all; the others wait.
 
         Raises:
-            Interrupted: If the function did.
-            FirstRankFailed: On the others, if the function raised something else.
+            Interrupted: On all ranks, if the function raised it.
+            FirstRankFailed: On the others, if the function raised another error.
         """
         if self.is_alone:
             return function()
@@ -141,16 +146,16 @@ class Ranks:
             try:
                 value = function()
             except Exception as error:
-                self.broadcast(_Ending(isinstance(error, Interrupted)))
+                self.broadcast(_NoValue(isinstance(error, Interrupted)))
                 raise
             return self.broadcast(value)
         found: Any = self.broadcast(None)
-        if isinstance(found, _Ending):
-            raise Interrupted if found.is_wanted else FirstRankFailed
+        if isinstance(found, _NoValue):
+            raise Interrupted if found.is_interrupted else FirstRankFailed
         return found
 
     def in_turn(self, function: Callable[[], T]) -> T:
-        """Return what a function returns, called on the first rank before all others, which find what it wrote."""
+        """Call a function on all ranks, on the first one before the others, so that these find the files it wrote."""
         if self.is_alone:
             return function()
         of_first: list[T] = []
@@ -163,12 +168,12 @@ ALONE = Ranks()
 
 @contextmanager
 def connected(ranks: Ranks, device: Callable[[], torch.device]) -> Iterator[None]:
-    """Let ranks talk to each other while the context is open.
+    """Open the process group of torch.distributed while the context is open.
 
-    After an error they stay connected until their process ends: to part properly would be to wait for the others.
+    After an error it stays open until the process ends, since destroying it properly waits for the other ranks.
 
     Args:
-        ranks: The ranks.
+        ranks: This process among the others.
         device: Returns the device of this rank.
     """
     if ranks.is_alone:
@@ -176,11 +181,11 @@ def connected(ranks: Ranks, device: Callable[[], torch.device]) -> Iterator[None
         return
     # Objects and flags go through gloo, so that waiting for them does not occupy the GPU.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
-    # This module takes the group of its import as a default argument for good: it must see none.
+    # Functions of this module have the group at the time of its import as a default argument: there must be none yet.
     import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_TIMEOUT)
     yield
-    ranks.gather(None)  # nobody leaves early: torchrun would take an exit status as a reason to end the others
+    ranks.gather(None)  # all ranks end together: torchrun ends the others when one exits with an error
     dist.destroy_process_group()
-    # Wrapped models hold the group, and a thread of it that lets go of a tensor while Python ends aborts the process.
+    # Wrapped models hold the group, and one of its threads that frees a tensor while Python ends aborts the process.
     gc.collect()

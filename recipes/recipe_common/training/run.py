@@ -1,8 +1,7 @@
-"""One run: train a method, evaluate a checkpoint."""
+"""Training of one method from data to result, and evaluation of a checkpoint."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,137 +17,148 @@ from recipe_common.report.folder import SEED, RunFolder, write_text
 from recipe_common.report.results import Caption, Result, Run
 from recipe_common.report.tables import print_scores
 from recipe_common.report.view import View
+from recipe_common.settings.declaration import changed
+from recipe_common.settings.shared import Settings
 from recipe_common.training import checkpoint
 from recipe_common.training.interrupt import stop_on_signal
 from recipe_common.training.job import Job, build_evaluator, build_job, build_model
 from recipe_common.training.loaders import build_loaders
 from recipe_common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
 from recipe_common.training.ranks import ALONE, Ranks
-from recipe_common.training.settings import choose_methods, identity
+from recipe_common.training.settings import as_json, choose_methods, excluded_methods, identity
 from recipe_common.training.trainer import Trainer, check_loss
 
 SKIPPED = "skipped.txt"
 _SHOWN = 10
 _RUN_SETTINGS = ("epochs", "workers", "jobs", "save_every")
+"""Settings of the last call that trained a run, which `config.json` has beside those that identify the run."""
 
 
 @attrs.frozen
 class Session:
-    """One call of the command line: what all its runs share.
+    """State that all runs of one call of the command line share.
 
     Attributes:
         recipe: The recipe.
-        args: Resolved flags.
+        settings: All settings.
         data: The data, read once.
         precision: Device and number format.
-        console: Where a person reads.
-        ranks: The processes that train each run together.
+        console: Console for the output.
+        ranks: Processes that train each run together.
+        is_child: Whether this process trains one run of a comparison for a parent process.
     """
 
     recipe: Recipe
-    args: argparse.Namespace
+    settings: Settings[Any]
     data: Data
     precision: Precision
     console: Console
     ranks: Ranks = ALONE
+    is_child: bool = False
 
     @property
     def caption(self) -> Caption:
-        """What a reader of the numbers must know."""
-        return Caption(self.recipe.title, self.data.generated, self.args.select, self.args.protocol, self.data.task)
+        """Title, protocol and task, for tables and pictures."""
+        settings = self.settings.data
+        return Caption(self.recipe.title, self.data.synthetic, settings.select, settings.protocol, self.data.task)
 
     @property
     def is_alone(self) -> bool:
         """Whether this process trains a single run."""
-        args = self.args
-        return args.child is not None or (len(args.methods) == 1 and args.seeds is None and not args.ceilings)
+        comparison = self.settings.comparison
+        is_one = len(self.settings.run.methods) == 1 and comparison.seeds is None and not comparison.ceilings
+        return self.is_child or is_one
 
     def folder(self, run: Run, options: Mapping[str, Any]) -> RunFolder:
         """Return the folder of one run: ``OUTPUT/METHOD``, with several seeds ``OUTPUT/METHOD/seed-SEED``."""
-        path = Path(self.args.output) / run.folder
-        if self.args.seeds is not None:
+        path = self.settings.run.output / run.folder
+        if self.settings.comparison.seeds is not None:
             path /= f"{SEED}{run.seed}"
-        return RunFolder(path, self.recipe.name, identity(self.args, run.method, options))
+        return RunFolder(path, self.recipe.name, identity(self.settings, run.method, options))
 
-    def say(self, *lines: str) -> None:
-        """Tell a person."""
+    def print(self, *lines: str) -> None:
+        """Print lines to the console as they are."""
         for line in lines:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def open_session(recipe: Recipe, args: argparse.Namespace, console: Console, ranks: Ranks = ALONE) -> Session:
-    """Read the data and say what is about to happen."""
-    precision = set_up(args, ranks)
-    data = recipe.load(args)
-    _check_splits(data, args)
+def open_session(recipe: Recipe, settings: Settings[Any], console: Console, ranks: Ranks = ALONE) -> Session:
+    """Set up the device, read the data, and print a summary of both.
+
+    Raises:
+        RecipeError: If a setting does not fit the machine or the data, or if a split is empty.
+    """
+    precision = set_up(settings.machine, ranks)
+    data = recipe.load(settings)
+    _check_splits(data, settings)
     lines = [recipe.title]
-    if data.generated:
-        lines.append("GENERATED DATA: no --data-root given; a small made-up set shows that everything works.")
-    lines += [*data.summary, *_skipped(data, args), f"device: {describe_device(precision)}"]
+    if data.synthetic:
+        lines.append("SYNTHETIC DATA: no --data-root given; a small synthetic set shows that everything works.")
+    lines += [*data.summary, *_skipped(data, settings), f"device: {describe_device(precision)}"]
     if not ranks.is_alone:
-        lines.append(f"processes: {ranks.size}, with {args.batch_size // ranks.size} samples of each batch")
-    args.methods, left_out = choose_methods(args.methods, _excluded(data, args))
-    session = Session(recipe, args, data, precision, console, ranks)
-    session.say(*lines, *left_out)
+        lines.append(
+            f"processes: {ranks.size}, with {settings.optimisation.batch_size // ranks.size} samples of each batch"
+        )
+    methods, left_out = choose_methods(settings.run.methods, excluded_methods(settings, data))
+    complete = changed(settings, methods=methods, **data.chosen)
+    session = Session(recipe, complete, data, precision, console, ranks)
+    session.print(*lines, *left_out)
     return session
 
 
-def _check_splits(data: Data, args: argparse.Namespace) -> None:
-    for name in ("train", "val", "test") if args.validation else ("train", "test"):
+def _check_splits(data: Data, settings: Settings[Any]) -> None:
+    for name in ("train", "val", "test") if settings.data.validation else ("train", "test"):
         if len(getattr(data, name)) == 0:
             raise RecipeError(
-                f"Expected samples in every split. Found none in {name}: {'; '.join(data.summary)}. "
-                "Fix: complete the lists and the files of that split."
+                "Every split should have samples",
+                found=f"none in {name} ({'; '.join(data.summary)})",
+                fix="complete the lists and the files of that split",
             )
 
 
-def _skipped(data: Data, args: argparse.Namespace) -> list[str]:
-    """Say how much is absent or unreadable, and where `write_skipped` lists it."""
+def _skipped(data: Data, settings: Settings[Any]) -> list[str]:
+    """Return a line with the number of absent or unreadable samples, and the file of `write_skipped`."""
     if not data.skipped:
         return []
-    if args.strict:
-        shown = "\n  ".join(data.skipped[:_SHOWN])
+    if settings.data.strict:
+        shown = "; ".join(data.skipped[:_SHOWN])
         raise RecipeError(
-            f"Expected every listed sample, as --strict says. Found {len(data.skipped):,} absent or unreadable:\n  "
-            f"{shown}\nFix: complete the data, or leave --strict out."
+            "Every listed sample should be there and readable with `--strict`",
+            found=f"{len(data.skipped):,} that are not ({shown}{'; ...' if len(data.skipped) > _SHOWN else ''})",
+            fix="complete the data, or leave `--strict` out",
         )
-    where = "" if args.eval is not None else f"; their list: {Path(args.output) / SKIPPED}"
+    where = "" if settings.run.eval is not None else f"; their list: {settings.run.output / SKIPPED}"
     return [f"{len(data.skipped):,} listed samples are absent or unreadable and left out{where}"]
 
 
 def write_skipped(session: Session) -> None:
-    """List what is absent or unreadable in the output folder."""
+    """Write the list of absent or unreadable samples to the output folder."""
     if session.data.skipped:
-        write_text(Path(session.args.output) / SKIPPED, "\n".join(session.data.skipped) + "\n")
-
-
-def _excluded(data: Data, args: argparse.Namespace) -> dict[str, str]:
-    if args.validation:
-        return dict(data.excluded)
-    return {"relearning": "it compares training with validation data, and --no-validation leaves none", **data.excluded}
+        write_text(session.settings.run.output / SKIPPED, "\n".join(session.data.skipped) + "\n")
 
 
 def train(session: Session, method: str, options: Mapping[str, Any], folder: RunFolder, view: View) -> Result:
-    """Train one method, or go on with it, and evaluate its best epoch once on the test split.
+    """Train one method, or continue its training, and evaluate its best epoch once on the test split.
 
     Raises:
-        Interrupted: If somebody asked to stop.
+        Interrupted: If a signal to stop has arrived.
         RunFailed: If training has diverged.
     """
-    args, ranks = session.args, session.ranks
-    if (finished := ranks.on_first(lambda: finished_result(folder, args.epochs))) is not None:
-        session.say(f"{method}: {folder.path} is finished; nothing to train.")
+    settings, ranks = session.settings, session.ranks
+    if (finished := ranks.on_first(lambda: finished_result(folder, settings.optimisation.epochs))) is not None:
+        session.print(f"{method}: {folder.path} is finished; nothing to train.")
         return finished
     resumed = ranks.on_first(lambda: _saved_state(session, folder))
-    own = {name: getattr(args, name) for name in _RUN_SETTINGS}
+    values = as_json(settings)
+    own = {name: values[name] for name in _RUN_SETTINGS}
     ranks.on_first(lambda: folder.claim({**own, "device": describe_device(session.precision)}))
     reset_peak_memory(session.precision.device)
-    job = build_job(session.recipe, args, session.data, session.precision, method, options, ranks)
+    job = build_job(session.recipe, settings, session.data, session.precision, method, options, ranks)
     trainer = Trainer(job, folder, view)
-    session.say(_description(job))
+    session.print(_description(job))
     if resumed is not None:
         trainer.restore(resumed)
-        session.say(f"going on at epoch {trainer.epoch + 1}, step {trainer.step_in_epoch + 1}")
+        session.print(f"going on at epoch {trainer.epoch + 1}, step {trainer.step_in_epoch + 1}")
     with stop_on_signal() as stop:
         trainer.fit(stop)
         memory = peak_memory(session.precision.device, session.is_alone)
@@ -162,7 +172,7 @@ def train(session: Session, method: str, options: Mapping[str, Any], folder: Run
 
 
 def finished_result(folder: RunFolder, epochs: int) -> Result | None:
-    """Return the result that a run has left after as many epochs as are wanted now."""
+    """Return the stored result of a run, if it was trained for ``epochs`` epochs."""
     content = folder.read_result()
     return Result(**content) if content is not None and len(content["history"]) == epochs else None
 
@@ -171,23 +181,24 @@ def _saved_state(session: Session, folder: RunFolder) -> dict[str, Any] | None:
     if not folder.last.exists():
         return None
     state = checkpoint.load(folder.last, checkpoint.STATE)
-    check_epochs(folder, session.args.epochs)
+    check_epochs(folder, session.settings.optimisation.epochs)
     if state["best"] is not None:
-        checkpoint.load(folder.best)  # better missed now than after all epochs
+        checkpoint.load(folder.best)  # its absence should fail now, not after all epochs
     return state
 
 
 def check_epochs(folder: RunFolder, wanted: int) -> None:
-    """Refuse to go on with a run that has more epochs than are wanted now.
+    """Check the number of epochs of a run that is to be continued.
 
     Raises:
-        RecipeError: If it has.
+        RecipeError: If it has more than ``wanted`` epochs.
     """
     done = folder.epochs_done()
     if done > wanted:
         raise RecipeError(
-            f"Expected at most {wanted} epochs in {folder.path}, as `--epochs` says. Found {done}. "
-            f"Fix: --epochs {done}, or another `--output`."
+            f"The run in {folder.path} should have at most {wanted} epochs, the value of `--epochs`",
+            found=f"{done}",
+            fix=f"write `--epochs {done}`, or choose another `--output`",
         )
 
 
@@ -195,8 +206,10 @@ def _tested(trainer: Trainer, memory: float | None) -> Result:
     job = trainer.job
     best = checkpoint.load(trainer.folder.best)
     job.model.load_state_dict(best["model"])
-    scores = job.evaluator(job.loaders.test, job.args.limit_batches)
-    return Result(job.method, job.args.seed, dict(best["row"]), scores.as_row("test"), trainer.history, memory)
+    scores = job.evaluator(job.loaders.test, job.settings.data.limit_batches)
+    return Result(
+        job.method, job.settings.optimisation.seed, dict(best["row"]), scores.as_row("test"), trainer.history, memory
+    )
 
 
 def _description(job: Job) -> str:
@@ -210,23 +223,25 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
     Raises:
         RecipeError: If the checkpoint was trained for other classes or another model.
     """
-    args, data = session.args, session.data
+    settings, data = session.settings, session.data
     if list(data.classes) != state["classes"]:
         raise RecipeError(
-            f"Expected data with the classes of {path}, {state['classes']}. Found {list(data.classes)}. "
-            "Fix: evaluate it with the data that it was trained on."
+            f"The data should have the classes of {path}, {state['classes']}",
+            found=f"{list(data.classes)}",
+            fix="evaluate it with the data that it was trained on",
         )
-    model = build_model(session.recipe, args, data, session.precision, state["settings"]["method"])
+    model = build_model(session.recipe, settings, data, session.precision, state["settings"]["method"])
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RecipeError(
-            f"Expected weights of the model of these flags in {path}. Found others: {reason[:300]}. "
-            "Fix: leave out the flags that change the model; those of the training are in the checkpoint."
+            f"{path} should have weights for the model of these flags",
+            found=f"others ({reason[:300].rstrip('.')})",
+            fix="leave out the flags that change the model; those of the training are in the checkpoint",
         ) from error
-    evaluator = build_evaluator(session.recipe, args, data, model, session.precision)
-    loaders = build_loaders(args, data, session.precision)
-    splits = {"val": loaders.val, "test": loaders.test} if args.validation else {"test": loaders.test}
-    rows = {name: evaluator(loader, args.limit_batches).as_row(name) for name, loader in splits.items()}
+    evaluator = build_evaluator(session.recipe, settings, data, model, session.precision)
+    loaders = build_loaders(settings, data, session.precision)
+    splits = {"val": loaders.val, "test": loaders.test} if settings.data.validation else {"test": loaders.test}
+    rows = {name: evaluator(loader, settings.data.limit_batches).as_row(name) for name, loader in splits.items()}
     print_scores(session.console, rows, data.modalities, data.task, str(path))

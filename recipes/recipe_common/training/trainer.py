@@ -1,4 +1,4 @@
-"""The training loop. What it knows of modbalance is a wrapped optimizer and the criterion that comes from it."""
+"""Training loop of one run: steps, evaluation after each epoch, checkpoints and continuation."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from recipe_common.training.sums import EpochSums
 from recipe_common.training.work import Waiting
 
 _OF_RANK = ("rng", "sums")
-"""What of the state each rank has for itself."""
+"""Parts of the state that differ between ranks."""
 
 
 class RunFailed(Exception):
-    """A run cannot go on, for a reason that lies in what it trains; others may do better."""
+    """Training cannot continue because of its own numbers; other runs of a comparison are not affected."""
 
 
 def check_loss(loss: float, name: str, where: str) -> None:
-    """Refuse a loss that only a training that has diverged has.
+    """Check that training has not diverged.
 
     Raises:
         RunFailed: If the loss is not finite.
@@ -45,12 +45,12 @@ def reason(error: BaseException) -> str:
 
 
 class Trainer:
-    """Trains one job; can stop after any step and go on from there, bitwise.
+    """Trains one job; stops after any step on request, and continues from there bitwise.
 
     Args:
-        job: What to train.
-        folder: Where checkpoints and metrics go.
-        view: What a person sees.
+        job: Model, optimizer, data and evaluator.
+        folder: Folder of checkpoints and metrics.
+        view: View of the progress.
     """
 
     def __init__(self, job: Job, folder: RunFolder, view: View) -> None:
@@ -62,15 +62,15 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self.sums = EpochSums(job.precision.device, job.ranks)
-        self.num_batches = batches_per_epoch(job.loaders.train, job.args.limit_batches)
-        self.split = "test" if job.args.select == "test" else "val"
-        self.num_steps: int = ceil(self.num_batches / job.args.accumulate)
+        self.num_batches = batches_per_epoch(job.loaders.train, job.settings.data.limit_batches)
+        self.split = "test" if job.settings.data.select == "test" else "val"
+        self.num_steps: int = ceil(self.num_batches / job.settings.optimisation.accumulate)
 
     @property
     def step_in_epoch(self) -> int:
         """Optimizer steps done in this epoch."""
         offset: int = self.job.loaders.sampler.offset
-        steps: int = ceil(offset / self.job.args.accumulate)
+        steps: int = ceil(offset / self.job.settings.optimisation.accumulate)
         return steps
 
     @property
@@ -82,14 +82,16 @@ class Trainer:
         """Train to the last epoch, or until ``stop`` is true.
 
         Raises:
-            Interrupted: If somebody asked to stop; ``last.pt`` is then up to date.
-            RunFailed: If a loss is not finite, or the metric that selects the best epoch is so in no epoch.
+            Interrupted: If ``stop`` became true; ``last.pt`` is then up to date.
+            RunFailed: If a loss is not finite, or the metric that selects the best epoch is finite in no epoch.
         """
         self.stop = stop
         self.events = EventLog(self.folder.events if self.job.ranks.is_first else None, self.step)
-        self.view.start(self.job.method, self.job.args.epochs, self.num_steps, self.step_in_epoch, self.history)
+        self.view.start(
+            self.job.method, self.job.settings.optimisation.epochs, self.num_steps, self.step_in_epoch, self.history
+        )
         try:
-            while self.epoch < self.job.args.epochs:
+            while self.epoch < self.job.settings.optimisation.epochs:
                 self._train_epoch()
                 self._end_epoch(self._evaluate())
         finally:
@@ -104,7 +106,7 @@ class Trainer:
         job.optimizer.epoch = self.epoch
         remaining = self.num_batches - job.loaders.sampler.offset
         waiting = Waiting()
-        steps = grouped(islice(job.loaders.train, remaining), job.args.accumulate)
+        steps = grouped(islice(job.loaders.train, remaining), job.settings.optimisation.accumulate)
         self.sums.start_clock()
         for batches in waiting.timed(steps):
             self._step(batches)
@@ -132,27 +134,27 @@ class Trainer:
         job.schedule.after_step()
 
     def _after_step(self) -> None:
-        args = self.job.args
+        run = self.job.settings.run
         step = self.step_in_epoch
-        is_look = step % args.log_every == 0 or step == self.num_steps
+        is_reading = step % run.log_every == 0 or step == self.num_steps
         self.view.step_done()
-        if is_look:
+        if is_reading:
             metrics = self.job.optimizer.metrics()
             self.sums.add_metrics(metrics)
             loss = self.sums.mean_loss()
             check_loss(loss, "loss", f"in epoch {self.epoch + 1}, at or before step {step}")
-            self.view.look(loss)
+            self.view.loss_read(loss)
             self.events.step(self.step, loss, metrics)
-        # Ranks agree on it, which is not for every step.
-        must_stop = (is_look or self.job.ranks.is_alone) and self.job.ranks.any(bool(self.stop))
-        if must_stop or (args.save_every > 0 and step % args.save_every == 0):
+        # Ranks agree on it by a collective, which would be slow in every step.
+        must_stop = (is_reading or self.job.ranks.is_alone) and self.job.ranks.any(bool(self.stop))
+        if must_stop or (run.save_every > 0 and step % run.save_every == 0):
             self.sums.stop_clock()
             self.save()
             self.sums.start_clock()
         if must_stop:
             raise Interrupted
 
-    def _leave_if_asked(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self.stop:
             raise Interrupted
 
@@ -169,7 +171,7 @@ class Trainer:
         loader = job.loaders.test if self.split == "test" else job.loaders.val
 
         def evaluated() -> dict[str, float]:
-            scores = job.evaluator(loader, job.args.limit_batches, self._leave_if_asked)
+            scores = job.evaluator(loader, job.settings.data.limit_batches, self._raise_if_stopped)
             return row | scores.as_row(self.split) | self.sums.mean_coefficients()
 
         try:
@@ -178,7 +180,7 @@ class Trainer:
         except Interrupted:
             self.save()
             raise
-        # All ranks look, so that all of them go on with the next run.
+        # All ranks check it, so that all of them continue with the next run.
         check_loss(row[f"{self.split}_loss"], f"{self.split} loss", f"in epoch {self.epoch + 1}")
         return row
 
@@ -189,7 +191,7 @@ class Trainer:
         job.schedule.after_epoch(row[f"{self.split}_{job.task.headline.key}"])
         job.ranks.share_buffers(job.model)
         job.optimizer.end_epoch(train=job.loaders.train_in_order, val=job.loaders.val_share)
-        # Methods that look at the data between epochs do work, too.
+        # The work of methods between epochs counts, too.
         self.sums.encoded += job.counter.take()
         row["encoder_passes"] = self.sums.mean_passes(job.counter.num_encoders)
         self._write_metrics()
@@ -224,7 +226,7 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write ``last.pt``: all that is needed to go on. All ranks call it, and leave when the file is written."""
+        """Write ``last.pt``, from which training continues. All ranks call it and return when the file is written."""
         job = self.job
         state: dict[str, Any] = {
             "optimizer": job.optimizer.state_dict(),
@@ -241,17 +243,17 @@ class Trainer:
         job.ranks.on_first(lambda: self._write_state(state))
 
     def _write_state(self, state: Mapping[str, Any]) -> None:
-        # A run that is killed goes on behind these events.
+        # A run that is killed continues behind these events.
         self.events.flush()
         save({**self._weights(self.best or {}), **state}, self.folder.last)
 
     @property
     def _own_device(self) -> torch.device | None:
-        """Where this rank draws its random numbers; None if it is alone on the machine."""
+        """Device of the random numbers of this rank; None, for all devices, if there is one process."""
         return None if self.job.ranks.is_alone else self.job.precision.device
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `save` wrote."""
+        """Continue from the state that `save` wrote."""
         job = self.job
         job.model.load_state_dict(state["model"])
         job.optimizer.load_state_dict(state["optimizer"])

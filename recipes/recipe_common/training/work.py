@@ -1,4 +1,4 @@
-"""How much work training is: forward passes of the encoders, and time spent waiting for data."""
+"""Measurement of training work: forward passes of the encoders, and time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from torch import nn
-
-from modbalance.layout import tensors_in
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
 
 class EncoderCounter:
-    """Counts the samples that go through the encoders, whoever sends them.
+    """Counts the samples that go through the encoders, in training steps and in methods.
 
     Args:
         model: The bare model.
@@ -32,11 +30,11 @@ class EncoderCounter:
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.is_counting:
-            self.samples += len(tensors_in([*args, *kwargs.values()])[0])
+            self.samples += _batch_size([*args, *kwargs.values()])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens inside."""
+        """Count nothing while the context is open."""
         self.is_counting = False
         try:
             yield
@@ -50,7 +48,7 @@ class EncoderCounter:
 
 
 class Waiting:
-    """Measures the seconds that an iterator takes to hand out its items."""
+    """Measures the seconds that an iterator takes to return its items."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -72,3 +70,11 @@ class Waiting:
             finally:
                 self.seconds += time.perf_counter() - started
             yield item
+
+
+def _batch_size(value: Any) -> int:
+    """Return the length of the first tensor in nested lists, tuples and mappings; 0 if there is none."""
+    if isinstance(value, Tensor):
+        return len(value)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((size for item in items if (size := _batch_size(item))), 0)

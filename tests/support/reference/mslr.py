@@ -1,4 +1,4 @@
-"""MSLR and MSES as the code of AGM (ICCV 2023) has them, straight-line and slow; and its competition metric.
+"""MSLR and MSES as the code of AGM (ICCV 2023) has them, straight-line and slow.
 
 Modalities u = 1..M with encoders phi_u; a_u(e) and l_u(e) are accuracy and loss of modality u after epoch e.
 """
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -103,7 +102,7 @@ class MSESTwin:
         self.inner.step()
 
     def end_epoch_with(self, losses: Sequence[float]) -> None:
-        """Smooth, compare, save, stop, rewind."""
+        """Smooth, compare (losses of single precision, beyond rounding), save, stop, rewind."""
         e, modalities = self.epoch, range(len(self.encoders))
         smoothed = []
         for u in modalities:
@@ -113,7 +112,7 @@ class MSESTwin:
         if not self.best:
             self.best = [(smoothed[u], e) for u in modalities]
         for u in modalities:
-            if smoothed[u] < self.best[u][0]:
+            if self.best[u][0] > smoothed[u] + 32 * 2**-23 * abs(smoothed[u]):
                 self.best[u] = (smoothed[u], e)
         self.files[e] = copy.deepcopy((self.model.state_dict(), self.inner.state_dict(), self.best))
 
@@ -144,18 +143,3 @@ class MSESTwin:
                 self.inner.state.pop(parameter, None)
                 if index in optimizer["state"]:
                     self.inner.state[parameter] = optimizer["state"][index]
-
-
-def competition(f_dep: Any, y_dep: Any, f_test: Any, y_test: Any, *, alpha: float) -> float:
-    """d = tr(pinv(B) R^T R) / D with NumPy, the ridge written as least squares with rows for the penalty."""
-    f, y = f_dep - f_dep.mean(0), y_dep - y_dep.mean(0)
-    rows = np.concatenate([f, np.sqrt(alpha) * np.eye(f.shape[1])])
-    values = np.concatenate([y, np.zeros((f.shape[1], y.shape[1]))])
-    ridge = np.linalg.lstsq(rows, values, rcond=None)[0]
-    r = (f_test - f_dep.mean(0)) @ ridge + y_dep.mean(0) - y_test
-    n, d = y_test.shape
-    b = n * np.atleast_2d(np.cov(y_test.T))
-    total = 0.0
-    for sample in r:
-        total += float(sample @ np.linalg.pinv(b) @ sample)
-    return total / d

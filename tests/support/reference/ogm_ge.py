@@ -57,9 +57,14 @@ def ratios(s: Sequence[Tensor], ratio: str = "mean_others") -> list[Tensor]:
     return rho
 
 
+def is_greater(x: Tensor, y: float) -> bool:
+    """x > y by more than rounding: 32 units in the last place."""
+    return bool(x > y + 32 * torch.finfo(x.dtype).eps * abs(y))
+
+
 def coefficients(rho: Sequence[Tensor], alpha: float, tie: str = "first", ratio_shift: float = 0) -> list[float]:
     """k_u = 1 - tanh(alpha * relu(rho_u - shift)) where rho_u > 1, else 1; if no modality is ahead, the first is."""
-    ahead = [bool(rho_u > 1) for rho_u in rho]
+    ahead = [is_greater(rho_u, 1) for rho_u in rho]
     if tie == "first" and not any(ahead):
         ahead[0] = True
     return [
@@ -130,6 +135,6 @@ class Twin:
                 if generator is not None:
                     epsilon = torch.randn(g.shape, generator=generator, dtype=g.dtype)
                     spread = self.noise_scale * sigma(g if self.noise_source == "raw" else modulated)
-                    if self.noise_on == "both" or k_u < 1:
+                    if self.noise_on == "both" or is_greater(-g.new_tensor(k_u), -1):
                         modulated = modulated + spread * epsilon
                 parameter.grad = modulated

@@ -1,118 +1,137 @@
-"""How samples reach the model: read from their files one by one, or from a cache of decoded ones, batch by batch."""
+"""Feeds samples to the model: from their files one by one, or from a cache of decoded samples batch by batch."""
 
-import argparse
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
 from torch.utils.data import Dataset
 
 from recipe_common.arguments import positive_int
-from recipe_common.data.cache.compact import Compact
-from recipe_common.data.cache.store import Cache, entries_of, open_cache
+from recipe_common.data.cache.decoded import entries_of, open_cache
+from recipe_common.data.cache.pipelines import Pipeline
+from recipe_common.data.cache.store import Place, Store
 from recipe_common.data.samples.sampler import Key
 from recipe_common.data.samples.seeding import derived_seed
-from recipe_common.data.samples.sources import Parts, Sample, SampleDataset, Source, one_thread
+from recipe_common.data.samples.sources import Sample, SampleDataset, Source, SplitSamples, one_thread
+from recipe_common.settings.declaration import flag
 
 CACHE_SIZE = 256
-"""Default of --cache-size: what papers scale videos to before they take random crops of 224 pixels."""
+"""Default of --cache-size in pixels: the size of videos in the papers, before random crops of 224 pixels."""
 AUTO = "auto"
 
 Open = Callable[..., Dataset[tuple[Any, ...]]]
 
 
-def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of recipes whose samples are files."""
-    add = parser.add_argument_group("feed").add_argument
-    add("--cache", metavar="DIR", help="decode the data once into this folder; auto: beside the data")
-    add(
-        "--cache-size",
-        type=positive_int,
-        metavar="PIXELS",
-        help=f"shorter side of cached pictures, default {CACHE_SIZE}",
+@attrs.frozen(kw_only=True)
+class FeedSettings:
+    """Settings of the cache, for recipes whose samples are files."""
+
+    title: ClassVar[str] = "feed"
+
+    cache: str | None = flag(
+        None, "folder for the data, decoded once; auto: a folder beside the data", metavar="DIR", is_identity=False
     )
-    add("--cache-workers", type=positive_int, metavar="N", help="processes that build the cache; default: one per core")
-    add(
-        "--device-transforms",
-        action=argparse.BooleanOptionalAction,
-        help="with --cache: spectrograms, crops and normalisation on the device; default: on CUDA",
+    cache_size: int | None = flag(
+        None, f"shorter side of cached pictures, default {CACHE_SIZE}", number=positive_int, metavar="PIXELS"
+    )
+    cache_workers: int | None = flag(
+        None,
+        "processes that build the cache; default: one per core",
+        number=positive_int,
+        metavar="N",
+        is_identity=False,
+    )
+    device_transforms: bool | None = flag(
+        None, "with --cache: spectrograms, crops and normalisation on the device; default: on CUDA"
     )
 
 
-def feed(args: argparse.Namespace, root: Path, parts: Parts, sources: Sequence[Source]) -> Open:
-    """Return what opens the samples of one part: `opened(samples, training=...)`.
+def feed(
+    settings: FeedSettings | None, root: Path, parts: SplitSamples, sources: Sequence[Source], *, seed: int
+) -> Open:
+    """Return the function that opens the samples of one part: `opened(samples, training=...)`.
 
     Args:
-        args: With the flags of `add_feed_arguments`, or without any.
-        root: Of the data.
-        parts: All samples; a cache keeps them whatever part they are in.
+        settings: Settings of the cache; None for samples that cannot be kept in one.
+        root: Folder of the dataset.
+        parts: The samples of all parts, which a cache keeps together.
         sources: One per modality.
+        seed: Seed of the augmentation.
 
     Raises:
         RecipeError: If the cache cannot be built or read.
     """
-    if getattr(args, "cache", None) is None:
-        return partial(SampleDataset, sources=sources, seed=args.seed)
-    folder = beside(root) if args.cache == AUTO else Path(args.cache)
+    if settings is None or settings.cache is None:
+        return partial(SampleDataset, sources=sources, seed=seed)
+    folder = beside(root) if settings.cache == AUTO else Path(settings.cache)
     samples = (*parts.train, *parts.val, *parts.test)
-    workers = args.cache_workers or os.cpu_count() or 1
-    short_side = args.cache_size or CACHE_SIZE
+    workers = settings.cache_workers or os.cpu_count() or 1
+    short_side = settings.cache_size or CACHE_SIZE
     kept = tuple(
         _kept(folder, source, [(sample, sample.media[index]) for sample in samples], short_side, workers)
         for index, source in enumerate(sources)
     )
-    return partial(CachedDataset, kept=kept, seed=args.seed)
+    return partial(CachedDataset, kept=kept, seed=seed, device_transforms=settings.device_transforms)
 
 
 def beside(root: Path) -> Path:
-    """Return the folder of the cache that `--cache auto` means."""
+    """Return the folder of the cache for `--cache auto`."""
     root = root.resolve()
     return root.with_name(f"{root.name}-cache")
 
 
 @attrs.frozen
-class Kept:
-    """What the cache holds of one modality.
+class CachedModality:
+    """Cached samples of one modality.
 
     Attributes:
-        compact: Makes tensors of it.
-        cache: What is decoded.
-        places: Where samples are in the cache.
+        pipeline: Pipeline from decoded samples to the tensors of a batch.
+        cache: The decoded samples.
+        places: Places of the samples in the cache.
     """
 
-    compact: Compact
-    cache: Cache
-    places: dict[Sample, tuple[int, int]]
+    pipeline: Pipeline
+    cache: Store
+    places: dict[Sample, Place]
 
 
 @attrs.frozen
-class Picked:
-    """What a batch needs: for each modality that of each sample, and the labels."""
+class PickedBatch:
+    """Parts of decoded samples for one batch: a list of samples for each modality, and the labels."""
 
     modalities: tuple[list[Any], ...]
     labels: list[int]
 
 
 class CachedDataset(Dataset[tuple[Any, ...]]):
-    """Gives the samples of `SampleDataset`, by (epoch, index), from a cache.
+    """Samples of `SampleDataset`, read by (epoch, index) from a cache.
 
     A DataLoader takes whole batches: its `collate_fn` is `finish_batch`, or `pack_batch`, and `finish_packed` is then
     called on the device.
 
     Args:
         samples: The samples.
-        kept: Of each modality.
+        kept: Cached samples of each modality.
         training: Whether to augment.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
+        device_transforms: Whether batches are finished on the device; None: on CUDA.
     """
 
-    def __init__(self, samples: Sequence[Sample], kept: Sequence[Kept], *, training: bool, seed: int) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        kept: Sequence[CachedModality],
+        *,
+        training: bool,
+        seed: int,
+        device_transforms: bool | None = None,
+    ) -> None:
         self.samples, self.kept = tuple(samples), tuple(kept)
-        self.training, self.seed = training, seed
+        self.training, self.seed, self.device_transforms = training, seed, device_transforms
         self.places = [[each.places[sample] for sample in self.samples] for each in self.kept]
 
     def __len__(self) -> int:
@@ -123,41 +142,43 @@ class CachedDataset(Dataset[tuple[Any, ...]]):
         *tensors, labels = self.finish_batch(self.__getitems__([key]))
         return (*(tensor[0] for tensor in tensors), int(labels[0]))
 
-    def __getitems__(self, keys: Sequence[Key]) -> Picked:
-        """Choose what a batch needs."""
+    def __getitems__(self, keys: Sequence[Key]) -> PickedBatch:
+        """Pick the parts of decoded samples for one batch."""
         indices = [index for _, index in keys]
         seeds = [derived_seed(self.seed, *key) if self.training else None for key in keys]
         modalities = tuple(
             [
-                each.compact.pick(each.cache[self.places[number][index]], self.samples[index].media[number], seed)
+                each.pipeline.pick(each.cache[self.places[number][index]], self.samples[index].media[number], seed)
                 for index, seed in zip(indices, seeds, strict=True)
             ]
             for number, each in enumerate(self.kept)
         )
-        return Picked(modalities, [self.samples[index].label for index in indices])
+        return PickedBatch(modalities, [self.samples[index].label for index in indices])
 
     def finish_batch(self, batch: Any) -> list[Any]:
-        """Return the tensors of a batch, which `__getitems__` has picked, and its labels."""
+        """Return the tensors and the labels of a batch from `__getitems__`."""
         with one_thread():
-            tensors = [each.compact.finish(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
+            tensors = [each.pipeline.finish(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
         return [*tensors, torch.tensor(batch.labels)]
 
     def pack_batch(self, batch: Any) -> list[Any]:
-        """Return what of a picked batch is sent to the device: bytes and 16-bit samples instead of float32."""
-        packed = [each.compact.pack(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
+        """Return a picked batch as it is sent to the device: bytes and 16-bit samples instead of float32."""
+        packed = [each.pipeline.pack(picked) for each, picked in zip(self.kept, batch.modalities, strict=True)]
         return [*packed, torch.tensor(batch.labels)]
 
     def finish_packed(self, batch: Sequence[Any]) -> list[Any]:
-        """Return the tensors of a batch that `pack_batch` has made, and its labels, on the device of the batch."""
+        """Return the tensors and the labels of a batch from `pack_batch`, on the device of that batch."""
         *packed, labels = batch
-        tensors = [each.compact.finish_packed(tuple(sent)) for each, sent in zip(self.kept, packed, strict=True)]
+        tensors = [each.pipeline.finish_packed(tuple(parts)) for each, parts in zip(self.kept, packed, strict=True)]
         return [*tensors, labels]
 
 
-def _kept(folder: Path, source: Source, samples: Sequence[tuple[Sample, Any]], short_side: int, workers: int) -> Kept:
-    assert source.compact is not None, f"{source.modality} cannot be kept"
-    compact = source.compact(short_side)
-    entries = entries_of([(sample.name, media) for sample, media in samples], compact)
-    cache = open_cache(folder, source.modality, compact, entries, workers=workers)
-    places = {sample: cache.find(entry) for (sample, _), entry in zip(samples, entries, strict=True)}
-    return Kept(compact, cache, places)
+def _kept(
+    folder: Path, source: Source, samples: Sequence[tuple[Sample, Any]], short_side: int, workers: int
+) -> CachedModality:
+    assert source.pipeline is not None, f"{source.modality} cannot be kept"
+    pipeline = source.pipeline(short_side)
+    entries = entries_of([(sample.name, media) for sample, media in samples], pipeline)
+    cache = open_cache(folder, source.modality, pipeline, entries, workers=workers)
+    places = {sample: cache.places[entry.key] for (sample, _), entry in zip(samples, entries, strict=True)}
+    return CachedModality(pipeline, cache, places)

@@ -1,285 +1,70 @@
-"""Decoded samples on disk, once for all runs.
+"""Index of stored samples over the shards of a folder: decoded samples, or features of frozen networks."""
 
-The samples of one modality, whatever split they are in, lie in one folder as shards of up to some 128 MB. The name of a
-shard holds a digest of all that it depends on: the version of the format, the settings of decoding, and of each of its
-samples the name and its files' names, sizes and times of change. So a shard that is there is the right one, what has
-changed is built anew, and nothing else.
-"""
-
-import json
-import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 from torch import Tensor
 
-from recipe_common.data.cache.compact import Compact
-from recipe_common.data.cache.shards import SUFFIX, Shard, digest, write_shard
-from recipe_common.data.prepare.processes import in_processes, progress_bar
-from recipe_common.data.samples.sources import one_thread
-from recipe_common.errors import RecipeError
-from recipe_common.files import DISK_FULL, atomic_file, lock, remove_partials
+from recipe_common.data.cache.shards import Key, Shard
 
-FORMAT = 2
-SHARD_BYTES = 1 << 27
-"""About; a shard is in memory while it is written."""
-PER_SHARD = 64
-"""Samples, at most."""
-LOOKS = 8
-"""About so many samples are decoded to learn how large they are."""
-FEW = 8
-"""Shards that are written without other processes: starting them takes longer."""
-LOCK = ".lock"
-NOTE = "cache.json"
-PER_FILE = "samples per file"
+Place = tuple[int, int]
+"""Number of the shard, and number of the sample in it."""
 
 
 @attrs.frozen
 class Entry:
-    """One sample to be kept.
+    """A sample to be stored.
 
     Attributes:
-        name: Of the sample.
-        stamp: Digest of its files.
-        media: What the `Compact` reads.
+        name: Name in the list, path of a picture, or checksum of a text.
+        stamp: State of its files, which differs after a change: a digest, or the size of a picture; None: unknown.
+        content: Input from which its arrays are made, such as paths, or a text.
     """
 
     name: str
-    stamp: str
-    media: Any
+    stamp: str | int | None
+    content: Any
 
     @property
-    def key(self) -> tuple[str, str]:
-        """What tells it from all others."""
+    def key(self) -> Key:
+        """Name and stamp."""
         return self.name, self.stamp
 
 
-@attrs.frozen
-class Plan:
-    """One shard as it should be.
-
-    Attributes:
-        path: Its file.
-        entries: Its samples, sorted by name.
-        header: JSON: format, modality, settings, and the names and stamps of the samples.
-    """
-
-    path: Path
-    entries: tuple[Entry, ...]
-    header: str
-
-
-class Cache:
-    """The decoded samples of one modality.
+class Store:
+    """The stored samples of one modality.
 
     Args:
-        shards: All files.
+        shards: All files in the order of their writing; of samples with one name, the last is the latest.
 
     Raises:
         RecipeError: If a file is not a whole shard.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        self._shards = tuple(shards)
-        self._places = {key: (file, at) for file, shard in enumerate(shards) for at, key in enumerate(shard.keys)}
+        self.shards = tuple(shards)
+        self.places: dict[Key, Place] = {}
+        self.unreadable: dict[Key, str] = {}
+        self._latest: dict[str, Key] = {}
+        for number, shard in enumerate(self.shards):
+            faults = shard.unreadable
+            for at, key in enumerate(shard.keys):
+                if at in faults:
+                    self.unreadable[key] = faults[at]
+                else:
+                    self.places[key] = number, at
+                    self._latest[key[0]] = key
 
-    def find(self, entry: Entry) -> tuple[int, int]:
-        """Return where a sample is: its shard, and its number in it."""
-        return self._places[entry.key]
+    def __len__(self) -> int:
+        """Return the number of different samples."""
+        return len(self._latest)
 
-    def __getitem__(self, place: tuple[int, int]) -> Sequence[Tensor]:
-        """Return the arrays of the sample at a place that `find` tells."""
+    def find(self, entry: Entry) -> Place | None:
+        """Return the place of the sample with this stamp, without a stamp the latest of its name; None if absent."""
+        return self.places.get(self._latest.get(entry.name, entry.key) if entry.stamp is None else entry.key)
+
+    def __getitem__(self, place: Place) -> Sequence[Tensor]:
+        """Return the arrays of the sample at a place from `find`."""
         shard, number = place
-        return self._shards[shard][number]
-
-
-def entries_of(samples: Sequence[tuple[str, Any]], compact: Compact) -> list[Entry]:
-    """Look at the files of samples, given as name and media; many at a time, as network disks are slow to answer."""
-
-    def entry(sample: tuple[str, Any]) -> Entry:
-        name, media = sample
-        return Entry(name, stamp_of(compact.files(media), compact.note(media)), media)
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(entry, samples))
-
-
-def stamp_of(files: Sequence[Path], note: str = "") -> str:
-    """Return a digest of the names, sizes and times of change of files, and of a note."""
-    seen = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
-    return digest([note, *seen])
-
-
-def open_cache(
-    folder: Path,
-    modality: str,
-    compact: Compact,
-    entries: Sequence[Entry],
-    *,
-    workers: int,
-    say: Callable[[str], None] = print,
-) -> Cache:
-    """Open the decoded samples of a modality; decode what is not there yet.
-
-    Args:
-        folder: Of all caches.
-        modality: Its name.
-        compact: Decodes.
-        entries: The samples, repeated ones too.
-        workers: Processes that decode.
-        say: Tells a person what is built.
-
-    Raises:
-        RecipeError: If a file of the data or of the cache cannot be read, or there is no room to write.
-    """
-    content = {"format": FORMAT, "modality": modality, "settings": compact.settings}
-    home = folder / f"{modality}-{digest(content)}"
-    unique = sorted({entry.key: entry for entry in entries}.values(), key=lambda entry: entry.key)
-    per_shard = _read_per_shard(home)
-    plans = make_plans(home, content, unique, per_shard) if per_shard else []
-    if not per_shard or not all(plan.path.exists() for plan in plans):
-        with _building(home):
-            plans, built = _complete(home, content, compact, unique, workers)
-        if built:
-            say(f"cache: {home}: {built:,} of {len(plans):,} files built")
-    return Cache([Shard(plan.path) for plan in plans])
-
-
-def make_plans(home: Path, content: Mapping[str, Any], entries: Sequence[Entry], per_shard: int) -> list[Plan]:
-    """Distribute samples over shards by a checksum of their names, so that one more sample changes one shard only.
-
-    Args:
-        home: Folder of the shards.
-        content: What all headers say.
-        entries: The samples, sorted, none repeated.
-        per_shard: About the largest number of samples in a shard.
-    """
-    shards = 1
-    while shards * per_shard < len(entries):
-        shards *= 2
-    groups: dict[int, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(zlib.crc32(entry.name.encode()) % shards, []).append(entry)
-    plans = []
-    for number, group in sorted(groups.items()):
-        header = json.dumps({**content, "samples": [entry.key for entry in group]})
-        plans.append(Plan(home / f"{number:05d}-of-{shards:05d}-{digest(header)}{SUFFIX}", tuple(group), header))
-    return plans
-
-
-@contextmanager
-def _building(home: Path) -> Iterator[None]:
-    """Let one process build at a time, while others wait; remove what a killed one has left."""
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        handle = (home / LOCK).open("a")
-    except OSError as error:
-        raise RecipeError(
-            f"Expected to write the cache in {home}. Found: {error}. Fix: name another folder with --cache."
-        ) from error
-    with handle:
-        lock(handle, wait=True)
-        remove_partials(home)
-        yield
-
-
-def _complete(
-    home: Path, content: Mapping[str, Any], compact: Compact, entries: Sequence[Entry], workers: int
-) -> tuple[list[Plan], int]:
-    """Build what is missing, which another process may have done by now; return all shards and how many were built."""
-    size = _bytes_per_sample(entries, compact)
-    per_shard = _read_per_shard(home)
-    if per_shard is None:
-        per_shard = _samples_in(SHARD_BYTES, size)
-        _write_note(home, content, per_shard)
-    plans = make_plans(home, content, entries, per_shard)
-    missing = [plan for plan in plans if not plan.path.exists()]
-    if missing:
-        _check_room(home, size * sum(len(plan.entries) for plan in missing))
-        _build(missing, compact, workers, f"{content['modality']}: decoding")
-        _remove_outdated(home, missing)
-    return plans, len(missing)
-
-
-def _bytes_per_sample(entries: Sequence[Entry], compact: Compact) -> float:
-    """Return the mean of some samples, the same of the same data."""
-    looks = entries[:: max(1, len(entries) // LOOKS)]
-    return sum(array.nbytes for entry in looks for array in compact.decode(entry.media)) / max(1, len(looks))
-
-
-def _samples_in(size: float, per_sample: float) -> int:
-    """Return the largest power of two, up to `PER_SHARD`, of samples that fit into so many bytes."""
-    samples = PER_SHARD
-    while samples > 1 and samples * per_sample > size:
-        samples //= 2
-    return samples
-
-
-def _check_room(home: Path, size: float) -> None:
-    free = shutil.disk_usage(home).free
-    if size > free:
-        raise RecipeError(
-            f"Expected room for the cache, about {size / 1e9:,.1f} GB, in {home}. Found {free / 1e9:,.1f} GB. "
-            "Fix: name another folder with --cache, lower --cache-size, or leave --cache out."
-        )
-
-
-def _build(plans: Sequence[Plan], compact: Compact, workers: int, title: str) -> None:
-    write = partial(_write, compact=compact)
-    with progress_bar(transient=True) as progress:
-        task = progress.add_task(title, total=sum(len(plan.entries) for plan in plans))
-        written: Iterator[tuple[Plan, None]] = ((plan, write(plan)) for plan in plans)
-        if workers > 1 and len(plans) > FEW:
-            written = in_processes(write, plans, workers, "--cache-workers")
-        for plan, _ in written:
-            progress.advance(task, len(plan.entries))
-
-
-def _write(plan: Plan, compact: Compact) -> None:
-    try:
-        with one_thread():
-            write_shard(plan.path, plan.header, (compact.decode(entry.media) for entry in plan.entries))
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise RecipeError(
-            f"Expected room for the cache in {plan.path.parent}. Found none: {error}. "
-            "Fix: make room, lower --cache-size, or leave --cache out; what is built stays."
-        ) from error
-
-
-def _remove_outdated(home: Path, built: Sequence[Plan]) -> None:
-    """Remove shards of the same samples, whose files have changed since; other sets of samples keep theirs."""
-    for plan in built:
-        names = [entry.name for entry in plan.entries]
-        for path in home.glob(f"{plan.path.name.rpartition('-')[0]}-*{SUFFIX}"):
-            with suppress(RecipeError):  # damaged, but nobody reads it
-                if path != plan.path and [name for name, _ in Shard(path).keys] == names:
-                    path.unlink()
-
-
-def _read_per_shard(home: Path) -> int | None:
-    """Return how many samples the first build gave to a shard: data that change a little must not change all shards."""
-    path = home / NOTE
-    if not path.exists():
-        return None
-    try:
-        per_shard = int(json.loads(path.read_text())[PER_FILE])
-        if per_shard < 1:
-            raise ValueError(per_shard)
-        return per_shard
-    except (ValueError, LookupError, TypeError) as error:
-        raise RecipeError(
-            f"Expected JSON with `{PER_FILE}` in {path}. Found: {error!r}. Fix: remove {home}; it is built anew."
-        ) from error
-
-
-def _write_note(home: Path, content: Mapping[str, Any], per_shard: int) -> None:
-    with atomic_file(home / NOTE) as path:
-        path.write_text(json.dumps({**content, PER_FILE: per_shard}, indent=1) + "\n")
+        return self.shards[shard][number]

@@ -1,4 +1,4 @@
-"""The six npy files of AV-MNIST."""
+"""AV-MNIST: its six npy files of pictures, spectrograms and labels."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipe_common.data.readers.arrays import ArrayFile, Pictures, brightness_scale, read_class_indices, rows_not_finite
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 MODALITIES = ("audio", "image")
 NUM_CLASSES = 10
@@ -27,15 +27,16 @@ def find_digit_files(root: Path) -> Path:
     """Return the folder of the six files: `root`, or `avmnist` in it.
 
     Raises:
-        RecipeError: Naming those that are missing.
+        RecipeError: If files are missing, with their names.
     """
     folder = next((place for place in (root / "avmnist", root) if (place / "image").is_dir()), root)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        packed = "unpack avmnist.tar.gz" if any(root.glob("*.tar*")) else "point --data-root to the unpacked data"
+        step = "unpack avmnist.tar.gz" if any(root.glob("*.tar*")) else "point --data-root to the unpacked data"
         raise RecipeError(
-            f"Expected in {folder}: {', '.join(FILES)}. Found {listing(folder)}; missing: {', '.join(missing)}. "
-            f"Fix: {packed}, or leave --data-root out to train on a small set."
+            f"{folder} should hold {', '.join(FILES)}",
+            found=f"{listing(folder)}; missing: {', '.join(missing)}",
+            fix=f"{step}, or leave --data-root out to train on a small set",
         )
     return folder
 
@@ -45,9 +46,9 @@ class DigitPart:
     """The three files of the training or of the test part.
 
     Args:
-        audio: Spectrograms.
-        image: Pictures.
-        labels: Class indices.
+        audio: File of the spectrograms, one per row.
+        image: File of the pictures, one per row.
+        labels: Class indices, int64 (N,).
     """
 
     audio: ArrayFile
@@ -59,14 +60,15 @@ class DigitPart:
         """Open the files of `train` or `test`.
 
         Raises:
-            RecipeError: If a file cannot be read, or they do not have one row per sample.
+            RecipeError: If a file cannot be read, or the files differ in their numbers of rows.
         """
         audio, image = (ArrayFile(folder / name / f"{part}_data.npy") for name in MODALITIES)
         labels = read_class_indices(folder / f"{part}_labels.npy", NUM_CLASSES)
         if not len(audio) == len(image) == len(labels):
             raise RecipeError(
-                f"Expected as many rows in audio/{part}_data.npy, image/{part}_data.npy and {part}_labels.npy. Found "
-                f"{len(audio):,}, {len(image):,} and {len(labels):,} in {folder}. Fix: take all from one download."
+                f"audio/{part}_data.npy, image/{part}_data.npy and {part}_labels.npy should have equally many rows",
+                found=f"{len(audio):,}, {len(image):,} and {len(labels):,} in {folder}",
+                fix="take all three files from one download",
             )
         return cls(audio, image, labels)
 
@@ -74,7 +76,7 @@ class DigitPart:
         return len(self.labels)
 
     def scales(self) -> dict[str, float]:
-        """Return what the values of each modality are multiplied with."""
+        """Return the factor by which the values of each modality are multiplied."""
         return {"audio": brightness_scale(self.audio), "image": brightness_scale(self.image)}
 
     def bad_rows(self) -> Rows:
@@ -85,7 +87,7 @@ class DigitPart:
         """Return the samples of some rows: spectrogram (1, A, A) and picture (1, I, I), float32, and class index.
 
         Raises:
-            RecipeError: If a file holds pictures of another size than `sizes` says.
+            RecipeError: If the pictures of a file have another size than that in `sizes`.
         """
         files = {"audio": self.audio, "image": self.image}
         pictures: list[Any] = [Pictures(file, sizes[name], rows, scales[name]) for name, file in files.items()]

@@ -1,12 +1,17 @@
-"""Where the files of a dataset of cases lie, such as one h5 file per patient, and which are for training."""
+"""BraTS 2021 on disk: modalities, classes, the h5 files of cases and their split into training, validation and test."""
 
 from pathlib import Path
 
 import attrs
 
-from recipe_common.data.samples.folders import listing
+from recipe_common.data.readers.volumes import Labels
 from recipe_common.errors import RecipeError, require
+from recipe_common.files import listing
 
+MODALITIES = ("flair", "t1ce", "t1", "t2")
+CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
+LABELS = Labels(len(CLASSES), stored={4: 3})  # there is no 3 in the raw data
+SUFFIX = "_mri_norm2.h5"
 FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 FEWEST = 10
 """Cases that can be split 80/10/10 %."""
@@ -15,13 +20,13 @@ Parts = dict[str, tuple[Path, ...]]
 
 @attrs.frozen
 class CaseFiles:
-    """What the files of a dataset are called.
+    """Names of the files of the dataset.
 
     Args:
-        suffix: Of a file; the case comes before it.
-        prepared: Folder of what `prepare` made, in one piece.
+        suffix: End of a file name, after the name of the case.
+        prepared: Folder of the files that `prepare` has written, under the root.
         raw: Pattern of a file that `prepare` reads.
-        command: The command that prepares; `{root}` stands for the data root.
+        command: The command of `prepare`; `{root}` stands for the data root.
     """
 
     suffix: str
@@ -33,14 +38,14 @@ class CaseFiles:
         """Find the files of each part, sorted: in folders train, valid (or val) and test, or all together.
 
         Args:
-            root: The dataset.
-            seed: Of the split, where there are no folders.
+            root: Folder of the dataset.
+            seed: Seed of the split, where there are no folders.
 
         Returns:
-            The files of train, val and test, and a line that says where the split comes from.
+            The files of train, val and test, and a line about the origin of the split.
 
         Raises:
-            RecipeError: If they are not there, are not prepared yet, or a case is in two parts.
+            RecipeError: If files are absent or not prepared yet, or if a case is in two parts.
         """
         folders = {part: [root / name for name in names if (root / name).is_dir()] for part, names in FOLDERS.items()}
         if all(folders.values()):
@@ -49,7 +54,9 @@ class CaseFiles:
             return parts, f"folders {', '.join(found[0].name for found in folders.values())}"
         if any(folders.values()):
             raise RecipeError(
-                f"Expected the folders train, valid and test in {root}. Found {listing(root)}. Fix: complete the data."
+                f"{root} should hold the folders train, valid and test",
+                found=listing(root),
+                fix="add the folders that are absent",
             )
         files = self._files(root / self.prepared) or self._files(root)
         if len(files) < FEWEST:
@@ -60,15 +67,20 @@ class CaseFiles:
         return tuple(sorted(folder.glob(f"[!.]*{self.suffix}")))
 
     def _missing(self, root: Path, count: int) -> RecipeError:
-        found, fix = listing(root), "point --data-root to them, or leave it out to train on a small generated set"
+        found, fix = listing(root), "point --data-root to them, or leave it out to train on a small synthetic set"
         if count:
             found, fix = f"{count} of them", "prepare or download more of them"
         if next(root.rglob(self.raw), None) is not None:
-            found, fix = f"{found}, not all prepared", self.command.format(root=root)
+            found, fix = f"{found}, not all prepared", f"run `{self.command.format(root=root)}`"
         return RecipeError(
-            f"Expected at least {FEWEST} files CASE{self.suffix} in {root / self.prepared}, or folders train, valid "
-            f"and test of them in {root}. Found {found}. Fix: {fix}"
+            f"{root / self.prepared} should hold at least {FEWEST} files CASE{self.suffix}, or {root} the folders "
+            "train, valid and test of such files",
+            found=found,
+            fix=fix,
         )
+
+
+FILES = CaseFiles(SUFFIX, "h5", "*_flair.nii*", "python recipes/brats.py prepare --data-root {root}")
 
 
 def split_cases(files: tuple[Path, ...], seed: int) -> Parts:
@@ -86,6 +98,7 @@ def _check_disjoint(parts: Parts) -> None:
         (twice if path.name in seen else seen).add(path.name)
     if twice:
         raise RecipeError(
-            f"Expected every case in one of train, valid and test. Found {len(twice)} in two of them, such as "
-            f"{min(twice)}. Fix: remove one of both."
+            "Every case should be in one of the folders train, valid and test",
+            found=f"{len(twice)} in two of them, such as {min(twice)}",
+            fix="remove one copy of each",
         )

@@ -1,6 +1,7 @@
-"""CMU-MOSEI: packed features (MulT, MultiBench), and the words and mel spectrograms that AGM's code reads.
+"""Readers of CMU-MOSEI: packed features (MulT, MultiBench), and files of words and mel spectrograms.
 
-N segments, L words, T audio steps, V words in the vocabulary.
+The latter are the files of the code of Li et al. (ICCV 2023). N segments, L words, T audio steps, V words in the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from recipe_common.data.readers.packed_sequences import SPLITS, Packed, Shapes, check_range, finite, read_packed
 from recipe_common.data.readers.pickles import load_pickle
-from recipe_common.data.samples.folders import listing
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 LABEL_RANGE = (-3.0, 3.0)
 FILES = {
@@ -36,42 +37,43 @@ SPACES = re.compile(r"[-/]")
 
 
 def read_mosei(
-    root: Path, kind: str, shapes: Shapes | None = None, *, drop_empty: bool
+    root: Path, kind: str, shapes: Shapes | None = None, *, drop_empty: bool, speech_flags: str
 ) -> tuple[Path, dict[str, Packed]]:
     """Read a packed file.
 
     Args:
-        root: The file, by whatever name, or the folder that holds it by its own.
+        root: The file under any name, or the folder that holds it under its own.
         kind: One of `FILES`.
-        shapes: What it holds; default: what the real file does.
-        drop_empty: See `read_packed`.
+        shapes: Shapes of its arrays; default: those of the real file.
+        drop_empty: Whether segments without text are left out.
+        speech_flags: Flags for words and mel spectrograms, named in a message where these are in the folder.
 
     Returns:
         The path of the file, and the splits `train`, `val` and `test`.
 
     Raises:
-        RecipeError: If the file is not there, or see `read_packed`.
+        RecipeError: If the file is absent, or see `read_packed`.
     """
     name, real = FILES[kind]
     path = root if root.is_file() else root / name
     if not path.is_file():
-        there = [other for other, (file, _) in FILES.items() if (root / file).is_file()]
-        fix = f"add --features {there[0]}" if there else "put the file there"
+        present = [other for other, (file, _) in FILES.items() if (root / file).is_file()]
+        fix = f"add --features {present[0]}" if present else "put the file there"
         if (root / "train_mels.p").is_file():
-            fix = "add --model agm, whose words and mel spectrograms are there"
+            fix = f"add {speech_flags} for the words and mel spectrograms that are there"
         raise RecipeError(
-            f"Expected {name} in {root}. Found {listing(root)}. Fix: {fix}, or point --data-root at the file itself."
+            f"{root} should hold {name}", found=listing(root), fix=f"{fix}, or point --data-root at the file itself"
         )
     return path, read_packed(path, [shapes or real], LABEL_RANGE, drop_empty=drop_empty)
 
 
 @attrs.frozen
-class Spoken:
-    """One split of words and mel spectrograms.
+class SpeechSplit:
+    """Words and mel spectrograms of one split.
 
     Attributes:
-        text: Word indices, int64 (N, L), 0 behind the last word.
-        audio: Float32 (N, T, D), 0 behind the last step.
+        text: Word indices, int64 (N, L), 0 after the last word.
+        audio: Mel spectrograms, float32 (N, T, D), 0 after the last step.
         labels: Sentiments, float32 (N,).
         ids: Names of the segments.
     """
@@ -86,55 +88,59 @@ class Spoken:
 
 
 @attrs.frozen
-class Talks:
-    """All splits.
+class Speech:
+    """Words and mel spectrograms of all splits.
 
     Attributes:
         splits: `train`, `val` and `test`.
-        vectors: Float32 word vectors (V, D); row 0 is also that of padding.
+        vectors: Word vectors, float32 (V, D); row 0 is that of padding, too.
         summary: Lines for the start of a run.
         skipped: A line for each segment that lacks words or audio.
     """
 
-    splits: dict[str, Spoken]
+    splits: dict[str, SpeechSplit]
     vectors: Tensor
     summary: tuple[str, ...]
     skipped: tuple[str, ...]
 
 
-def read_talks(root: Path, tokens: int, mels: int = MELS) -> Talks:
-    """Read the files of AGM's code: `<split>_sentences.p`, `_mels.p` and `_sentiment.p`, vocabulary and vectors.
+def read_speech(root: Path, tokens: int, mels: int = MELS, *, speech_flags: str) -> Speech:
+    """Read `<split>_sentences.p`, `<split>_mels.p` and `<split>_sentiment.p`, vocabulary and word vectors.
 
-    Its fixed lists of segments are not needed: a segment counts if it has a sentiment, words and audio. Without
-    vocabulary and vectors, which that code makes with spaCy, the words of the training split get random vectors.
+    The code of Li et al. (ICCV 2023) reads fixed lists of segments as well. Here a segment counts if it has a
+    sentiment, words and audio. Without vocabulary and vectors, which that code makes with spaCy, the words of the
+    training split get random vectors.
 
     Args:
-        root: The folder.
-        tokens: Words and audio steps that are kept of every segment.
+        root: Folder of the files.
+        tokens: Number of words and of audio steps that are kept of every segment.
         mels: Features of an audio step.
+        speech_flags: Flags that select these files, for a message.
 
     Raises:
         RecipeError: If a file is missing, damaged or of another shape, or labels are out of range.
     """
-    files = {split: {what: root / f"{split}_{what}.p" for what in PARTS} for split in SPLITS.values()}
+    files = {split: {part: root / f"{split}_{part}.p" for part in PARTS} for split in SPLITS.values()}
     missing = [path.name for paths in files.values() for path in paths.values() if not path.is_file()]
     if missing:
         raise RecipeError(
-            f"Expected {', '.join(missing)} in {root}. Found {listing(root)}. "
-            "Fix: download the files of the AGM code, or leave --model agm out for a packed file."
+            f"{root} should hold {', '.join(missing)}",
+            found=listing(root),
+            fix=f"download the files of the code of Li et al. (ICCV 2023), or leave {speech_flags} out for a packed "
+            "file",
         )
-    raw = {split: {what: _read_dict(path) for what, path in paths.items()} for split, paths in files.items()}
+    raw = {split: {part: _read_dict(path) for part, path in paths.items()} for split, paths in files.items()}
     vocabulary, vectors, origin = _read_vocabulary(root, raw["train"]["sentences"])
-    splits: dict[str, Spoken] = {}
+    splits: dict[str, SpeechSplit] = {}
     summary, skipped = [f"word vectors: {origin}"], []
     for ours, split in SPLITS.items():
         content = raw.pop(split)
         names = sorted(content["sentiment"], key=str)
-        absent = {name: [what for what in PARTS if name not in content[what]] for name in names}
+        absent = {name: [part for part in PARTS if name not in content[part]] for name in names}
         kept = [name for name in names if not absent[name]]
         skipped += [f"{ours}: {name}: no {' or '.join(absent[name])}" for name in names if absent[name]]
         audio, repaired = _audio(files[split]["mels"], [content["mels"][name] for name in kept], tokens, mels)
-        splits[ours] = Spoken(
+        splits[ours] = SpeechSplit(
             text=_text([content["sentences"][name] for name in kept], vocabulary, tokens),
             audio=audio,
             labels=_labels(files[split]["sentiment"], ours, [content["sentiment"][name] for name in kept]),
@@ -142,14 +148,14 @@ def read_talks(root: Path, tokens: int, mels: int = MELS) -> Talks:
         )
         note = f"; {repaired:,} audio values not finite, set to 0" if repaired else ""
         summary.append(f"{ours}: {len(kept):,} of {len(names):,} segments{note}")
-    return Talks(splits, vectors, tuple(summary), tuple(skipped))
+    return Speech(splits, vectors, tuple(summary), tuple(skipped))
 
 
 PARTS = ("sentences", "mels", "sentiment")
 
 
 def clean_words(sentence: Sequence[Any]) -> list[str]:
-    """Return the words of a sentence in lower case without punctuation; words of nothing else are left out.
+    """Return the words of a sentence in lower case without punctuation; words of punctuation alone are left out.
 
     Args:
         sentence: Words, each a `str`, `bytes`, or a sequence with one of them.
@@ -168,21 +174,23 @@ def _read_dict(path: Path) -> Mapping[Any, Any]:
     content = load_pickle(path)
     if not isinstance(content, dict):
         raise RecipeError(
-            f"Expected a dict by segment in {path}. Found {type(content).__name__}. Fix: download it again."
+            f"{path} should hold a dict by segment", found=type(content).__name__, fix="download it again"
         )
     return content
 
 
 def _read_vocabulary(root: Path, sentences: Mapping[Any, Any]) -> tuple[dict[str, int], Tensor, str]:
-    there = [name for name in (VOCABULARY, VECTORS) if (root / name).is_file()]
-    if not there:
+    present = [name for name in (VOCABULARY, VECTORS) if (root / name).is_file()]
+    if not present:
         words = sorted({word for sentence in sentences.values() for word in clean_words(sentence)} - {UNKNOWN})
         vocabulary = {UNKNOWN: 1, **{word: index for index, word in enumerate(words, start=2)}}
         vectors = torch.randn(len(words) + 2, VECTOR_SIZE, generator=torch.Generator().manual_seed(0))
         return vocabulary, vectors, f"random, there are no {VOCABULARY} and {VECTORS}"
-    if len(there) == 1:
+    if len(present) == 1:
         raise RecipeError(
-            f"Expected {VOCABULARY} and {VECTORS} in {root}. Found {there[0]} only. Fix: get both or none."
+            f"{root} should hold {VOCABULARY} and {VECTORS}",
+            found=f"{present[0]} alone",
+            fix="add the other file, or remove this one",
         )
     vocabulary = {str(word): int(index) for word, index in _read_dict(root / VOCABULARY).items()}
     vectors = _read_vectors(root / VECTORS)
@@ -190,8 +198,10 @@ def _read_vocabulary(root: Path, sentences: Mapping[Any, Any]) -> tuple[dict[str
     if outside or UNKNOWN not in vocabulary:
         found = f"{len(outside)} indices out of range, such as that of `{outside[0]}`" if outside else f"no {UNKNOWN}"
         raise RecipeError(
-            f"Expected {UNKNOWN} and indices from 1 to {len(vectors) - 1} in {root / VOCABULARY}, for as many rows of "
-            f"{VECTORS}. Found {found}. Fix: take both files from one place."
+            f"{root / VOCABULARY} should have {UNKNOWN}, and indices from 1 to {len(vectors) - 1}, the last row of "
+            f"{VECTORS}",
+            found=found,
+            fix="take both files from one place",
         )
     return vocabulary, vectors, f"{root / VECTORS}, {len(vectors):,} words"
 
@@ -202,12 +212,13 @@ def _read_vectors(path: Path) -> Tensor:
         values, bad = finite(vectors)
     except (ValueError, TypeError, OSError, EOFError) as error:
         raise RecipeError(
-            f"Expected an array of word vectors in {path}. Found {error}. Fix: download it again."
+            f"{path} should hold an array of word vectors", found=str(error), fix="download it again"
         ) from error
     if values.ndim != 2 or bad:
         raise RecipeError(
-            f"Expected finite word vectors (V, D) in {path}. Found shape {values.shape}, {bad} values not finite. "
-            "Fix: download it again."
+            f"{path} should hold finite word vectors (V, D)",
+            found=f"shape {values.shape}, {bad} values not finite",
+            fix="download it again",
         )
     return torch.from_numpy(values)
 
@@ -226,8 +237,9 @@ def _audio(path: Path, features: Sequence[Any], tokens: int, mels: int) -> tuple
         array = np.asarray(values)
         if array.ndim != 2 or array.shape[1] != mels or array.dtype.kind not in "fiu":
             raise RecipeError(
-                f"Expected audio features (T, {mels}) by segment in {path}. Found {array.dtype}, {array.shape}. "
-                "Fix: download it again."
+                f"{path} should hold audio features (T, {mels}) by segment",
+                found=f"{array.dtype}, {array.shape}",
+                fix="download it again",
             )
         padded[row, : min(tokens, len(array))] = array[:tokens]
     clean, repaired = finite(padded)
@@ -239,7 +251,7 @@ def _labels(path: Path, split: str, values: Sequence[Any]) -> Tensor:
         labels: NDArray[np.float32] = np.array([np.asarray(value).item() for value in values], np.float32)
     except (ValueError, TypeError) as error:
         raise RecipeError(
-            f"Expected one sentiment per segment in {path}. Found {error}. Fix: download it again."
+            f"{path} should hold one sentiment per segment", found=str(error), fix="download it again"
         ) from error
     check_range(path, split, labels, LABEL_RANGE)
     return torch.from_numpy(labels)

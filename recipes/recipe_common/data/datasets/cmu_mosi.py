@@ -1,4 +1,4 @@
-"""The packed files of CMU-MOSI that are about."""
+"""Packed files of CMU-MOSI: the published versions of MulT and MultiBench, and their reader."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 import attrs
 
 from recipe_common.data.readers.packed_sequences import Packed, Shapes, read_packed
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.padding import left_aligned
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 LABELS = (-3.0, 3.0)
 
 
 @attrs.frozen
 class PackedFile:
-    """A file of CMU-MOSI.
+    """A packed file of CMU-MOSI.
 
     Attributes:
-        name: Of the file, as it is published.
-        shapes: What it holds.
-        as_multibench: Whether to do what MultiBench does with it: leave out segments without text, and move the zeros
-            in front of the first word to the end.
+        name: File name, as it is published.
+        shapes: Shapes of its arrays.
+        as_multibench: Whether segments without text are left out, and zeros in front of the first word moved to the
+            end, as in MultiBench.
     """
 
     name: str
@@ -42,22 +42,23 @@ def read_mosi(root: Path, kind: PackedFile) -> tuple[Path, dict[str, Packed]]:
     """Read the splits `train`, `val` and `test`.
 
     Args:
-        root: The file, by whatever name, or the folder that holds it by its own.
-        kind: Which one.
+        root: The file under any name, or the folder that holds it under its own.
+        kind: Name and content of the file.
 
     Returns:
         The path of the file, and the splits.
 
     Raises:
-        RecipeError: If the file is not there, or see `read_packed`.
+        RecipeError: If the file is absent, or see `read_packed`.
     """
     path = root if root.is_file() else root / kind.name
     if not path.is_file():
-        there = [f"{name} ({file.name})" for name, file in FILES.items() if (root / file.name).is_file()]
-        fix = f"add --features {there[0].split()[0]}" if there else "put the file there"
+        present = [f"{name} ({file.name})" for name, file in FILES.items() if (root / file.name).is_file()]
+        fix = f"add --features {present[0].split()[0]}" if present else "put the file there"
         raise RecipeError(
-            f"Expected {kind.name} in {root}. Found {', '.join(there) or listing(root)}. "
-            f"Fix: {fix}, or point --data-root at the file itself."
+            f"{root} should hold {kind.name}",
+            found=", ".join(present) or listing(root),
+            fix=f"{fix}, or point --data-root at the file itself",
         )
     splits = read_packed(path, (kind.shapes,), LABELS, drop_empty=kind.as_multibench)
     return path, {split: left_aligned(part) if kind.as_multibench else part for split, part in splits.items()}

@@ -1,7 +1,7 @@
-"""Features of utterances as MMIN packs them: h5 files with one (T, D) dataset per utterance, lists of each fold as npy.
+"""Reader of IEMOCAP features as MMIN packs them: h5 files of one (T, D) dataset per utterance, npy lists of each fold.
 
 Source of the layout: code of Zhao, Li, Jin, "Missing Modality Imagination Network for Emotion Recognition with
-Uncertain Missing Modalities", ACL 2021, and of CGGM (NeurIPS 2024), which reads the same files.
+Uncertain Missing Modalities", ACL 2021. The code of Guo et al. (NeurIPS 2024) reads the same files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ FOLDERS = (".", "IEMOCAP_features_2021")
 
 
 def find_root(root: Path) -> Path:
-    """Return the folder that holds `A`, `V`, `L` and `target`: `root`, or the folder that the archive makes in it.
+    """Return the folder that holds `A`, `V`, `L` and `target`: `root`, or the folder of the unpacked archive in it.
 
     Raises:
-        RecipeError: With the files that are not there, if neither holds all of them.
+        RecipeError: If neither holds all files, with the names of those that are absent.
     """
     needed = (*FILES.values(), STATISTICS, "target")
     missing = {folder: [name for name in needed if not (root / folder / name).exists()] for folder in FOLDERS}
@@ -42,10 +42,11 @@ def find_root(root: Path) -> Path:
         if not missing[folder]:
             return root / folder
     best = min(FOLDERS, key=lambda folder: len(missing[folder]))
-    hint = " That is the corpus as released; the features are a download of its own." * (root / "Session1").is_dir()
+    hint = "; that is the corpus as released, and the features are another download" * (root / "Session1").is_dir()
     raise RecipeError(
-        f"Expected {', '.join(needed)} in {root}. Found all but {', '.join(missing[best])}.{hint} "
-        "Fix: unpack the features of MMIN there."
+        f"{root} should hold {', '.join(needed)}",
+        found=f"all but {', '.join(missing[best])}{hint}",
+        fix="unpack the features of MMIN there",
     )
 
 
@@ -53,8 +54,8 @@ def read_split(root: Path, fold: int, classes: Sequence[str]) -> Split:
     """Read the names and labels of the three parts of a fold.
 
     Args:
-        root: As `find_root` returns it.
-        fold: Number of the folder in `target`.
+        root: Folder of the features, as `find_root` returns it.
+        fold: Number of the fold, the name of its folder in `target`.
         classes: Class names in the order of the columns of the one-hot labels.
 
     Raises:
@@ -62,8 +63,10 @@ def read_split(root: Path, fold: int, classes: Sequence[str]) -> Split:
     """
     folder = root / "target" / str(fold)
     if not folder.is_dir():
-        there = sorted((path.name for path in folder.parent.iterdir()), key=lambda name: (len(name), name))
-        raise RecipeError(f"Expected the lists of fold {fold} in {folder}. Found {there}. Fix: another --fold.")
+        present = sorted((path.name for path in folder.parent.iterdir()), key=lambda name: (len(name), name))
+        raise RecipeError(
+            f"{folder} should hold the lists of fold {fold}", found=str(present), fix="choose another --fold"
+        )
     split = Split(**{part: _read_part(folder, short, classes) for part, short in PARTS.items()})
     _check_once([row.name for row in (*split.train, *split.val, *split.test)], folder)
     return split
@@ -75,8 +78,9 @@ def _read_part(folder: Path, part: str, classes: Sequence[str]) -> tuple[Row, ..
     labels = _class_indices(_load(path), len(classes), path)
     if len(names) != len(labels):
         raise RecipeError(
-            f"Expected as many names as labels in {folder}. Found {len(names):,} and {len(labels):,} of {part}. "
-            "Fix: restore both files."
+            f"{folder} should have as many names as labels",
+            found=f"{len(names):,} and {len(labels):,} of {part}",
+            fix="restore both files",
         )
     return tuple(Row(name, classes[label]) for name, label in zip(names, labels, strict=True))
 
@@ -85,7 +89,7 @@ def _load(path: Path) -> NDArray[Any]:
     try:
         loaded: NDArray[Any] = np.load(path)
     except (OSError, ValueError, EOFError) as error:
-        raise RecipeError(f"Expected a readable npy file. Found {path}: {error}. Fix: restore the file.") from error
+        raise RecipeError(f"{path} should be a readable npy file", found=str(error), fix="restore the file") from error
     return loaded
 
 
@@ -97,12 +101,15 @@ def _class_indices(labels: NDArray[Any], num_classes: int, path: Path) -> list[i
     """Return the class indices of one-hot labels (N, C), or of indices (N,)."""
     if labels.ndim == 2 and labels.shape[1] == num_classes:
         if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
-            raise RecipeError(f"Expected one-hot labels in {path}. Found rows without a single 1. Fix: restore it.")
+            raise RecipeError(
+                f"{path} should hold one-hot labels", found="rows without a single 1", fix="restore the file"
+            )
         labels = labels.argmax(axis=1)
     elif labels.ndim != 1 or not np.isin(labels, range(num_classes)).all():
         raise RecipeError(
-            f"Expected one-hot labels (N, {num_classes}) or class indices below {num_classes} in {path}. "
-            f"Found {labels.dtype} of shape {labels.shape}. Fix: restore the file."
+            f"{path} should hold one-hot labels (N, {num_classes}) or class indices below {num_classes}",
+            found=f"{labels.dtype} of shape {labels.shape}",
+            fix="restore the file",
         )
     return [int(label) for label in labels]
 
@@ -110,17 +117,17 @@ def _class_indices(labels: NDArray[Any], num_classes: int, path: Path) -> list[i
 def _check_once(names: Sequence[str], folder: Path) -> None:
     (name, times), *_ = Counter(names).most_common(1) or [("", 0)]
     if times > 1:
-        raise RecipeError(f"Expected every utterance once in {folder}. Found {name} again. Fix: restore the lists.")
+        raise RecipeError(f"{folder} should list every utterance once", found=f"{name} again", fix="restore the lists")
 
 
 class FeatureFile:
-    """An h5 file with a dataset (T, D) for each utterance, which are read one by one.
+    """An h5 file with a dataset (T, D) for each utterance; they are read one by one.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
 
     Raises:
-        RecipeError: If it is truncated or no h5 file.
+        RecipeError: If the file is truncated or no h5 file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,7 +136,7 @@ class FeatureFile:
         self.size = 0
         self.names = frozenset(self._file())
         if not self.names:
-            raise RecipeError(f"Expected a dataset for each utterance in {path}. Found none. Fix: download it again.")
+            raise RecipeError(f"{path} should hold a dataset for each utterance", found="none", fix="download it again")
         first = min(self.names)
         shape: tuple[int, ...] = getattr(self._dataset(first), "shape", ())
         if len(shape) != 2:
@@ -166,14 +173,15 @@ class FeatureFile:
                 self._open = os.getpid(), require("h5py").File(self.path, "r")
             except OSError as error:
                 raise RecipeError(
-                    f"Expected a whole h5 file. Found {self.path}: {error}. Fix: download it again."
+                    f"{self.path} should be a whole h5 file", found=str(error), fix="download it again"
                 ) from error
         return self._open[1]
 
-    def _bad(self, name: str, what: str) -> RecipeError:
+    def _bad(self, name: str, found: str) -> RecipeError:
         return RecipeError(
-            f"Expected finite features (T, {self.size or 'D'}) of {name} in {self.path}. Found {what}. "
-            "Fix: download the file again, or leave such utterances out with --skip-bad."
+            f"{self.path} should hold finite features (T, {self.size or 'D'}) of {name}",
+            found=found,
+            fix="download the file again, or leave such utterances out with --skip-bad",
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -191,7 +199,7 @@ def read_statistics(path: Path, fold: int) -> tuple[Array, Array]:
             mean, deviation = (np.asarray(file[str(fold)][name][()], np.float32) for name in ("mean", "std"))
     except (OSError, KeyError) as error:
         raise RecipeError(
-            f"Expected `{fold}/mean` and `{fold}/std` in {path}. Found: {error}. Fix: download the file again."
+            f"{path} should hold `{fold}/mean` and `{fold}/std`", found=str(error), fix="download the file again"
         ) from error
     return mean, np.where(deviation == 0, np.float32(1), deviation)
 
@@ -200,9 +208,12 @@ def sources(root: Path, fold: int, lengths: dict[str, int]) -> tuple[Source, ...
     """Return the sources of text, audio and vision; audio is normalised with the statistics of the fold.
 
     Args:
-        root: As `find_root` returns it.
-        fold: See `read_statistics`.
-        lengths: Time steps by modality that every utterance is cut to, or padded to with zeros at its end.
+        root: Folder of the features, as `find_root` returns it.
+        fold: Number of the fold.
+        lengths: Time steps by modality, to which utterances are cut, or padded with zeros at their end.
+
+    Raises:
+        RecipeError: If a file is unreadable, or the statistics belong to other features.
     """
     made = []
     for modality, name in FILES.items():
@@ -210,8 +221,9 @@ def sources(root: Path, fold: int, lengths: dict[str, int]) -> tuple[Source, ...
         statistics = read_statistics(root / STATISTICS, fold) if modality == "audio" else None
         if statistics is not None and any(values.shape != (file.size,) for values in statistics):
             raise RecipeError(
-                f"Expected statistics of {file.size} features in {root / STATISTICS}, as many as {file.path} has. "
-                f"Found {statistics[0].shape[-1]}. Fix: download both files again."
+                f"{root / STATISTICS} should hold statistics of {file.size} features, as many as in {file.path}",
+                found=str(statistics[0].shape[-1]),
+                fix="download both files again",
             )
         read = partial(_read, file, lengths[modality], statistics)
         made.append(Source(modality, f"{modality} features", str(file.path), file.find, read, file.read))

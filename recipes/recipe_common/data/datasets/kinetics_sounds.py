@@ -1,24 +1,18 @@
-"""Kinetics-Sounds on disk: its classes, the layouts in use, and which clips are for training."""
+"""Kinetics-Sounds on disk: classes, layouts in use, lists of clips, and the split into training and test."""
 
-import argparse
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from recipe_common.data.prepare.video import VideoJob, find_videos
-from recipe_common.data.samples.audiovisual import existing
-from recipe_common.data.samples.clips import Places, flat_job
+from recipe_common.data.samples.audiovisual import existing, index_files
+from recipe_common.data.samples.clips import ClipLayout, flat_job
+from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split
-from recipe_common.data.samples.youtube import (
-    class_name,
-    clip_key,
-    disjoint,
-    read_clip_list,
-    read_database,
-    rows_of_folders,
-)
+from recipe_common.data.samples.youtube import CLIP_NAME, add_row, clip_key, disjoint, lines_of
 from recipe_common.errors import RecipeError
 
-# Alphabetical: the integers in the lists of the OGM-GE code.
+# In alphabetical order, as for the integers in the lists of Peng et al. (CVPR 2022).
 CLASSES = (
     "blowing_nose",
     "blowing_out_candles",
@@ -57,7 +51,7 @@ CLASS_FOLDERS = {
     "train": ("audio/train/*", "visual/train_img/Image-01-FPS/*"),
     "test": ("audio/test/*", "visual/val_img/Image-01-FPS/*"),
 }
-PLACES = Places(
+LAYOUT = ClipLayout(
     audio=(
         "audio",
         "audio_spec",
@@ -75,16 +69,17 @@ PLACES = Places(
 )
 LISTS = {"train": "my_train.txt", "test": "my_test.txt"}
 DATABASES = ("KS_train_val.json", "KS.json")
+LIST_HEADERS = frozenset({"name", "clip", "label", "class"})
 MEDIA = (".wav", ".npy", ".pkl", ".pt", ".hdf5", "")
 
 
-def read_split(args: argparse.Namespace, root: Path) -> tuple[Split, str]:
-    """Return the split and where it comes from: lists, a json file, or folders that are named after classes."""
-    train, test = list_files(root, {"train": args.train_list, "test": args.test_list})
+def read_split(root: Path, train_list: str | None, test_list: str | None) -> tuple[Split, str]:
+    """Return the split and a line about its origin: lists, a json file, or folders that are named after classes."""
+    train, test = list_files(root, {"train": train_list, "test": test_list})
     if train and test:
         rows = [read_clip_list(path, CLASSES) for path in (train, test)]
         return disjoint(Split(rows[0], (), rows[1])), f"{train}, {test}"
-    if database := PLACES.find_file(root, DATABASES):
+    if database := LAYOUT.find_file(root, DATABASES):
         return read_database(database, CLASSES), str(database)
     folders = {
         part: existing(root, [f"{base}/{it}" for base in BASES for it in places])
@@ -94,9 +89,10 @@ def read_split(args: argparse.Namespace, root: Path) -> tuple[Split, str]:
     if train or test or not all(parts.values()):
         found = train or test or f"{len(parts['train'])} and {len(parts['test'])} clips in such folders"
         raise RecipeError(
-            f"Expected in {root}: {' and '.join(LISTS.values())}, or {' or '.join(DATABASES)}, or folders such as "
-            f"audio/train/CLASS and audio/test/CLASS. Found {found}. "
-            "Fix: add what is missing, or name the lists with --train-list and --test-list."
+            f"{root} should hold {' and '.join(LISTS.values())}, or {' or '.join(DATABASES)}, or folders such as "
+            "audio/train/CLASS and audio/test/CLASS",
+            found=str(found),
+            fix="add the missing files, or pass the lists with --train-list and --test-list",
         )
     names = {class_name(folder.name) for found in folders.values() for folder in found}
     others = ", ".join(sorted(names - set(CLASSES)))
@@ -104,14 +100,118 @@ def read_split(args: argparse.Namespace, root: Path) -> tuple[Split, str]:
     return disjoint(Split(parts["train"], (), parts["test"])), f"class folders{left_out}"
 
 
+def class_name(text: str) -> str:
+    """Return a class name in the spelling of the Kinetics-Sounds lists: `Playing  piano` becomes `playing_piano`."""
+    return "_".join(text.lower().replace("_", " ").split())
+
+
+def read_clip_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
+    """Read a list of clips whose columns are recognised by their content.
+
+    A line holds, separated by commas or spaces, one clip name and one label, which is a class name in any column or
+    else a class index in the last one: `ID_000012_000022,10,17`, `ID_45 3`, `playing_piano,ID_45`. A header, a
+    byte-order mark, CRLF and empty lines are accepted. A clip that is listed twice with one label counts once.
+
+    Args:
+        path: File of the list.
+        classes: Class names in the order of their indices.
+
+    Raises:
+        RecipeError: With file and line number, for a line without clip or label, a label out of range, or a clip with
+            two labels.
+    """
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(lines_of(path), 1):
+        cells = [cell.strip() for cell in (line.split(",") if "," in line else line.split())]
+        if not any(cells) or (number == 1 and LIST_HEADERS & set(cells)):
+            continue
+        add_row(rows, _row(cells, classes, f"{path}:{number}"), f"{path}:{number}")
+    if not rows:
+        raise RecipeError(
+            f"{path} should have lines such as `ID_000012_000022,10,17`", found="none", fix="restore the file"
+        )
+    return tuple(rows.values())
+
+
+def read_database(path: Path, classes: Sequence[str]) -> Split:
+    """Read a json file `{"labels": [...], "database": {clip: {"subset": ..., "label": ...}}}`.
+
+    Subsets are `training`, `testing` and `validation`; without `testing`, `validation` is the test part, as Kinetics
+    has no other.
+
+    Raises:
+        RecipeError: If the file has another form, or a label that is not among `classes`.
+    """
+    try:
+        database = json.loads(path.read_text(encoding="utf-8-sig"))["database"]
+        rows = {name: (entry["subset"], class_name(entry["label"])) for name, entry in database.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(
+            f'{path} should hold {{"database": {{clip: {{"subset": ..., "label": ...}}}}}}',
+            found=f"{type(error).__name__}: {error}",
+            fix="restore the file",
+        ) from error
+    known = {"training", "validation", "testing"}
+    for name, (subset, label) in rows.items():
+        if subset not in known or label not in classes:
+            raise RecipeError(
+                f"Entries of {path} should have a subset of {', '.join(sorted(known))}, one of {len(classes)} labels",
+                found=f"{subset!r} and {label!r} for {name}",
+                fix="correct the entry",
+            )
+    part = {name: tuple(Row(clip, label) for clip, (subset, label) in rows.items() if subset == name) for name in known}
+    if not part["testing"]:
+        part |= {"testing": part["validation"], "validation": ()}
+    return disjoint(Split(part["training"], part["validation"], part["testing"]))
+
+
+def rows_of_folders(folders: Iterable[Path], endings: Sequence[str], classes: Sequence[str]) -> tuple[Row, ...]:
+    """List the clips in folders that are named after classes, each once, sorted by name; other folders are ignored.
+
+    Raises:
+        RecipeError: If a clip is in the folders of two classes.
+    """
+    rows: dict[str, Row] = {}
+    for folder in folders:
+        label = class_name(folder.name)
+        if label in classes:
+            for path in index_files([folder], endings, clip_key).values():
+                add_row(rows, Row(path.name if path.is_dir() else path.stem, label), str(path))
+    return tuple(rows[key] for key in sorted(rows))
+
+
+def _row(cells: Sequence[str], classes: Sequence[str], where: str) -> Row:
+    names = [cell for cell in cells if CLIP_NAME.fullmatch(cell)]
+    if len(names) != 1 or len(cells) < 2:
+        raise RecipeError(
+            f"{where} should have one clip name such as ID_000012_000022, and a label",
+            found=repr(",".join(cells)),
+            fix="correct the line",
+        )
+    named = [class_name(cell) for cell in cells if class_name(cell) in classes]
+    if named:
+        return Row(names[0].removesuffix(".mp4"), named[0])
+    if not cells[-1].isdigit() or int(cells[-1]) >= len(classes):
+        raise RecipeError(
+            f"{where} should have a label from 0 to {len(classes) - 1}, or a class name",
+            found=repr(cells[-1]),
+            fix="correct the line, or pass the list of this dataset",
+        )
+    return Row(names[0].removesuffix(".mp4"), classes[int(cells[-1])])
+
+
 def list_files(root: Path, given: Mapping[str, str | None]) -> list[Path | None]:
-    """Return the training and the test list: those that flags name, else those under the root, else None."""
-    return [Path(path) if (path := given[part]) else PLACES.find_file(root, [name]) for part, name in LISTS.items()]
+    """Return the training and the test list: those given by flags, else those under the root, else None."""
+    return [Path(path) if (path := given[part]) else LAYOUT.find_file(root, [name]) for part, name in LISTS.items()]
 
 
 def video_jobs(root: Path) -> list[VideoJob]:
-    """Choose the videos of this dataset among those of Kinetics-400: by the lists, or else by their class folders."""
-    videos = find_videos(root, PLACES.videos)
+    """Choose the videos of this dataset among those of Kinetics-400, by the lists, or else by their class folders.
+
+    Raises:
+        RecipeError: If there are none.
+    """
+    videos = find_videos(root, LAYOUT.videos)
     lists = [path for path in list_files(root, dict.fromkeys(LISTS)) if path]
     keys = {clip_key(row.name) for path in lists for row in read_clip_list(path, CLASSES)}
     if keys:
@@ -120,19 +220,21 @@ def video_jobs(root: Path) -> list[VideoJob]:
         jobs = [class_job(root, video) for video in videos if is_in_class_folder(video)]
     if not jobs:
         raise RecipeError(
-            f"Expected videos of the {len(keys):,} listed clips, or train/CLASS/NAME.mp4 and val/CLASS/NAME.mp4, in "
-            f"{root}. Found {len(videos):,} others, such as {videos[0]}. Fix: add the lists or the class folders."
+            f"{root} should hold videos of the {len(keys):,} listed clips, or train/CLASS/NAME.mp4 and "
+            "val/CLASS/NAME.mp4",
+            found=f"{len(videos):,} others, such as {videos[0]}",
+            fix="add the lists or the class folders",
         )
     return jobs
 
 
 def is_in_class_folder(video: Path) -> bool:
-    """Say whether a video is in PART/CLASS/, of a class of this dataset."""
+    """Return whether a video is in PART/CLASS/, of a class of this dataset."""
     return class_name(video.parent.name) in CLASSES and video.parents[1].name in ("train", "val", "test")
 
 
 def class_job(root: Path, video: Path) -> VideoJob:
-    """Put audio and frames where the DGL code has them, so that the folders tell the classes."""
+    """Return a job that writes audio and frames into class folders, in the layout of Wei et al. (ICCV 2025)."""
     part, label = ("train" if video.parents[1].name == "train" else "test"), class_name(video.parent.name)
     audio, frames = (root / pattern.replace("*", label) for pattern in CLASS_FOLDERS[part])
     return VideoJob(video, frames / video.stem, audio / f"{video.stem}.wav")

@@ -1,4 +1,4 @@
-"""The folders and lists of UCF-101."""
+"""UCF-101 on disk: folders of frames and optical flow, class list, and the lists of the official splits."""
 
 import os
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import attrs
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.data.samples.splits import VAL_SHARE, Split
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 CLASS_LIST = "classInd.txt"
 LIST_FOLDERS = (".", "ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "ucf101_splits")
@@ -26,7 +26,14 @@ CLIP = re.compile(
 
 @attrs.frozen
 class Folders:
-    """Where the frames, the flow to the right, the flow down and the lists are."""
+    """Folders of the dataset.
+
+    Attributes:
+        rgb: Folder of the frames.
+        right: Folder of the optical flow to the right.
+        down: Folder of the optical flow downwards.
+        lists: Folder of the lists.
+    """
 
     rgb: Path
     right: Path
@@ -38,56 +45,58 @@ def find_folders(root: Path, flow: str) -> Folders:
     """Find frames, flow and lists under `root`, in the layouts of `RGB_FOLDERS`, `FLOW_FOLDERS` and `LIST_FOLDERS`.
 
     Args:
-        root: The dataset.
-        flow: How the flow was computed, such as `tvl1`: part of the names of its folders.
+        root: Folder of the dataset.
+        flow: Method that computed the flow, such as `tvl1`, a part of the names of its folders.
 
     Raises:
-        RecipeError: Saying what is expected and found, and whether `prepare` is the fix.
+        RecipeError: If a folder is absent; the fix is `prepare` where there are videos.
     """
     flows = tuple(name.format(flow=flow) for name in FLOW_FOLDERS)
     rgb = next((root / name for name in RGB_FOLDERS if _holds_clips(root / name)), None)
-    part = next((root / name for name in flows if all(_holds_clips(root / name / way) for way in "uv")), None)
-    if rgb is None or part is None:
-        raise _no_media(root, flow, flows, rgb, part)
+    motion = next((root / name for name in flows if all(_holds_clips(root / name / axis) for axis in "uv")), None)
+    if rgb is None or motion is None:
+        raise _no_media(root, flow, flows, rgb, motion)
     lists = next((root / name for name in LIST_FOLDERS if (root / name / CLASS_LIST).is_file()), None)
     if lists is None:
         raise RecipeError(
-            f"Expected {CLASS_LIST}, trainlist01.txt and so on in {root} or its {' or '.join(LIST_FOLDERS[1:])}. "
-            f"Found {listing(root)}. Fix: unpack the official archive of train/test splits there."
+            f"{root} or its {' or '.join(LIST_FOLDERS[1:])} should hold {CLASS_LIST}, trainlist01.txt and so on",
+            found=listing(root),
+            fix="unpack the official archive of train/test splits there",
         )
-    return Folders(rgb, part / "u", part / "v", lists)
+    return Folders(rgb, motion / "u", motion / "v", lists)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Read `classInd.txt`: lines of a number, from 1, and a class name.
 
     Raises:
-        RecipeError: If a line is not like that, or a number or name is missing or there twice.
+        RecipeError: If a line has another form, or a number or name is missing or repeated.
     """
     classes: list[str] = []
     for number, line in _lines(path):
         cells = line.split()
         if len(cells) != 2 or cells[0] != str(len(classes) + 1) or cells[1] in classes:
             raise RecipeError(
-                f"Expected `{len(classes) + 1} ClassName` at {path}:{number}. Found {line!r}. Fix: restore the file."
+                f"{path}:{number} should be `{len(classes) + 1} ClassName`", found=repr(line), fix="restore the file"
             )
         classes.append(cells[1])
     if not classes:
-        raise RecipeError(f"Expected lines such as `1 ApplyEyeMakeup`. Found none in {path}. Fix: restore the file.")
+        raise RecipeError(f"{path} should have lines such as `1 ApplyEyeMakeup`", found="none", fix="restore the file")
     return tuple(classes)
 
 
 def read_clips(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
     """Read `trainlist01.txt` and the like: lines of `Class/v_Class_g08_c01.avi`, in training lists with a class number.
 
-    The class is that of the folder, in any case (`HandStandPushups`); a byte-order mark and CRLF are accepted.
+    The class is the name of the folder, in upper or lower case (`HandStandPushups`); a byte-order mark and CRLF are
+    accepted.
 
     Returns:
         Rows with the group, such as `08`, as `extra`.
 
     Raises:
-        RecipeError: With file and line number, for another form, an unknown class, a class number that is not that of
-            the class, or a clip that is listed twice.
+        RecipeError: With file and line number, for another form, an unknown class, the class number of another class,
+            or a clip that is listed twice.
     """
     by_lower = {name.lower(): name for name in classes}
     rows: dict[str, Row] = {}
@@ -96,24 +105,25 @@ def read_clips(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
         match = CLIP.fullmatch(line)
         if not match:
             raise RecipeError(
-                f"Expected `Class/v_Class_g01_c01.avi` at {where}. Found {line!r}. Fix: correct the line."
+                f"{where} should be `Class/v_Class_g01_c01.avi`", found=repr(line), fix="correct the line"
             )
         label = by_lower.get((match["folder"] or match["label"]).lower())
         if label is None:
-            raise RecipeError(f"Expected a class of {CLASS_LIST} at {where}. Found {line!r}. Fix: correct the line.")
+            raise RecipeError(f"{where} should have a class of {CLASS_LIST}", found=repr(line), fix="correct the line")
         if match["index"] and int(match["index"]) != classes.index(label) + 1:
             raise RecipeError(
-                f"Expected the number {classes.index(label) + 1} of {label} at {where}, as in {CLASS_LIST}. "
-                f"Found {match['index']}. Fix: use lists of one origin."
+                f"{where} should have the number {classes.index(label) + 1} of {label}, as in {CLASS_LIST}",
+                found=match["index"],
+                fix="use lists of one origin",
             )
         if match["name"] in rows:
             raise RecipeError(
-                f"Expected every clip once. Found {match['name']} again at {where}. Fix: remove the line."
+                f"{path} should list every clip once", found=f"{match['name']} again at {where}", fix="remove the line"
             )
         rows[match["name"]] = Row(match["name"], label, (match["group"],))
     if not rows:
         raise RecipeError(
-            f"Expected lines of `Class/v_Class_g01_c01.avi`. Found none in {path}. Fix: restore the file."
+            f"{path} should have lines of `Class/v_Class_g01_c01.avi`", found="none", fix="restore the file"
         )
     return tuple(rows.values())
 
@@ -127,12 +137,12 @@ def read_split(lists: Path, classes: Sequence[str], fold: int, seed: int, *, val
     Args:
         lists: Folder of the lists.
         classes: Class names in the order of their indices.
-        fold: 1, 2 or 3.
-        seed: Decides which groups.
-        validation: Whether to hold out any.
+        fold: Number of the split: 1, 2 or 3.
+        seed: Seed of the choice of groups.
+        validation: Whether groups are held out.
 
     Returns:
-        The split, and a line that says where it comes from.
+        The split, and a line about its origin.
 
     Raises:
         RecipeError: If a list is missing or malformed, or a group of a class is in both lists.
@@ -142,8 +152,9 @@ def read_split(lists: Path, classes: Sequence[str], fold: int, seed: int, *, val
     if shared:
         label, (group,) = min(shared)
         raise RecipeError(
-            f"Expected no group of clips in both lists of fold {fold}, in {lists}. Found {len(shared)}, such as "
-            f"g{group} of {label}. Fix: restore the official lists."
+            f"The lists of fold {fold} in {lists} should have no group of clips in common",
+            found=f"{len(shared)}, such as g{group} of {label}",
+            fix="restore the official lists",
         )
     if not validation:
         return Split(train, (), test), f"fold {fold} of {lists}; nothing held out for validation"
@@ -154,12 +165,12 @@ def read_split(lists: Path, classes: Sequence[str], fold: int, seed: int, *, val
 
 
 def hold_out_groups(rows: Iterable[Row], share: float, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Set aside whole groups at random: `share` of those of every class, at least one where there are two.
+    """Hold out whole groups at random: `share` of the groups in every class, at least one where there are two.
 
     Args:
-        rows: Their first `extra` is the group, which has a meaning within a class only.
-        share: Of the groups, 0 to 1.
-        seed: Decides together with the set of groups of each class.
+        rows: Clips whose first `extra` is their group, a number within the class.
+        share: Share of the groups, 0 to 1.
+        seed: Seed of the choice, which depends on the groups of each class and on nothing else.
 
     Returns:
         The rows that stay, and the rows held out, both sorted by name.
@@ -186,7 +197,9 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"Expected a list {path}. Found: {error}. Fix: unpack the official archive of train/test splits."
+            f"{path} should be a readable list",
+            found=str(error),
+            fix="unpack the official archive of train/test splits",
         ) from error
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
@@ -198,15 +211,15 @@ def _holds_clips(folder: Path) -> bool:
         return any(entry.name.startswith("v_") and entry.is_dir() for entry in entries)
 
 
-def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: Path | None, part: Path | None) -> RecipeError:
-    wanted = [] if rgb else [f"frames in {' or '.join(RGB_FOLDERS)}, as v_.../frame000001.jpg"]
-    wanted += [] if part else [f"optical flow in u/ and v/ of {' or '.join(flows)}, as v_.../frame000001.jpg"]
-    absent = "; ".join(wanted)
+def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: Path | None, motion: Path | None) -> RecipeError:
+    absent = [] if rgb else [f"frames in {' or '.join(RGB_FOLDERS)}, as v_.../frame000001.jpg"]
+    absent += [] if motion else [f"optical flow in u/ and v/ of {' or '.join(flows)}, as v_.../frame000001.jpg"]
+    should = f"{root} should hold {'; '.join(absent)}"
     if any(next(root.glob(pattern), None) for pattern in VIDEOS):
-        fix = f"python recipes/ucf101.py prepare --data-root {root} --flow {flow}"
-        return RecipeError(f"Expected in {root}: {absent}. Found videos that are not prepared yet. Fix: {fix}")
+        fix = f"run `python recipes/ucf101.py prepare --data-root {root} --flow {flow}`"
+        return RecipeError(should, found="videos that are not prepared yet", fix=fix)
     return RecipeError(
-        f"Expected in {root}: {absent}. Found {listing(root)}. "
-        "Fix: point --data-root to the folder that holds them, "
-        "or leave it out to train on a small generated set."
+        should,
+        found=listing(root),
+        fix="point --data-root to the folder that holds them, or leave it out to train on a small synthetic set",
     )

@@ -1,4 +1,4 @@
-"""UR-FUNNY (version 2): the packed file of MultiBench, and the six files of the release.
+"""Readers of UR-FUNNY (version 2): the packed file of MultiBench, and the six files of the release.
 
 A segment is a punchline. N segments, T words.
 """
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, Shapes, check_range, finite, read_packed
 from recipe_common.data.readers.pickles import load_pickle
-from recipe_common.data.samples.folders import listing
 from recipe_common.data.samples.padding import left_aligned
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 PACKED = "humor.pkl"
 FOLDS, WORDS, LANGUAGE = "data_folds.pkl", "word_embedding_list.pkl", "language_sdk.pkl"
@@ -32,11 +32,11 @@ LABEL_RANGE = (-1.0, 1.0)
 
 
 @attrs.frozen
-class Humor:
-    """Punchlines, padded behind: word n of all modalities is at step n.
+class Punchlines:
+    """Punchlines, padded at the end: word n is at step n in all modalities.
 
     Attributes:
-        path: The file or folder they are from.
+        path: File or folder that was read.
         splits: `train`, `val` and `test`; label 1 is humour, all others are none.
         skipped: A line for each segment of the release that is absent or not aligned by word.
     """
@@ -46,33 +46,34 @@ class Humor:
     skipped: tuple[str, ...] = ()
 
 
-def read_humor(root: Path, shapes: Shapes = SHAPES) -> Humor:
-    """Read the packed file or the release, whichever is there.
+def read_ur_funny(root: Path, shapes: Shapes = SHAPES) -> Punchlines:
+    """Read the packed file, or else the release.
 
     Args:
         root: The packed file, or the folder that holds it or the release.
-        shapes: Of the packed file.
+        shapes: Shapes of the arrays in the packed file.
 
     Raises:
-        RecipeError: If neither is there, or see `read_packed`.
+        RecipeError: If both are absent, or see `read_packed`.
     """
     path = root if root.is_file() else root / PACKED
     if path.is_file():
-        return Humor(
+        return Punchlines(
             path, {name: left_aligned(part) for name, part in read_packed(path, (shapes,), LABEL_RANGE).items()}
         )
     missing = [name for name in RELEASE if not (root / name).is_file()]
     if missing:
         found = f"of the release all but {', '.join(missing)}" if len(missing) < len(RELEASE) else listing(root)
         raise RecipeError(
-            f"Expected {PACKED}, or the files of the release ({', '.join(RELEASE)}), in {root}. Found {found}. "
-            "Fix: download what is missing, point --data-root at the packed file, or leave it out to train on a small "
-            "generated set."
+            f"{root} should hold {PACKED}, or the files of the release ({', '.join(RELEASE)})",
+            found=found,
+            fix="download the missing files, point --data-root at the packed file, or leave it out to train on a small "
+            "synthetic set",
         )
     return _read_release(root)
 
 
-def _read_release(root: Path) -> Humor:
+def _read_release(root: Path) -> Punchlines:
     files = {name: _read_dict(root / name) for name in (FOLDS, LANGUAGE, AUDIO, VISION, LABELS)}
     vectors = _read_vectors(root / WORDS)
     splits, skipped = {}, []
@@ -82,7 +83,7 @@ def _read_release(root: Path) -> Humor:
         segments, faults = _read_segments(root, files, vectors, files[FOLDS][theirs])
         splits[ours] = _pack(root / LABELS, ours, segments)
         skipped += [f"{ours}: {fault}" for fault in faults]
-    return Humor(root, splits, tuple(skipped))
+    return Punchlines(root, splits, tuple(skipped))
 
 
 def _read_dict(path: Path) -> Mapping[Any, Any]:
@@ -157,7 +158,7 @@ def _entry(path: Path, id_: Any, entry: Any, key: str) -> Any:
 
 
 def _pack(path: Path, split: str, segments: list[_Segment]) -> Packed:
-    """Put the first `STEPS` words of every segment in front, as MultiBench's file holds them."""
+    """Pack the first `STEPS` words of every segment, with zeros after the last one."""
     without_text = tuple(segment.name for segment in segments if not segment.features["text"][:STEPS].any())
     segments = [segment for segment in segments if segment.features["text"][:STEPS].any()]
     tensors: dict[str, Any] = {}
@@ -184,5 +185,5 @@ def _pack(path: Path, split: str, segments: list[_Segment]) -> Packed:
     )
 
 
-def _unexpected(path: Path, expected: str, found: str) -> RecipeError:
-    return RecipeError(f"Expected {expected} in {path}. Found {found}. Fix: take version 2 of the release.")
+def _unexpected(path: Path, content: str, found: str) -> RecipeError:
+    return RecipeError(f"{path} should hold {content}", found=found, fix="take version 2 of the release")

@@ -1,4 +1,4 @@
-"""Frozen networks of the transformers library as front ends: n samples, T tokens, D features."""
+"""Frozen networks of the transformers library as encoders of samples: n samples, T tokens, D features."""
 
 from __future__ import annotations
 
@@ -15,27 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from recipe_common.data.cache.store import Entry
 from recipe_common.errors import RecipeError, message
 from recipe_common.models.pretrained import identity, load_network
 
 KEEP = ("all", "cls")
 VERSION = 1
-"""To be raised when the same network and settings give other features."""
-
-
-@attrs.frozen
-class Entry:
-    """A sample to encode.
-
-    Attributes:
-        key: Tells it from all others: path of a picture relative to the dataset, checksum of a text.
-        stamp: Size of the picture in bytes, by which a replaced one is noticed; None: not known.
-        content: Path of the picture, or the text.
-    """
-
-    key: str
-    stamp: int | None
-    content: str
+"""Version of the features, raised when the same network and settings give other ones."""
 
 
 @attrs.frozen(slots=False)
@@ -43,10 +29,10 @@ class FrozenNetwork:
     """A network of the transformers library that encodes samples and is not trained.
 
     Args:
-        folder: Its files, as `save_pretrained` writes them.
+        folder: Folder of its files, as `save_pretrained` writes them.
         keep: `all` tokens, or `cls`: the first one alone.
-        device: Where it runs, such as `cuda`.
-        batch_size: Samples per pass.
+        device: Device of the network, such as `cuda`.
+        batch_size: Samples per forward pass.
     """
 
     folder: Path
@@ -58,12 +44,12 @@ class FrozenNetwork:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a person chooses, and finds features by."""
+        """Settings from the command line, by which features are found again."""
         raise NotImplementedError
 
     @property
     def transform(self) -> dict[str, Any]:
-        """What else the features depend on, besides the network."""
+        """All other settings on which the features depend, besides the network."""
         raise NotImplementedError
 
     def inputs(self, contents: Sequence[str]) -> dict[str, Tensor]:
@@ -80,7 +66,7 @@ class FrozenNetwork:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """All that the features depend on, ready for JSON."""
+        """Everything on which the features depend, ready for JSON."""
         return {
             "version": VERSION,
             "modality": self.modality,
@@ -91,7 +77,7 @@ class FrozenNetwork:
 
     @property
     def store_name(self) -> str:
-        """Name of the folder of its features; the name of the network's folder plays no part."""
+        """Name of the folder of its features, which does not depend on the folder of the network."""
         digest = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()
         return f"{self.modality}-{digest[:12]}"
 
@@ -99,7 +85,8 @@ class FrozenNetwork:
         """Return the last hidden states (n, T, D) in half precision.
 
         Raises:
-            RecipeError: If the network gives something else, values that are not finite, or has not enough memory.
+            RecipeError: If the result has another shape or values that are not finite, or if there is too little
+                memory.
         """
         network = _network(self.folder, self.device)
         try:
@@ -107,42 +94,42 @@ class FrozenNetwork:
                 moved = {name: value.to(self.device) for name, value in inputs.items()}
                 states = network(**moved).last_hidden_state
         except torch.OutOfMemoryError as error:
-            raise RecipeError(f"Expected memory for a batch. Found: {error}. Fix: a smaller --batch-size.") from error
+            raise RecipeError(
+                "The device should have memory for a batch", found=str(error), fix="give a smaller `--batch-size`"
+            ) from error
         if states.dim() != 3:
             raise RecipeError(
-                f"Expected hidden states (n, T, D) from {self.folder}. Found {tuple(states.shape)}. "
-                "Fix: a transformer, such as ViT or BERT."
+                f"The network in {self.folder} should return hidden states (n, T, D)",
+                found=str(tuple(states.shape)),
+                fix="take a transformer, such as ViT or BERT",
             )
         half = (states[:, :1] if self.keep == "cls" else states).half().cpu().numpy()
         if not np.isfinite(half).all():
             raise RecipeError(
-                f"Expected finite features from {self.folder}. Found infinity or NaN in half precision. "
-                "Fix: download the network again, or take another."
+                f"The network in {self.folder} should return finite features",
+                found="infinity or NaN in half precision",
+                fix="download the network again, or take another",
             )
         array: NDArray[np.float16] = half
         return array
 
-    def encode(self, entries: Sequence[Entry]) -> tuple[list[Entry], NDArray[np.float16], dict[Entry, str]]:
+    def encode(self, entries: Sequence[Entry]) -> dict[Entry, NDArray[np.float16] | str]:
         """Encode samples.
 
         Returns:
-            Those that could be read, their features (n, T, D), and why the others could not.
+            For each the features (T, D), or the reason why it could not be read.
         """
-        good: list[Entry] = []
-        faults: dict[Entry, str] = {}
-        features = []
+        encoded: dict[Entry, NDArray[np.float16] | str] = {}
         for start in range(0, len(entries), self.batch_size):
-            read, bad = self._read(entries[start : start + self.batch_size])
-            faults |= bad
+            read, faults = self._read(entries[start : start + self.batch_size])
+            encoded |= faults
             if read:
-                good += read
                 joined = {name: torch.cat([each[name] for each in read.values()]) for name in self.blank()}
-                features.append(self.hidden_states(joined))
-        empty = np.zeros((0, *self.hidden_states(self.blank()).shape[1:]), np.float16)
-        return good, np.concatenate([empty, *features]), faults
+                encoded |= zip(read, self.hidden_states(joined), strict=True)
+        return encoded
 
     def is_readable(self, entry: Entry) -> bool:
-        """Tell whether a sample can be read now."""
+        """Return whether a sample can be read now."""
         return not self._read([entry])[1]
 
     def _read(self, entries: Sequence[Entry]) -> tuple[dict[Entry, dict[str, Tensor]], dict[Entry, str]]:
@@ -162,4 +149,6 @@ def _network(folder: Path, device: str) -> nn.Module:
     try:
         return network.to(device)
     except (RuntimeError, AssertionError) as error:  # no such kind of device; torch without CUDA
-        raise RecipeError(f"Expected a device for --device {device}. Found: {error}. Fix: --device cpu") from error
+        raise RecipeError(
+            f"`--device {device}` should be a device of this machine", found=str(error), fix="use `--device cpu`"
+        ) from error

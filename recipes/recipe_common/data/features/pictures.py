@@ -1,4 +1,4 @@
-"""A frozen network that reads pictures."""
+"""Frozen vision transformers as encoders of pictures: decoding, resizing, normalisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from recipe_common.data.features.networks import Entry, FrozenNetwork
+from recipe_common.data.cache.store import Entry
+from recipe_common.data.features.networks import FrozenNetwork
 from recipe_common.data.readers.frames import read_image
 from recipe_common.errors import RecipeError, require
 from recipe_common.models.pretrained import read_config
@@ -27,11 +28,11 @@ def picture_entry(root: Path, name: str) -> Entry:
 
 @attrs.frozen(slots=False)
 class FrozenPictures(FrozenNetwork):
-    """A vision transformer on whole pictures, resized to its size.
+    """A vision transformer on whole pictures, resized to its input size.
 
     Args:
-        normalize: Whether to bring the pixels to the mean and deviation that the network was trained with; without,
-            they are brightness from 0 to 1, as in the code of CGGM.
+        normalize: Whether to bring the pixels to the mean and deviation in the training of the network; otherwise they
+            are brightness from 0 to 1, as in the code of Guo et al. (NeurIPS 2024).
     """
 
     normalize: bool = True
@@ -49,8 +50,9 @@ class FrozenPictures(FrozenNetwork):
         size = getattr(read_config(self.folder), "image_size", None)
         if not isinstance(size, int):
             raise RecipeError(
-                f"Expected a network for square pictures in {self.folder}, such as ViT. Found no `image_size` in its "
-                "configuration. Fix: another --image-model."
+                f"{self.folder} should hold a network for square pictures, such as ViT",
+                found="no `image_size` in its configuration",
+                fix="give another `--image-model`",
             )
         mean, deviation = _pixel_statistics(self.folder) if self.normalize else ([0.0] * 3, [1.0] * 3)
         return {"size": size, "resize": "bilinear, antialias", "mean": mean, "std": deviation}
@@ -83,11 +85,11 @@ def read_picture(path: Path) -> Image.Image:
     try:
         return read_image(path)
     except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow, of some damaged files
-        raise RecipeError(f"Expected a readable picture. Found {path}: {error}. Fix: restore the file.") from error
+        raise RecipeError(f"{path} should be a readable picture", found=str(error), fix="restore the file") from error
 
 
 def _pixel_statistics(folder: Path) -> tuple[list[float], list[float]]:
-    """Return mean and deviation by channel that the network was trained with; those of ViT where nobody says."""
+    """Return mean and deviation by channel in the training of a network; without a file of them, those of ViT."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return [0.5] * 3, [0.5] * 3
@@ -96,6 +98,6 @@ def _pixel_statistics(folder: Path) -> tuple[list[float], list[float]]:
         mean, deviation = ([float(value) for value in config[name]] for name in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"Expected `image_mean` and `image_std` in {path}. Found: {error}. Fix: download it again."
+            f"{path} should have `image_mean` and `image_std`", found=repr(error), fix="download it again"
         ) from error
     return mean, deviation

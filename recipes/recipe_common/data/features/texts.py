@@ -1,4 +1,4 @@
-"""A frozen network that reads texts."""
+"""Frozen text encoders: tokens of one length, and their hidden states."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from recipe_common.data.features.networks import Entry, FrozenNetwork
+from recipe_common.data.cache.store import Entry
+from recipe_common.data.features.networks import FrozenNetwork
 from recipe_common.errors import RecipeError
 from recipe_common.models.pretrained import load_tokenizer, read_config
 
 SHORTEST = 3
-"""Tokens of a text: one at its beginning, one at its end, and a word."""
+"""Fewest tokens of a text: one at its beginning, one at its end, and a word."""
 
 
 def text_entry(text: str) -> Entry:
@@ -26,10 +27,12 @@ def text_entry(text: str) -> Entry:
 
 @attrs.frozen(slots=False)
 class FrozenTexts(FrozenNetwork):
-    """A text encoder on tokens, cut or padded to one length; the states of padding are kept, too, as CGGM does.
+    """A text encoder on tokens, cut or padded to one length.
+
+    The states of padding are kept, too, as in the code of Guo et al. (NeurIPS 2024).
 
     Args:
-        length: Tokens, those at the beginning and end included.
+        length: Number of tokens, including those at the beginning and end.
     """
 
     length: int = 50
@@ -47,8 +50,9 @@ class FrozenTexts(FrozenNetwork):
         most = getattr(read_config(self.folder), "max_position_embeddings", None)
         if not isinstance(most, int):
             raise RecipeError(
-                f"Expected a network for texts in {self.folder}, such as BERT. Found no `max_position_embeddings` in "
-                "its configuration. Fix: another --text-model."
+                f"{self.folder} should hold a network for texts, such as BERT",
+                found="no `max_position_embeddings` in its configuration",
+                fix="give another `--text-model`",
             )
         check_length(self.length, most)
         return {"padding": "max_length"}
@@ -63,18 +67,26 @@ class FrozenTexts(FrozenNetwork):
 
 
 def check_length(length: int, most: int) -> None:
-    """Let a number of tokens fail that leaves no room for a word, or that a network has no positions for.
+    """Check that a number of tokens has room for a word and does not exceed the positions of a network.
+
+    Args:
+        length: Number of tokens.
+        most: Number of positions.
 
     Raises:
-        RecipeError: Saying how many there may be.
+        RecipeError: If it is not; the message names the range.
     """
     if not SHORTEST <= length <= most:
         nearest = min(max(length, SHORTEST), most)
-        raise RecipeError(f"Expected {SHORTEST} to {most} tokens. Found {length}. Fix: --text-length {nearest}")
+        raise RecipeError(
+            f"`--text-length` should be {SHORTEST} to {most} tokens",
+            found=str(length),
+            fix=f"give `--text-length {nearest}`",
+        )
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str], length: int) -> dict[str, Tensor]:
-    """Return what a text encoder takes, each (n, length): ids, mask and, for some, types."""
+    """Return the arguments of a text encoder, each (n, length): ids, mask and, for some, types."""
     return dict(
         tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").items()
     )

@@ -1,10 +1,9 @@
-"""From raw files to what recipes read: in parallel, killed and continued at will, with a checksum of everything made.
+"""Engine of `prepare`: converts raw files in parallel, resumes after a kill, and records checksums of all outputs.
 
-Every output appears in one step, by renaming a finished `.NAME.partial`, so that what is there is complete. Each
+Every output appears in one step, when a finished `.NAME.partial` is renamed, so that outputs on disk are complete. Each
 finished item adds one line to `manifest.jsonl`; `--verify` compares the files with it.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -24,66 +23,82 @@ from recipe_common.arguments import positive_int
 from recipe_common.data.prepare.processes import in_processes, progress_bar
 from recipe_common.errors import RecipeError, message
 from recipe_common.files import DISK_FULL, lock, remove_partials
+from recipe_common.settings.command_line import parse
+from recipe_common.settings.declaration import flag
 
+P = TypeVar("P", bound="Preparation")
 MANIFEST = "manifest.jsonl"
 
 
 @attrs.frozen
 class Item:
-    """One raw file, and the files or folders that are made of it."""
+    """A raw file, and the files or folders that are made of it."""
 
     source: Path
     outputs: tuple[Path, ...]
 
     @property
     def done(self) -> bool:
-        """Whether all outputs are there; as each appears in one step, they are then complete."""
+        """Whether all outputs are on disk; as each appears in one step, they are then complete."""
         return all(output.exists() for output in self.outputs)
 
 
 @attrs.frozen
 class Failure:
-    """A source of which the outputs could not be made, and why."""
+    """A source whose outputs could not be made, and the reason."""
 
     source: Path
     reason: str
 
 
-def prepare_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags of every `prepare`: --data-root, --workers and --verify."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--data-root", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes; default: one per core")
-    parser.add_argument("--verify", action="store_true", help=f"compare the files with {MANIFEST}; nothing is made")
-    return parser
+@attrs.frozen(kw_only=True)
+class Preparation:
+    """Settings of every `prepare`."""
+
+    data_root: Path = flag(metavar="DIR")
+    workers: int = flag(os.cpu_count() or 1, "processes; default: one per core", number=positive_int)
+    verify: bool = flag(False, f"compare the files with {MANIFEST}; nothing is made", is_one_way=True)
+
+
+def parse_preparation(kind: type[P], prog: str, description: str, arguments: Sequence[str], **defaults: Any) -> P:
+    """Parse the command line of a `prepare`.
+
+    Args:
+        kind: Class of the settings.
+        prog: Name of the command.
+        description: One line about it for `--help`.
+        arguments: Arguments after the command.
+        **defaults: Defaults of flags, where they differ from those of the class.
+    """
+    return parse(kind, prog, description, arguments, defaults, allow_abbrev=False)
 
 
 def run_prepare(
     root: Path, items: Sequence[Item], make: Callable[[Item], object], *, workers: int, what: str = "videos"
 ) -> int:
-    """Make what is not there yet, in `workers` processes, and say how it went.
+    """Make the outputs that are missing, in `workers` processes, and print the outcome.
 
-    It can be killed at any moment and called again: what is there stays, what was half-made is made anew.
+    It can be killed at any moment and called again: finished outputs stay, half-made ones are made anew.
 
     Args:
-        root: The dataset; holds `manifest.jsonl`.
+        root: Folder of the dataset, with `manifest.jsonl`.
         items: All items, also those that are done.
-        make: Makes those outputs of an item that are missing, with `atomic_file` and `atomic_folder`. It must be
-            picklable, and raises ValueError, OSError, RecipeError or av.FFmpegError for a bad source.
+        make: Makes the missing outputs of an item, with `atomic_file` and `atomic_folder`. It must be picklable, and
+            raises ValueError, OSError, RecipeError or av.FFmpegError for a bad source.
         workers: Number of processes.
-        what: What the items are, in the plural.
+        what: Noun for the items, in the plural.
 
     Returns:
-        The exit status: 0, or 1 if there were bad sources, which are printed and kept in `unreadable_<what>.txt`.
+        The exit status: 0, or 1 if there were bad sources, which are printed and listed in `unreadable_<what>.txt`.
 
     Raises:
-        RecipeError: If `root` cannot be written, another run is at work there, the disk is full or a process died.
+        RecipeError: If `root` cannot be written, another run is in progress there, the disk is full or a process died.
     """
     _check(root, items)
     failures = []
     with _manifest(root) as manifest, progress_bar() as progress:
         for folder in {output.parent for item in items for output in item.outputs}:
-            remove_partials(folder)  # also of sources that are gone by now
+            remove_partials(folder)  # also of sources that have been removed since
         recorded = read_manifest(root)
         waiting = [item for item in items if not (item.done and _names(root, item) <= recorded.keys())]
         task = progress.add_task(what.capitalize(), total=len(items), completed=len(items) - len(waiting))
@@ -97,30 +112,35 @@ def run_prepare(
 
 
 def verify(root: Path, *, workers: int = 1) -> int:
-    """Compare what `manifest.jsonl` lists with what is on disk, and print what differs or is missing.
+    """Compare the files on disk with `manifest.jsonl`, and print those that differ or are missing.
 
-    A source that is gone is no fault, since many delete the raw data; one of another size than recorded is.
+    A missing source is no fault, since raw data are often deleted; a source of another size than recorded is one.
 
     Returns:
         The exit status: 0, or 1 if something differs or is missing.
+
+    Raises:
+        RecipeError: If there is no manifest, or a line of it is damaged.
     """
     recorded = read_manifest(root)
     if not recorded:
-        raise RecipeError(f"Expected checksums in {root / MANIFEST}. Found none. Fix: run prepare without --verify.")
+        raise RecipeError(
+            f"{root / MANIFEST} should hold checksums", found="none", fix="run prepare without `--verify`"
+        )
     with ThreadPoolExecutor(workers) as pool:
         faults = list(filter(None, pool.map(lambda name: _fault(root, name, recorded[name]), recorded)))
     print(*faults, sep="\n" if faults else "", end="\n" if faults else "", file=sys.stderr)
-    print(f"{len(recorded) - len(faults):,} of {len(recorded):,} outputs in {root} are as {MANIFEST} says")
+    print(f"{len(recorded) - len(faults):,} of {len(recorded):,} outputs in {root} match {MANIFEST}")
     if faults:
-        print("Remove those that differ and run prepare again: it makes what is missing", file=sys.stderr)
+        print("Remove those that differ and run prepare again: it makes the missing ones", file=sys.stderr)
     return 1 if faults else 0
 
 
 def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
-    """Read what is recorded of each output, by its path relative to `root`; the last line about an output counts.
+    """Read the records of all outputs, by path relative to `root`; the last line about an output counts.
 
     Returns:
-        For each output `files`, `bytes`, `sha256`, and of what it was made: `source`, `source_bytes`.
+        For each output `files`, `bytes`, `sha256`, and for its raw file `source`, `source_bytes`.
 
     Raises:
         RecipeError: If a line is damaged. A last line without line end, cut by a kill, is not read.
@@ -135,8 +155,9 @@ def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
             recorded |= {name: {**output, **origin} for name, output in line["outputs"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RecipeError(
-                f"Expected a JSON record at {path}:{number}. Found {text[:80].decode(errors='replace')!r}. "
-                "Fix: remove the line and run prepare again, which records what the line was about."
+                f"{path}:{number} should be a JSON record",
+                found=repr(text[:80].decode(errors="replace")),
+                fix="remove the line and run prepare again, which records the outputs of the line anew",
             ) from error
     return recorded
 
@@ -144,8 +165,8 @@ def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
 def checksum(path: Path) -> dict[str, Any]:
     """Return `files`, `bytes` and `sha256` of a file or folder.
 
-    The checksum of a file is that of its content. Of a folder it is that of its files sorted by relative path, each as
-    path, NUL, length in decimal, NUL, content; hidden files, which file managers leave, do not count.
+    The checksum of a file covers its content. That of a folder covers its files sorted by relative path, each as path,
+    NUL, length in decimal, NUL, content; hidden files, which file managers leave, do not count.
     """
     digest = hashlib.sha256()
     if not path.is_dir():
@@ -175,28 +196,30 @@ def _names(root: Path, item: Item) -> set[str]:
 
 def _check(root: Path, items: Sequence[Item]) -> None:
     if not root.is_dir():
-        raise RecipeError(f"Expected a folder. Found none at {root}. Fix: point --data-root to the data.")
+        raise RecipeError("`--data-root` should be a folder", found=f"none at {root}", fix="point it to the data")
     makers = Counter(output for item in items for output in item.outputs)
     output, count = max(makers.items(), key=lambda pair: pair[1], default=(root, 0))
     if count > 1:
         sources = [str(item.source) for item in items if output in item.outputs]
         raise RecipeError(
-            f"Expected one source for {output}. Found {', '.join(sources)}. Fix: move all but one of them away."
+            f"{output} should have one source", found=", ".join(sources), fix="move all but one of them away"
         )
 
 
 @contextmanager
 def _manifest(root: Path) -> Iterator[FileIO]:
-    """Open the manifest for appending, without a half-written last line, and keep other runs out."""
+    """Open the manifest for appending, under a lock and without a half-written last line."""
     path = root / MANIFEST
     try:
         handle = path.open("a+b", buffering=0)
     except OSError as error:
-        raise RecipeError(f"Expected to write {path}. Found: {error}. Fix: make the folder writable.") from error
+        raise RecipeError(f"{path} should be writable", found=str(error), fix="make the folder writable") from error
     with handle:
         if not lock(handle, wait=False):
             raise RecipeError(
-                f"Expected one prepare at a time. Found another at work in {root}. Fix: wait for it, or end it."
+                "`prepare` should run once at a time in a folder",
+                found=f"another run in {root}",
+                fix="wait for it, or end it",
             )
         handle.seek(0)
         handle.truncate(handle.read().rfind(b"\n") + 1)
@@ -216,7 +239,7 @@ def _append(manifest: FileIO, line: Mapping[str, Any]) -> None:
 
 
 def _process(item: Item, make: Callable[[Item], object], root: Path) -> dict[str, Any] | Failure:
-    """Make what is missing of one item; return its line of the manifest, or why there is none."""
+    """Make the missing outputs of an item; return its line of the manifest, or a failure."""
     try:
         if not item.done:
             make(item)
@@ -230,14 +253,16 @@ def _process(item: Item, make: Callable[[Item], object], root: Path) -> dict[str
 
 
 def _source_errors() -> tuple[type[Exception], ...]:
-    """What `make` may raise; not every FFmpegError is a ValueError or OSError, and not every dataset needs PyAV."""
+    """Return the errors of bad sources; not every FFmpegError is a ValueError or OSError, and PyAV may be absent."""
     av = sys.modules.get("av")
     return (ValueError, OSError, RecipeError, *((av.FFmpegError,) if av else ()))
 
 
 def _disk_full(error: Exception) -> RecipeError:
     return RecipeError(
-        f"Expected room on the disk. Found none: {error}. Fix: make room and run prepare again, it continues."
+        "The disk should have room for the outputs",
+        found=f"none left ({error})",
+        fix="make room and run prepare again, it continues",
     )
 
 
@@ -268,5 +293,5 @@ def _report(root: Path, total: int, failures: Sequence[Failure], what: str) -> i
         return 0
     lines = [f"{failure.source}: {failure.reason}" for failure in failures]
     report.write_text("\n".join(lines) + "\n")
-    print(*lines, f"These cannot be read; the list is kept in {report}", sep="\n", file=sys.stderr)
+    print(*lines, f"These cannot be read; the list is in {report}", sep="\n", file=sys.stderr)
     return 1

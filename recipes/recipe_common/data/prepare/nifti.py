@@ -1,4 +1,4 @@
-"""From NIfTI files, one per modality and case, to the h5 files of `recipe_common.data.readers.volumes`."""
+"""Converts NIfTI files, one per modality and case, to the h5 files of `recipe_common.data.readers.volumes`."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from recipe_common.data.prepare.engine import Item, run_prepare
 from recipe_common.data.readers.volumes import Labels
-from recipe_common.data.samples.folders import listing
 from recipe_common.errors import RecipeError, require
-from recipe_common.files import atomic_file
+from recipe_common.files import atomic_file, listing
 
 SUFFIXES = (".nii.gz", ".nii")
 
@@ -24,11 +23,11 @@ def prepare_volumes(
     """Make `<folder>/<case><suffix>` of every `<case>/<case>_<modality>.nii.gz` and `<case>/<case>_seg.nii.gz`.
 
     Args:
-        root: The dataset, which gets the manifest; cases lie anywhere below it.
-        folder: Where the h5 files go.
-        modalities: In the order of `image`.
-        labels: What the segmentation may hold.
-        suffix: Of the h5 files.
+        root: Folder of the dataset, for the manifest; cases may be anywhere below it.
+        folder: Folder of the h5 files.
+        modalities: Names in the order of `image`.
+        labels: Values that the segmentation may have.
+        suffix: End of the names of the h5 files.
         workers: Number of processes.
 
     Returns:
@@ -54,9 +53,11 @@ def find_cases(root: Path, modality: str) -> tuple[Path, ...]:
     files = [path for suffix in SUFFIXES for path in root.rglob(f"[!.]*_{modality}{suffix}")]
     cases = {path.parent for path in files if path.name.startswith(f"{path.parent.name}_{modality}.")}
     if not cases:
-        packed = "unpack the archive" if any(root.glob("*.tar")) or any(root.glob("*.zip")) else "check --data-root"
+        is_packed = any(root.glob("*.tar")) or any(root.glob("*.zip"))
         raise RecipeError(
-            f"Expected folders CASE with CASE_{modality}.nii.gz below {root}. Found {listing(root)}. Fix: {packed}."
+            f"{root} should hold folders CASE with CASE_{modality}.nii.gz",
+            found=listing(root),
+            fix="unpack the archive" if is_packed else "point `--data-root` to their folder",
         )
     return tuple(sorted(cases))
 
@@ -64,7 +65,7 @@ def find_cases(root: Path, modality: str) -> tuple[Path, ...]:
 def normalised(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return volumes (M, H, W, D) with mean 0 and standard deviation 1 inside the brain, and 0 outside of it.
 
-    The brain is where any modality is above 0, as in the preprocessing that the CGGM code builds upon.
+    The brain is where any modality is above 0, as in the preprocessing for the code of Guo et al. (NeurIPS 2024).
 
     Raises:
         ValueError: If a modality is empty, constant or not finite there.
@@ -84,9 +85,9 @@ def write_case(path: Path, image: NDArray[np.float32], label: NDArray[np.uint8])
     """Write an h5 file whose chunks are one slice deep, so that reading a slice decompresses this slice only.
 
     Args:
-        path: Appears in one step.
-        image: (M, H, W, D).
-        label: (H, W, D).
+        path: The file, which appears in one step.
+        image: Volumes, (M, H, W, D).
+        label: Classes, (H, W, D).
     """
     with atomic_file(path) as partial_path, require("h5py").File(partial_path, "w") as file:
         values: NDArray[Any]

@@ -1,4 +1,4 @@
-"""From videos to numbered jpg files of frames and of optical flow, as two-stream networks read them.
+"""Converts videos to numbered jpg files of frames and of optical flow, for two-stream networks.
 
 Frames and flow are stored as in the data released with Feichtenhofer et al. (CVPR 2016): names `frame%06d.jpg` from 1,
 the shorter side 256 pixels, flow k from frame k to frame k + 1, horizontal and vertical parts in folders of their own.
@@ -41,8 +41,9 @@ def optical_flow(method: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]]
         solver = cv2.optflow.DualTVL1OpticalFlow_create()
     else:
         raise RecipeError(
-            "Expected OpenCV with its contributed modules, for TV-L1. Found OpenCV without them. "
-            "Fix: pip install opencv-contrib-python-headless in place of the other OpenCV, or use --flow dis."
+            "OpenCV should have its contributed modules, for TV-L1",
+            found="OpenCV without them",
+            fix="run `pip install opencv-contrib-python-headless` in place of the other OpenCV, or use `--flow dis`",
         )
     return lambda before, after: solver.calc(before, after, None)
 
@@ -54,13 +55,13 @@ def flow_to_grey(flow: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def write_two_streams(item: Item, *, method: str, short_side: int, stride: int) -> None:
-    """Write those of the folders `item.outputs` (frames, flow to the right, flow down) that are missing.
+    """Write the missing ones of the folders `item.outputs` (frames, flow to the right, flow down).
 
     Args:
         item: A video and the three folders.
         method: One of `FLOW_METHODS`.
-        short_side: The pictures are scaled until their shorter side has this many pixels.
-        stride: Every so many frames, one is kept, with the flow from it to the frame that follows it.
+        short_side: Length in pixels to which the shorter side of pictures is scaled.
+        stride: Distance between the frames that are kept, each with the flow to the frame that follows it.
 
     Raises:
         av.FFmpegError: If the video cannot be decoded.

@@ -1,4 +1,4 @@
-"""Long work in several processes, with a bar."""
+"""Parallel work in several processes, and a progress bar."""
 
 import multiprocessing
 import os
@@ -17,11 +17,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SPEED_PERIOD = 600.0
-"""Seconds over which the speed is averaged: one item may take minutes, and rich forgets all speed after 30 s."""
+"""Seconds over which the speed is averaged: one item may take minutes, and the default of rich is 30 s."""
 
 
 def progress_bar(*, transient: bool = False) -> Progress:
-    """Return a bar with the items done, the time gone and the time left; a transient one vanishes in the end."""
+    """Return a bar with the items done, the time passed and the time left; a transient one vanishes at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TimeRemainingColumn(), speed_estimate_period=SPEED_PERIOD, transient=transient)
 
@@ -29,13 +29,13 @@ def progress_bar(*, transient: bool = False) -> Progress:
 def in_processes(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int, flag: str
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield each item with what `work` makes of it, whichever is ready first.
+    """Yield each item with its result of `work`, in the order in which they finish.
 
     Args:
-        work: Picklable.
-        items: Picklable.
+        work: Function that each item is passed to; picklable.
+        items: The items; picklable.
         workers: Number of processes.
-        flag: Of the command line, that sets `workers`.
+        flag: Command-line flag of `workers`, for the message.
 
     Raises:
         RecipeError: If a process is killed.
@@ -48,15 +48,16 @@ def in_processes(
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise RecipeError(
-                "Expected the worker processes to finish. Found one killed (no memory, or a crash in a decoder). "
-                f"Fix: start again, it continues; use fewer {flag} if memory is short."
+                "Worker processes should finish",
+                found="one that was killed (no memory, or a crash in a decoder)",
+                fix=f"start again, it continues; lower `{flag}` if memory is short",
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """End this worker when its parent is killed (it would wait for work for ever), and quietly on Ctrl-C."""
+    """End this worker when its parent is killed (it would wait for work for ever), and without a trace on Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""From videos to frames and wav files, through PyAV."""
+"""Converts videos to frames and wav files, through PyAV."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,16 +14,16 @@ from PIL import Image
 
 from recipe_common.data.prepare.engine import Item, run_prepare
 from recipe_common.errors import RecipeError, require
-from recipe_common.files import atomic_file, atomic_folder
+from recipe_common.files import atomic_file, atomic_folder, listing
 
 WAV_RATE = 16_000
 MIN_FRAMES = 10
-"""Of an event at least; where there are fewer, the PMR code adds random ones, and here intervals are shorter."""
+"""Fewest frames of an event; where there are fewer, the PMR code adds random ones, and here intervals are shorter."""
 
 
 @attrs.frozen
 class VideoJob:
-    """One video, and where its frames (a folder) and its sound (a wav file) go."""
+    """A video, the folder of its frames and the wav file of its sound."""
 
     video: Path
     frames: Path
@@ -34,8 +34,8 @@ def find_videos(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
     """List the videos of a dataset in order, without hidden files.
 
     Args:
-        root: The dataset.
-        patterns: Relative to `root`, such as `VideoFlash/*.flv`.
+        root: Folder of the dataset.
+        patterns: Patterns relative to `root`, such as `VideoFlash/*.flv`.
 
     Raises:
         RecipeError: If there are none.
@@ -43,11 +43,10 @@ def find_videos(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
     patterns = tuple(patterns)
     found = {path for pattern in patterns for path in root.glob(pattern) if not path.name.startswith(".")}
     if not found:
-        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         raise RecipeError(
-            f"Expected videos {' or '.join(str(root / pattern) for pattern in patterns)}. "
-            f"Found {', '.join(names[:8]) or ('an empty folder' if root.is_dir() else 'no such folder')}. "
-            "Fix: point --data-root to the folder that holds them."
+            f"{root} should hold videos {' or '.join(patterns)}",
+            found=listing(root),
+            fix="point `--data-root` to the folder that holds them",
         )
     return tuple(sorted(found))
 
@@ -61,15 +60,15 @@ def prepare_videos(
     short_side: int | None = None,
     seconds: Mapping[str, tuple[int, int]] | None = None,
 ) -> int:
-    """Extract frames and sound of all videos that are not done yet; frames and wav files that are there are kept.
+    """Extract frames and sound of all videos that are not done yet; finished frames and wav files are kept.
 
     Args:
-        root: The dataset, which gets the manifest.
+        root: Folder of the dataset, for the manifest.
         jobs: All videos of the dataset.
         fps: Frames to keep per second of video.
         workers: Number of processes.
-        short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
-        seconds: Begin and end of the event that frames are kept of, by stem of the video; None: of all of it.
+        short_side: Length in pixels to which the shorter side of larger frames is scaled down; None keeps them.
+        seconds: Begin and end of the event whose frames are kept, by stem of the video; None: the whole video.
 
     Returns:
         The exit status of `run_prepare`.
@@ -87,11 +86,11 @@ def write_frames(
 
     Args:
         video: Any file that ffmpeg can decode.
-        folder: Must not exist.
-        fps: The first frame of every interval of 1 / fps seconds is kept.
-        short_side: Larger frames are scaled down until their shorter side has this many pixels; None keeps them.
-        seconds: Begin and end of an event, from the first frame of the video, of which alone frames are kept; if these
-            are fewer than 10, shorter intervals give 10 or more. None: all of the video.
+        folder: Folder of the frames, which must not exist.
+        fps: Rate in frames per second: the first frame of every interval of 1 / fps seconds is kept.
+        short_side: Length in pixels to which the shorter side of larger frames is scaled down; None keeps them.
+        seconds: Begin and end of an event, counted from the first frame of the video, whose frames alone are kept; if
+            these are fewer than 10, shorter intervals give 10 or more. None: the whole video.
 
     Raises:
         av.FFmpegError: If the video cannot be decoded.
@@ -102,7 +101,7 @@ def write_frames(
     first: Any = None
     with atomic_folder(folder) as partial_folder:
         for number, frame in sampled_frames(video, rate):
-            time = frame.pts * frame.time_base  # a fraction: floats may fall short of the second at which it begins
+            time = frame.pts * frame.time_base  # a fraction: a float may be just below the second at which it begins
             first = time if first is None else first
             if time - first >= end:
                 break
@@ -117,7 +116,7 @@ def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
 
     Args:
         video: Any file that ffmpeg can decode.
-        wav: Where to write.
+        wav: File of the sound.
         rate: Sampling rate in Hz.
 
     Raises:
@@ -132,7 +131,7 @@ def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
     if not blocks:
         raise ValueError("it holds no sound")
     blocks += [block.to_ndarray() for block in resampler.resample(None)]
-    # Into memory first: libsndfile does not say that a disk is full.
+    # Into memory first: libsndfile raises no error on a full disk.
     content = BytesIO()
     soundfile.write(content, np.concatenate(blocks, axis=1)[0], rate, subtype="PCM_16", format="WAV")
     with atomic_file(wav) as path:
@@ -142,7 +141,7 @@ def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
 def sampled_frames(video: Path, fps: float | None) -> Iterator[tuple[int, Any]]:
     """Yield (number of the frame in the video, av.VideoFrame): the first frame of every interval of 1 / fps seconds.
 
-    Time stamps decide, not the frame rate in the header, which flv files often have wrong or not at all.
+    Intervals follow time stamps, not the frame rate in the header, which is often wrong or missing in flv files.
 
     Args:
         video: Any file that ffmpeg can decode.

@@ -1,4 +1,4 @@
-"""Pictures and class indices in npy files, which are mapped into memory and never loaded as a whole."""
+"""Pictures and class indices in npy files, read through memory maps and never loaded as a whole."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from recipe_common.errors import RecipeError
 
-LOOKED_AT = 1_000
-"""Rows of an array of floats that tell its range; looking at all would read gigabytes."""
+PIECE = 1_000
+"""Rows of an array of floats that are read at a time; the first of them give its range, as all would be gigabytes."""
 UNIT_RANGE = 2.0
-"""Floats up to here are brightness from 0 to 1, with some ringing of a lossy compression; up to 255 otherwise."""
+"""Floats up to this are brightness from 0 to 1, with some ringing of a lossy compression; up to 255 otherwise."""
 
 
 class ArrayFile:
@@ -62,13 +62,16 @@ def _open(path: Path) -> NDArray[Any]:
         array = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"Expected a complete npy file of numbers. Found {path}: {error}. Fix: unpack or download it again; an "
-            "array of Python objects is a pickle, which is not opened because that can run code: save it as numbers."
+            f"{path} should be a complete npy file of numbers",
+            found=str(error),
+            fix="unpack or download it again. An array of Python objects is a pickle, which is not opened because that "
+            "can run code: save it as numbers",
         ) from error
     if array.dtype.kind not in "uif" or array.ndim == 0:
         raise RecipeError(
-            f"Expected an npy file of integers or floats, samples first. Found {array.dtype} of shape {array.shape} in "
-            f"{path}. Fix: save it as uint8."
+            f"{path} should be an npy file of integers or floats, samples first",
+            found=f"{array.dtype} of shape {array.shape}",
+            fix="save it as uint8",
         )
     return array
 
@@ -79,8 +82,8 @@ class Pictures:
     Args:
         file: Shape (N, S * S), (N, S, S) or (N, 1, S, S).
         size: S in pixels.
-        rows: Which rows, in which order.
-        scale: What values are multiplied with.
+        rows: Numbers of the rows, in order.
+        scale: Factor of the values.
 
     Raises:
         RecipeError: If the file has another shape.
@@ -103,37 +106,43 @@ class Pictures:
         values = self.file[row]
         if self.file.is_float and not np.isfinite(values).all():
             raise RecipeError(
-                f"Expected finite values. Found NaN or infinity in row {row:,} of {self.file.path}. "
-                "Fix: restore the file, or leave such samples out with --skip-bad."
+                f"{self.file.path} should hold finite values",
+                found=f"NaN or infinity in row {row:,}",
+                fix="restore the file, or leave such samples out with `--skip-bad`",
             )
         picture = np.multiply(values, self.scale, dtype=np.float32, casting="unsafe")
         return torch.from_numpy(picture.reshape(1, self.size, self.size))
 
 
 def check_picture_shape(file: ArrayFile, size: int) -> None:
-    """Let a file of another size, or of another modality, fail.
+    """Check that the rows of a file are pictures of one size.
+
+    Args:
+        file: The file.
+        size: Height and width in pixels.
 
     Raises:
-        RecipeError: Naming the size that would fit, if one would.
+        RecipeError: If they are not; the message names the size that would fit, if there is one.
     """
     if file.shape[1:] in ((size * size,), (size, size), (1, size, size)):
         return
     side = isqrt(int(np.prod(file.shape[1:])))
     hint = f" (pictures of {side} x {side}?)" if side * side == np.prod(file.shape[1:]) and len(file.shape) > 1 else ""
     raise RecipeError(
-        f"Expected shape (N, {size * size}) or (N, {size}, {size}) in {file.path}. Found {file.shape}{hint}. "
-        "Fix: put the right file there, or give the size of its pictures as a flag."
+        f"{file.path} should have shape (N, {size * size}) or (N, {size}, {size})",
+        found=f"{file.shape}{hint}",
+        fix="put the right file there, or give the size of its pictures as a flag",
     )
 
 
 def brightness_scale(file: ArrayFile) -> float:
-    """Return what brings brightness to 0..1: 1/255 for integers, and for floats unless they are there already.
+    """Return the factor that brings brightness to 0..1: 1/255 for integers, 1/255 or 1 for floats.
 
-    Of floats the first rows are looked at.
+    The range of floats is taken from the first rows.
     """
     if not file.is_float or len(file) == 0:
         return 1 / 255
-    largest = float(np.nanmax(np.abs(file[:LOOKED_AT])))
+    largest = float(np.nanmax(np.abs(file[:PIECE])))
     return 1.0 if largest <= UNIT_RANGE else 1 / 255
 
 
@@ -141,7 +150,7 @@ def rows_not_finite(file: ArrayFile) -> NDArray[np.int64]:
     """Return the rows with a NaN or infinite value; reads all of a file of floats, piece by piece."""
     if not file.is_float:
         return np.zeros(0, np.int64)
-    pieces = (file[start : start + LOOKED_AT] for start in range(0, len(file), LOOKED_AT))
+    pieces = (file[start : start + PIECE] for start in range(0, len(file), PIECE))
     good = [np.isfinite(piece).reshape(len(piece), -1).all(axis=1) for piece in pieces]
     return np.flatnonzero(~np.concatenate(good)) if good else np.zeros(0, np.int64)
 
@@ -153,16 +162,19 @@ def read_class_indices(path: Path, num_classes: int) -> Tensor:
         int64 of shape (N,).
 
     Raises:
-        RecipeError: Naming the first row with something else.
+        RecipeError: If the shape is another one, or a value is no class index; the message names its row.
     """
     file = ArrayFile(path)
     if file.shape[1:] not in ((), (1,)):
-        raise RecipeError(f"Expected class indices of shape (N,) in {path}. Found {file.shape}. Fix: restore the file.")
+        raise RecipeError(
+            f"{path} should hold class indices of shape (N,)", found=str(file.shape), fix="restore the file"
+        )
     values = file[:].reshape(-1)
     bad = np.flatnonzero(~np.isin(values, np.arange(num_classes)))
     if bad.size:
         raise RecipeError(
-            f"Expected class indices from 0 to {num_classes - 1} in {path}. Found {values[bad[0]]} in row {bad[0]:,}, "
-            f"and {bad.size - 1:,} more. Fix: restore the file."
+            f"{path} should hold class indices from 0 to {num_classes - 1}",
+            found=f"{values[bad[0]]} in row {bad[0]:,}, and {bad.size - 1:,} more",
+            fix="restore the file",
         )
     return torch.from_numpy(values.astype(np.int64))

@@ -1,9 +1,8 @@
-"""From a wav file, or from a spectrogram that is stored, to the audio tensor of a sample.
+"""Audio front ends: log-magnitude spectrograms and log-mel energies of wav files, and stored spectrograms.
 
-Every front end is called with a path, and with a seed in training, and gives float32 of shape (1, ., .).
+Every front end is called with a path, and with a seed in training, and returns float32 of shape (1, ., .).
 """
 
-import argparse
 import math
 import zlib
 from collections.abc import Callable
@@ -21,70 +20,87 @@ from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.readers.waveforms import read_waveform, repeated, unreadable
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError, require
+from recipe_common.settings.declaration import flag
 
 FRONT_ENDS = ("stft22k", "stft16k", "fbank", "stored")
 CROPS = ("centre", "random")
-AUDIO_DEFAULTS: dict[str, Any] = dict.fromkeys(
-    ("audio_rate", "audio_seconds", "n_fft", "hop", "mel_bins", "fbank_frames")
-) | {"crop": "centre"}
-"""Values of the flags of `add_audio_arguments`, besides --audio-frontend; None is what the front end has."""
 
 
 class FrontEnd(Protocol):
-    """Reads one kind of file as one kind of tensor."""
+    """Reader of one kind of sound file as one kind of tensor."""
 
     endings: ClassVar[tuple[str, ...]]
     what: ClassVar[str]
 
     def __call__(self, path: Path, *, seed: int | None = None) -> Tensor:
-        """Return float32 of shape (1, ., .); a seed decides what is random in training, None evaluates."""
+        """Return float32 of shape (1, ., .); in training its randomness depends on the seed, None is for evaluation."""
 
     def check(self, path: Path) -> object:
-        """Decode the file; raise a RecipeError if that fails."""
+        """Decode a file.
+
+        Raises:
+            RecipeError: If that fails.
+        """
 
 
-def add_audio_arguments(add: Callable[..., Any]) -> None:
-    """Add the flags that choose and set up a front end.
+@attrs.frozen(kw_only=True)
+class AudioSettings:
+    """Choice and settings of a front end; None stands for its default."""
+
+    audio_frontend: str = flag(
+        "stft22k",
+        "stft22k, stft16k: spectrograms of wav files; fbank: their log-mel energies; stored: spectrograms in npy, pkl "
+        "or pt files",
+        choices=FRONT_ENDS,
+    )
+    audio_rate: int | None = flag(
+        None, "sampling rate; default: 22,050 (stft22k) or 16,000", number=positive_int, metavar="HZ"
+    )
+    audio_seconds: float | None = flag(
+        None,
+        "stft22k: length of the sound, default 3; stft16k: length of a window in twice as much sound, default 5",
+        number=positive_float,
+        metavar="S",
+    )
+    n_fft: int | None = flag(
+        None, "window of the spectrogram; default: 512 (stft22k) or 256", number=positive_int, metavar="SAMPLES"
+    )
+    hop: int | None = flag(
+        None, "step of the spectrogram; default: 353 (stft22k) or 128", number=positive_int, metavar="SAMPLES"
+    )
+    mel_bins: int | None = flag(None, "fbank: frequency bands, default 128", number=positive_int, metavar="N")
+    fbank_frames: int | None = flag(
+        None, "fbank: length in steps of 10 ms, default 1024", number=positive_int, metavar="N"
+    )
+    crop: str = flag("centre", "stft16k: window in evaluation; in training it is always random", choices=CROPS)
+
+
+def front_end(settings: AudioSettings, seed: int) -> FrontEnd:
+    """Return the front end of some settings.
 
     Args:
-        add: `add_argument` of a parser or group.
+        settings: The settings.
+        seed: Seed of windows that are random in evaluation.
     """
-    add("--audio-frontend", choices=FRONT_ENDS, help="stored: spectrograms in npy, pkl or pt files instead of wav")
-    add("--audio-rate", type=positive_int, metavar="HZ", help="default: 22,050 (stft22k) or 16,000")
-    add(
-        "--audio-seconds",
-        type=positive_float,
-        metavar="S",
-        help="stft22k: length, default 3; stft16k: window of twice that, 5",
-    )
-    add(
-        "--n-fft", type=positive_int, metavar="SAMPLES", help="window of the spectrogram; default: 512 (stft22k) or 256"
-    )
-    add("--hop", type=positive_int, metavar="SAMPLES", help="step of the spectrogram; default: 353 (stft22k) or 128")
-    add("--mel-bins", type=positive_int, metavar="N", help="fbank: frequency bands, default 128")
-    add("--fbank-frames", type=positive_int, metavar="N", help="fbank: length in steps of 10 ms, default 1024")
-    add("--crop", choices=CROPS, help="stft16k: which window is evaluated; training always takes a random one")
-
-
-def front_end(args: argparse.Namespace) -> FrontEnd:
-    """Return the front end that the flags of `add_audio_arguments` describe."""
-    if args.audio_frontend == "stored":
+    if settings.audio_frontend == "stored":
         return StoredSpectrogram()
-    if args.audio_frontend == "fbank":
-        return Fbank(**_given(rate=args.audio_rate, bins=args.mel_bins, frames=args.fbank_frames))
-    stft = _given(rate=args.audio_rate, seconds=args.audio_seconds, n_fft=args.n_fft, hop=args.hop)
-    if args.audio_frontend == "stft22k":
+    if settings.audio_frontend == "fbank":
+        return Fbank(**_given(rate=settings.audio_rate, bins=settings.mel_bins, frames=settings.fbank_frames))
+    stft = _given(rate=settings.audio_rate, seconds=settings.audio_seconds, n_fft=settings.n_fft, hop=settings.hop)
+    if settings.audio_frontend == "stft22k":
         return Spectrogram(**stft)
-    return WindowSpectrogram(**stft, crop=args.crop, seed=args.seed)
+    return WindowSpectrogram(**stft, crop=settings.crop, seed=seed)
 
 
 def above(bound: float, flag: str) -> Callable[[object, "attrs.Attribute[Any]", float], None]:
-    """Return a validator of a finite number above `bound`; its RecipeError names the flag that sets the number."""
+    """Return a validator of finite numbers above `bound`; its RecipeError names the flag of the number."""
 
     def check(instance: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
         if not bound < value < math.inf:
             raise RecipeError(
-                f"Expected a finite number above {bound} for {flag}. Found {value}. Fix: {flag} {attribute.default}"
+                f"`{flag}` should be a finite number above {bound}",
+                found=str(value),
+                fix=f"give `{flag} {attribute.default}`",
             )
 
     return check
@@ -94,9 +110,10 @@ def above(bound: float, flag: str) -> Callable[[object, "attrs.Attribute[Any]", 
 class Spectrogram:
     """Reads a wav file as a log-magnitude spectrogram.
 
-    The defaults give the (1, 257, 188) tensor of the OGM-GE code for CREMA-D: 22,050 Hz mono, repeated and cut to
-    3 s, clipped to [-1, 1], natural log of (magnitude + 1e-7), not normalised. The signal is reflected at both ends,
-    as librosa did when the paper was written (librosa >= 0.10 pads with zeros, which changes the outermost columns).
+    The defaults give the (1, 257, 188) tensor in the code of Peng et al. (CVPR 2022) for CREMA-D: 22,050 Hz mono,
+    repeated and cut to 3 s, clipped to [-1, 1], natural log of (magnitude + 1e-7), not normalised. The signal is
+    reflected at both ends, as by librosa when the paper was written (librosa >= 0.10 pads with zeros, which changes the
+    outermost columns).
 
     Args:
         rate: Sampling rate in Hz to which every file is resampled.
@@ -118,8 +135,9 @@ class Spectrogram:
     def __attrs_post_init__(self) -> None:
         if self.samples <= self.n_fft // 2:
             raise RecipeError(
-                f"Expected clips longer than half a window of {self.n_fft} samples. Found {self.samples} samples "
-                f"({self.seconds} s at {self.rate} Hz). Fix: raise --audio-seconds or lower --n-fft."
+                f"Clips should be longer than half a window of {self.n_fft} samples",
+                found=f"{self.samples} samples ({self.seconds} s at {self.rate} Hz)",
+                fix="raise `--audio-seconds` or lower `--n-fft`",
             )
 
     @property
@@ -140,18 +158,18 @@ class Spectrogram:
         return self.of_batch(repeated(waveform, self.samples)[None])[0].contiguous()
 
     def cut(self, waveform: Tensor, path: Path, seed: int | None) -> Tensor:
-        """Return what is transformed of a waveform (n,) of any number format: (samples,)."""
+        """Return the part of a waveform (n,), of any number format, that is transformed: (samples,)."""
         return repeated(waveform, self.samples)
 
     def of_batch(self, waveforms: Tensor) -> Tensor:
         """Return the spectrograms of float32 waveforms (B, samples), on their device: (B, 1, n_fft // 2 + 1, columns).
 
-        That of a waveform does not depend on the others. In memory, columns come before rows.
+        Each depends on its own waveform alone. In memory, columns come before rows.
         """
         window = _hann(self.n_fft, waveforms.device)
         signals = waveforms.clamp(-1, 1)
         spectra = torch.stft(signals, self.n_fft, self.hop, window=window, pad_mode="reflect", return_complex=True)
-        # `abs` takes five times longer, to care for numbers that overflow when squared; here are none.
+        # `abs` takes five times longer, for the sake of numbers that overflow when squared; here are none.
         magnitude = (spectra * spectra.conj()).real.sqrt()
         return magnitude.add_(1e-7).log_().unsqueeze(1)
 
@@ -160,10 +178,10 @@ class Spectrogram:
 class WindowSpectrogram:
     """Reads a window of a wav file as a log-magnitude spectrogram.
 
-    The defaults give the (1, 129, 626) tensor of the OGM-GE code for VGGSound and of the DGL code for Kinetics-Sounds:
-    16,000 Hz mono, repeated to at least 10 s, 5 s out of the first 10 s, then as in `Spectrogram`. Training takes a
-    random window. Their code does so in testing too, drawn anew every time; here `crop="random"` draws one per file
-    name, so that an evaluation can be repeated.
+    The defaults give the (1, 129, 626) tensor in the code of Peng et al. (CVPR 2022) for VGGSound and of Wei et al.
+    (ICCV 2025) for Kinetics-Sounds: 16,000 Hz mono, repeated to at least 10 s, 5 s out of the first 10 s, then as in
+    `Spectrogram`. In training the window is random. In both codes it is random in testing too, drawn anew every time;
+    here `crop="random"` draws one per file name, so that an evaluation can be repeated.
 
     Args:
         rate: Sampling rate in Hz to which every file is resampled.
@@ -171,7 +189,7 @@ class WindowSpectrogram:
         n_fft: Window length of the Fourier transform in samples; gives n_fft // 2 + 1 rows.
         hop: Step in samples; gives round(rate * seconds) // hop + 1 columns.
         crop: Window in evaluation: "centre" or "random".
-        seed: Of the random windows in evaluation.
+        seed: Seed of the random windows in evaluation.
 
     Raises:
         RecipeError: If the numbers fit no spectrogram.
@@ -196,7 +214,7 @@ class WindowSpectrogram:
         return self.of_batch(self.cut(read_waveform(path, self.rate), path, seed)[None])[0].contiguous()
 
     def of_batch(self, waveforms: Tensor) -> Tensor:
-        """Return the spectrograms of windows (B, samples), as `Spectrogram.of_batch`."""
+        """Return the spectrograms of windows (B, samples), as in `Spectrogram.of_batch`."""
         return self._spectrogram.of_batch(waveforms)
 
     def cut(self, waveform: Tensor, path: Path, seed: int | None) -> Tensor:
@@ -207,7 +225,7 @@ class WindowSpectrogram:
         tiled = repeated(waveform, 2 * size)
         start = size // 2
         if seed is not None:
-            generator = torch.Generator().manual_seed(derived_seed(seed, 1))  # other numbers than the frames draw
+            generator = torch.Generator().manual_seed(derived_seed(seed, 1))  # other numbers than those of the frames
             start = int(torch.randint(size + 1, (), generator=generator))
         return tiled[start : start + size]
 
@@ -218,19 +236,19 @@ class WindowSpectrogram:
 
 @attrs.frozen
 class Fbank:
-    """Reads a wav file as log-mel energies, as Kaldi computes them.
+    """Reads a wav file as log-mel energies of Kaldi.
 
-    The defaults give the (1, 1024, 128) tensor of the OGM-GE and BalanceBenchmark code for Kinetics-Sounds: 16,000 Hz,
-    minus its mean, windows of 25 ms (Hanning) every 10 ms, 128 bands, no dither; zeros are appended or the end is cut,
-    then mean and standard deviation of AudioSet are applied as in the AST paper (Gong et al., 2021), (x - mean) /
-    (2 std). Their code takes the first channel of a stereo file and the file's own rate.
+    The defaults give the (1, 1024, 128) tensor in the code of Peng et al. (CVPR 2022) and of BalanceBenchmark for
+    Kinetics-Sounds: 16,000 Hz, minus its mean, windows of 25 ms (Hanning) every 10 ms, 128 bands, no dither; zeros are
+    appended or the end is cut, then mean and standard deviation of AudioSet are applied as in the AST paper (Gong et
+    al., 2021), (x - mean) / (2 std). Their code takes the first channel of a stereo file and the file's own rate.
 
     Args:
         rate: Sampling rate in Hz to which every file is resampled.
         bins: Frequency bands; columns of the result.
         frames: Rows of the result.
-        mean: Of the log energies.
-        std: Of the log energies.
+        mean: Mean of the log energies, which is subtracted.
+        std: Standard deviation of the log energies; they are divided by twice that.
 
     Raises:
         RecipeError: If the numbers fit no spectrogram.
@@ -252,7 +270,7 @@ class Fbank:
         """
         waveform = read_waveform(path, self.rate)
         if len(waveform) < self._window:
-            raise unreadable(path, f"it holds {len(waveform)} samples, less than 25 ms")
+            raise unreadable(path, f"{len(waveform)} samples, less than 25 ms")
         return self.transform(waveform)
 
     def transform(self, waveform: Tensor) -> Tensor:

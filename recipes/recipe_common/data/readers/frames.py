@@ -1,4 +1,4 @@
-"""From the frames of a clip, stored as jpg files, to a tensor."""
+"""Reads frames of a clip from jpg files: their choice, random crops, resizing and normalisation."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_AREA = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
-"""Share of the picture and width over height of a random crop: torchvision's, which the papers' code uses."""
+"""Share of the picture, and width over height, of a random crop: torchvision's, which is in the papers' code."""
 FRAME_NAME = re.compile(r"(?!\.)(?:.*\D)?(\d+)\.jpe?g", re.IGNORECASE)
 
 
@@ -40,7 +40,7 @@ def segments(frames: int, count: int) -> list[range]:
 
 @attrs.frozen(eq=False)
 class Crop:
-    """What is taken of a picture.
+    """A part of a picture, and whether to flip it.
 
     Attributes:
         pixels: uint8 of shape (height, width, 3); may be a view.
@@ -73,7 +73,7 @@ class Frames:
 
         Args:
             files: All frames of the clip in order, at least one.
-            seed: What the random choices of training depend on, and nothing else; None evaluates.
+            seed: Seed of all random choices of training; None for evaluation.
 
         Returns:
             float32 of shape (3, count, size, size).
@@ -85,24 +85,24 @@ class Frames:
         return self.finish([clip])[0]
 
     def pick(self, total: int, read: Callable[[int], Tensor], seed: int | None) -> list[Crop]:
-        """Choose frames, and what to take of them.
+        """Choose frames and their crops.
 
         Args:
             total: Number of frames of the clip.
-            read: Gives a frame by its index: uint8 of shape (height, width, 3).
-            seed: As above.
+            read: Returns a frame by its index: uint8 of shape (height, width, 3).
+            seed: Seed of all random choices of training; None for evaluation.
         """
         parts = segments(total, self.count)
         if seed is None:
             return [Crop(read(part[len(part) // 2])) for part in parts]
-        # torchvision draws from torch's CPU generator, so that one is borrowed and given back as it was.
+        # torchvision draws from torch's CPU generator, whose state is restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             picked = [part[int(torch.randint(len(part), ()))] for part in parts]
             return [random_crop(read(index)) for index in picked]
 
     def finish(self, clips: Sequence[Sequence[Crop]]) -> Tensor:
-        """Resize, flip and normalise what was picked of several clips: float32 of shape (B, 3, count, size, size)."""
+        """Resize, flip and normalise the crops of several clips: float32 of shape (B, 3, count, size, size)."""
         finished = batch_tensor(len(clips), 3, self.count, self.size, self.size)
         scale, shift = normalisation(finished.device)
         for clip, crops in zip(finished, clips, strict=True):
@@ -122,7 +122,7 @@ def random_crop(picture: Tensor) -> Crop:
 
 
 def normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what to multiply levels of 0 to 255 by, and what to add then, of shape (3, 1, 1) each."""
+    """Return the factor of levels of 0 to 255 and the offset that is then added, each of shape (3, 1, 1)."""
     mean, std = (
         torch.tensor(values, device=device, dtype=torch.float64)[:, None, None]
         for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -146,6 +146,7 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except OSError as error:
         raise RecipeError(
-            f"Expected a readable jpg file. Found {path}: {error}. "
-            "Fix: restore the file, or leave its clip out with --skip-bad."
+            f"{path} should be a readable jpg file",
+            found=str(error),
+            fix="restore the file, or leave its clip out with `--skip-bad`",
         ) from error

@@ -1,4 +1,4 @@
-"""Packed sequence features: one pickle with the text, audio and vision features of every segment of a dataset.
+"""Reader of packed sequence features: one pickle with text, audio and vision features of all segments of a dataset.
 
 The files of MulT and MultiBench (CMU-MOSI, CMU-MOSEI, UR-FUNNY) are {"train", "valid", "test"} -> {"text", "audio",
 "vision", "labels", "id"}. N segments, T steps in time, D features; shorter segments are filled up with zeros, in front.
@@ -19,15 +19,15 @@ from recipe_common.errors import RecipeError
 
 MODALITIES = ("text", "audio", "vision")
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
-"""Our name of a split, and that of the files."""
+"""Names of the splits here, and in the files."""
 
 
 @attrs.frozen
 class Shapes:
-    """What a packed file of one kind holds: (steps, features) of every modality. Steps of None: any number.
+    """Shapes in packed files of one kind: (steps, features) of every modality. Steps of None: any number.
 
     Attributes:
-        name: Of the kind, for people, such as `aligned`.
+        name: Name of the kind in messages, such as `aligned`.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Shapes:
     vision: tuple[int | None, int]
 
     def fit(self, found: Mapping[str, tuple[int, ...]]) -> bool:
-        """Tell whether arrays of these shapes, (N, T, D) each, are of this kind."""
+        """Return whether arrays of these shapes by modality, (N, T, D) each, are of this kind."""
         return all(
             len(shape) == 3 and shape[1] == (steps or shape[1]) and shape[2] == features
             for shape, (steps, features) in ((found[modality], getattr(self, modality)) for modality in MODALITIES)
@@ -49,12 +49,12 @@ class Shapes:
 
 @attrs.frozen
 class Packed:
-    """One split, cleaned.
+    """One split without empty segments and values that are not finite.
 
     Attributes:
-        text: Float32 features, (N, T_text, D_text). So are the other two; all are finite.
-        audio: See `text`.
-        vision: See `text`.
+        text: Float32 features, (N, T_text, D_text), all finite.
+        audio: As `text`.
+        vision: As `text`.
         labels: Float32, (N,).
         ids: Names of the segments; their row numbers if the file has none.
         kind: Name of the `Shapes` that fit.
@@ -75,7 +75,7 @@ class Packed:
         return len(self.labels)
 
     def summary(self, split: str) -> str:
-        """Return a line for people."""
+        """Return a line for the summary of the data."""
         notes = [f"{split}: {len(self):,} segments ({self.kind})"]
         if self.dropped:
             notes.append(f"{len(self.dropped):,} without text left out, such as {self.dropped[0]}")
@@ -93,7 +93,7 @@ def read_packed(
 
     Args:
         path: The pickle file, see `load_pickle`.
-        kinds: What the file may hold; the first that fits counts.
+        kinds: Kinds of files that are accepted; the first that fits counts.
         label_range: Smallest and largest label that may occur.
         drop_empty: Whether to leave out segments without text.
 
@@ -106,7 +106,7 @@ def read_packed(
     """
     content = load_pickle(path)
     _check_keys(path, "", content, SPLITS.values())
-    # Each raw split is given up as soon as it is converted: these files fill gigabytes.
+    # Each raw split is released as soon as it is converted: these files fill gigabytes.
     return {
         ours: _read_split(path, name, content.pop(name), kinds, label_range, drop_empty)
         for ours, name in SPLITS.items()
@@ -121,7 +121,7 @@ def _read_split(
     label_range: tuple[float, float],
     drop_empty: bool,
 ) -> Packed:
-    _check_keys(path, f" of {split}", content, (*MODALITIES, "labels"))
+    _check_keys(path, f" under {split}", content, (*MODALITIES, "labels"))
     arrays = {modality: _numbers(path, split, modality, content.pop(modality)) for modality in MODALITIES}
     kind = _kind(path, split, arrays, kinds)
     count = len(arrays["text"])
@@ -150,7 +150,7 @@ def _read_split(
 
 
 def finite(values: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
-    """Return writable float32 values with 0 for what is not finite, and how many those are."""
+    """Return writable float32 values with 0 in place of values that are not finite, and the number of these."""
     with np.errstate(over="ignore"):
         array = np.require(values, np.float32, "W")
     bad = ~np.isfinite(array)
@@ -159,19 +159,30 @@ def finite(values: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
 
 
 def check_range(path: Path, split: str, labels: NDArray[np.float32], label_range: tuple[float, float]) -> None:
-    """Raise a RecipeError unless all `labels` (N,) of a split lie in `label_range`."""
+    """Check the range of labels.
+
+    Args:
+        path: Their file.
+        split: Their split.
+        labels: Labels (N,).
+        label_range: Smallest and largest label that may occur.
+
+    Raises:
+        RecipeError: If one is outside of the range or not finite.
+    """
     low, high = label_range
     outside = ~((labels >= low) & (labels <= high))  # true for NaN
     if outside.any():
         row = int(outside.argmax())
         raise RecipeError(
-            f"Expected labels from {low:g} to {high:g} in {path}. Found {labels[row]:g} in row {row} of {split}, and "
-            f"{int(outside.sum()) - 1} more. Fix: is it the file of this dataset?"
+            f"Labels in {path} should be from {low:g} to {high:g}",
+            found=f"{labels[row]:g} in row {row} of {split}, and {int(outside.sum()) - 1} more",
+            fix="put the file of this dataset there",
         )
 
 
 def joined(parts: Sequence[Packed]) -> Packed:
-    """Return the segments of all parts, in order; at least one part."""
+    """Return the segments of one or more parts, in order."""
     first, *others = parts
     if not others:
         return first
@@ -194,8 +205,9 @@ def _check_keys(path: Path, where: str, content: Any, expected: Any) -> None:
     if not isinstance(content, dict) or not set(wanted) <= set(content):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise RecipeError(
-            f"Expected the keys {', '.join(wanted)}{where} in {path}. Found {found}. "
-            "Fix: take the packed file of MulT or MultiBench."
+            f"{path} should have the keys {', '.join(wanted)}{where}",
+            found=str(found),
+            fix="take the packed file of MulT or MultiBench",
         )
 
 
@@ -211,8 +223,9 @@ def _numbers(path: Path, split: str, name: str, values: Any) -> NDArray[Any]:
 
 def _not_numbers(path: Path, split: str, name: str, found: str) -> RecipeError:
     return RecipeError(
-        f"Expected an array of numbers under {split}, {name} in {path}. Found {found}. "
-        "Fix: take the packed file of MulT or MultiBench."
+        f"{path} should hold an array of numbers under {split}, {name}",
+        found=found,
+        fix="take the packed file of MulT or MultiBench",
     )
 
 
@@ -225,7 +238,7 @@ def _kind(path: Path, split: str, arrays: Mapping[str, NDArray[Any]], kinds: Seq
     text = ", ".join(f"{modality} {shape}" for modality, shape in found.items())
     expected = "; or ".join(str(kind) for kind in kinds)
     raise RecipeError(
-        f"Expected in {path}, with equal N: {expected}. Found in {split}: {text}. Fix: take one of these files."
+        f"{path} should hold, with equal N, {expected}", found=f"{text} in {split}", fix="take one of these files"
     )
 
 
@@ -233,8 +246,9 @@ def _labels(path: Path, split: str, values: Any, count: int, label_range: tuple[
     array = _numbers(path, split, "labels", values)
     if array.shape[:1] != (count,) or array.size != count:
         raise RecipeError(
-            f"Expected one label per segment in {path}: ({count}, 1, 1). Found in {split}: {array.shape}. "
-            "Fix: take the packed file with one label, not with emotions too."
+            f"{path} should have one label per segment, ({count}, 1, 1)",
+            found=f"{array.shape} in {split}",
+            fix="take the packed file with one label, not with emotions too",
         )
     labels = array.reshape(count).astype(np.float32)
     check_range(path, split, labels, label_range)
@@ -245,7 +259,7 @@ def _ids(path: Path, split: str, values: Any, count: int) -> tuple[str, ...]:
     if values is None:
         return tuple(f"row {row}" for row in range(count))
     if len(values) != count:
-        raise RecipeError(f"Expected {count} ids in {split} of {path}. Found {len(values)}. Fix: download it again.")
+        raise RecipeError(f"{path} should have {count} ids in {split}", found=str(len(values)), fix="download it again")
     return tuple(_id(value) for value in values)
 
 

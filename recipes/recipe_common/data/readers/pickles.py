@@ -1,4 +1,4 @@
-"""Pickle files of datasets, opened without letting them run code."""
+"""Reader of pickle files that cannot run code: arrays and plain containers only."""
 
 import pickle
 from collections import OrderedDict, defaultdict
@@ -8,19 +8,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from recipe_common.data.samples.folders import listing
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 _BUILTINS = (set, frozenset, bytearray, bytes, str, int, float, complex, bool, list, tuple, dict, slice, range)
 _OTHER_FORMATS = (
-    (b"version https://git-lfs", "a git-lfs pointer, which stands for a file that was not fetched", "git lfs pull"),
+    (b"version https://git-lfs", "a git-lfs pointer, whose file was not fetched", "run `git lfs pull`"),
     (b"<", "a web page, such as a download or log-in page", "download the file itself"),
     (b"\x1f\x8b", "gzip data", "gunzip it first"),
     (b"PK\x03\x04", "a zip archive, or a file of torch.save", "unpack it first, or download the pickle file"),
     (b"\x89HDF", "an HDF5 file", "download the pickle file"),
     (b"\x93NUMPY", "a NumPy npy file", "download the pickle file"),
 )
-# What torn or overwritten bytes raise when they are read as instructions.
 _DAMAGE = (
     pickle.UnpicklingError,
     EOFError,
@@ -32,6 +31,7 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
 )
+"""Errors of torn or overwritten bytes that are read as instructions."""
 
 
 def load_pickle(path: Path) -> Any:
@@ -39,20 +39,21 @@ def load_pickle(path: Path) -> Any:
 
     An ordinary pickle may run any code when it is opened, and these files come from other people's drives. This reader
     admits only NumPy arrays, dtypes and scalars (of NumPy 1 and 2), built-in containers, numbers, bytes and strings,
-    and refuses any other name before it is imported. It does not bound the memory that a file asks for. Protocol 2
-    files of Python 2 are read as latin-1: their byte strings become `str`, one character per byte.
+    and refuses any other name before it is imported. It does not bound the memory that a file needs. Protocol 2 files
+    of Python 2 are read as latin-1: their byte strings become `str`, one character per byte.
 
     Args:
         path: The file.
 
     Raises:
         RecipeError: If the file is missing, is something else (a web page, a git-lfs pointer, an archive), is cut off,
-            or wants to import anything that such data do not need.
+            or imports anything that such data do not need.
     """
     if not path.is_file():
         raise RecipeError(
-            f"Expected a pickle file at {path}. Found in {path.parent}: {listing(path.parent)}. "
-            "Fix: put the file there, or point --data-root to it."
+            f"{path.parent} should hold the pickle file {path.name}",
+            found=listing(path.parent),
+            fix="put the file there, or point `--data-root` to it",
         )
     with path.open("rb") as file:
         _check_format(path, file)
@@ -60,8 +61,10 @@ def load_pickle(path: Path) -> Any:
             return _DataUnpickler(file, path).load()
         except _DAMAGE as error:
             raise RecipeError(
-                f"Expected a whole pickle file at {path}. Found {path.stat().st_size:,} bytes that end too early or "
-                f"are damaged ({type(error).__name__}: {error}). Fix: download it again and compare its size."
+                f"{path} should be a whole pickle file",
+                found=f"{path.stat().st_size:,} bytes that end too early or are damaged "
+                f"({type(error).__name__}: {error})",
+                fix="download it again and compare its size",
             ) from error
 
 
@@ -69,11 +72,11 @@ def _check_format(path: Path, file: BinaryIO) -> None:
     start = file.read(64)
     file.seek(0)
     if not start:
-        raise RecipeError(f"Expected a pickle file at {path}. Found an empty file. Fix: download it again.")
+        raise RecipeError(f"{path} should be a pickle file", found="an empty file", fix="download it again")
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for magic, what, fix in _OTHER_FORMATS:
+    for magic, found, fix in _OTHER_FORMATS:
         if text.startswith(magic):
-            raise RecipeError(f"Expected a pickle file at {path}. Found {what}. Fix: {fix}.")
+            raise RecipeError(f"{path} should be a pickle file", found=found, fix=fix)
 
 
 class _DataUnpickler(pickle.Unpickler):
@@ -85,21 +88,22 @@ class _DataUnpickler(pickle.Unpickler):
         self._admitted = _admitted()
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a file may call by a name."""
+        """Return the object of an admitted name; raise a RecipeError for any other name."""
         found = self._admitted.get((module, name))
         if found is None:
             raise RecipeError(
-                f"Expected a pickle of NumPy arrays and plain containers at {self._path}. Found `{module}.{name}`, "
-                "which may run code. Fix: if you trust its origin, open it yourself and save it again as arrays, "
-                "lists and dicts."
+                f"{self._path} should be a pickle of NumPy arrays and plain containers",
+                found=f"`{module}.{name}`, which may run code",
+                fix="if you trust its origin, open it yourself and save it again as arrays, lists and dicts",
             )
         return found
 
     def persistent_load(self, identity: Any) -> Any:
-        """Refuse references to objects outside of the file."""
+        """Refuse references to objects outside the file."""
         raise RecipeError(
-            f"Expected a pickle of NumPy arrays and plain containers at {self._path}. Found a reference to an object "
-            "outside of it, as files of torch.save have. Fix: save its arrays as a plain pickle."
+            f"{self._path} should be a pickle of NumPy arrays and plain containers",
+            found="a reference to an object outside of it, as files of torch.save have",
+            fix="save its arrays as a plain pickle",
         )
 
 
@@ -125,7 +129,7 @@ def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Make the bytes of protocol 2, and nothing else that a codec could do."""
+    """Return the bytes of a string of protocol 2; any other codec is refused."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"codec {encoding}")
     return text.encode("latin1")

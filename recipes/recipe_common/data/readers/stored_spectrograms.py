@@ -1,4 +1,4 @@
-"""Spectrograms that are stored in files."""
+"""Spectrograms stored in npy, pkl or pt files."""
 
 import pickle
 import struct
@@ -14,22 +14,23 @@ from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.data.readers.waveforms import unreadable
 from recipe_common.errors import RecipeError
 
-# What NumPy and torch raise when they read torn bytes as an array.
 DAMAGED = (
     *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
     *(pickle.UnpicklingError, struct.error),
 )
+"""Errors of NumPy and torch for torn bytes that are read as an array."""
 
 
 @attrs.frozen
 class StoredSpectrogram:
     """Reads a spectrogram that other code has computed: a matrix in a npy, pkl or pt file, taken as it is.
 
-    Such files are made by the OGM-GE code for Kinetics-Sounds and read by the BalanceBenchmark, PMR and Re-learning
-    code. A pickle may hold arrays and plain containers only, and a pt file tensors: neither can run code.
+    Such files are made by the code of Peng et al. (CVPR 2022) for Kinetics-Sounds and read by that of BalanceBenchmark,
+    PMR and Wei et al. (ECCV 2024). A pickle may hold arrays and plain containers only, and a pt file tensors: neither
+    can run code.
 
     Args:
-        shape: Shape of all of them; None accepts any.
+        shape: Shape of all spectrograms; None accepts any.
     """
 
     endings: ClassVar[tuple[str, ...]] = (".npy", ".pkl", ".pt")
@@ -49,13 +50,14 @@ class StoredSpectrogram:
         if matrix.ndim == 3 and len(matrix) == 1:
             matrix = matrix[0]
         if matrix.ndim != 2 or 0 in matrix.shape:
-            raise unreadable(path, f"it holds an array of shape {tuple(matrix.shape)}, not a matrix", self.what)
+            raise unreadable(path, f"an array of shape {tuple(matrix.shape)}, not a matrix", self.what)
         if not torch.isfinite(matrix).all():
-            raise unreadable(path, "it holds numbers that are not finite", self.what)
+            raise unreadable(path, "numbers that are not finite", self.what)
         if self.shape is not None and tuple(matrix.shape) != self.shape:
             raise RecipeError(
-                f"Expected spectrograms of one shape, {self.shape} like the first. Found {tuple(matrix.shape)} "
-                f"in {path}. Fix: make all of them anew with one length, or leave this one out with --skip-bad."
+                f"The spectrogram in {path} should have the shape of the first, {self.shape}",
+                found=str(tuple(matrix.shape)),
+                fix="make all of them anew with one length, or leave this one out with `--skip-bad`",
             )
         return matrix.unsqueeze(0)
 
@@ -64,7 +66,7 @@ class StoredSpectrogram:
         return self(path)
 
     def as_in(self, path: Path) -> "StoredSpectrogram":
-        """Return a front end that accepts the shape of this file only, so that samples can be stacked."""
+        """Return a front end that accepts only the shape of a file, so that samples can be stacked."""
         _, rows, columns = self(path).shape
         return StoredSpectrogram((rows, columns))
 

@@ -1,4 +1,4 @@
-"""Frames and optical flow of a clip, both stored as numbered jpg files, as tensors."""
+"""Reads frames and optical flow of a clip from numbered jpg files, as tensors for two-stream networks."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -53,33 +53,35 @@ class TwoStreams:
         """Read frames, normalised as ImageNet: float32 of shape (3, count, size, size).
 
         Args:
-            folder: Holds numbered jpg files.
-            seed: What the random choices of training depend on, and nothing else; None evaluates.
+            folder: Folder of numbered jpg files.
+            seed: Seed of all random choices of training; None for evaluation.
 
         Raises:
             RecipeError: If a picked frame cannot be decoded.
         """
-        form, files = CompactStream(self, False), frame_files(folder)
-        return form.finish([form.pick(Lazily(len(files), lambda place: form.read(files[place])), folder, seed)])[0]
+        pipeline, files = StreamPipeline(self, False), frame_files(folder)
+        frames = LazyFrames(len(files), lambda place: pipeline.read(files[place]))
+        return pipeline.finish([pipeline.pick(frames, folder, seed)])[0]
 
     def flow(self, folders: tuple[Path, Path], *, seed: int | None = None) -> Tensor:
         """Read flow, from 20 pixels to the left or up (0) to as many to the right or down (1).
 
         Args:
-            folders: Of the parts to the right and down, with as many numbered jpg files.
+            folders: Folders of the part to the right and the part down, with the same numbered jpg files.
             seed: As in `rgb`.
 
         Returns:
             float32 of shape (2, count, size, size); 128 / 255 is no motion.
 
         Raises:
-            RecipeError: If the folders hold different numbers, or a picked file cannot be decoded.
+            RecipeError: If the folders hold different files, or a picked file cannot be decoded.
         """
-        form, pairs = CompactStream(self, True), flow_files(folders)
-        return form.finish([form.pick(Lazily(len(pairs), lambda place: form.read(*pairs[place])), folders, seed)])[0]
+        pipeline, pairs = StreamPipeline(self, True), flow_files(folders)
+        flows = LazyFrames(len(pairs), lambda place: pipeline.read(*pairs[place]))
+        return pipeline.finish([pipeline.pick(flows, folders, seed)])[0]
 
     def draw(self, total: int, seed: int | None, *, parts: int) -> tuple[list[int], NDArray[np.bool_]]:
-        """Return the places of the pictures, and of each of their parts whether to flip it, shape (count, parts)."""
+        """Return the places of the pictures, and whether to flip each of their parts, of shape (count, parts)."""
         pieces = segments(total, self.count)
         if seed is None:
             return [piece[len(piece) // 2] for piece in pieces], np.zeros((self.count, parts), bool)
@@ -93,14 +95,14 @@ class TwoStreams:
         return places, flips
 
     def finish(self, pictures: Tensor, flips: Tensor) -> Tensor:
-        """Scale, flip and, if they are frames, normalise what was picked of several clips.
+        """Scale and flip pictures of several clips and, if they are frames, normalise them.
 
         Args:
-            pictures: uint8 of shape (B, count, size, size, 3), or 2 for flow.
-            flips: Which to flip, bool of shape (B, count, 1), or 2 for the parts of flow one by one.
+            pictures: uint8 of shape (B, count, size, size, 3); flow has 2 in place of 3.
+            flips: Whether to flip, bool of shape (B, count, 1); flow may have 2 in place of 1, for each part.
 
         Returns:
-            float32 of shape (B, 3, count, size, size), or 2 for flow.
+            float32 of shape (B, 3, count, size, size); flow has 2 in place of 3.
         """
         clips = pictures.permute(0, 4, 1, 2, 3).float() / 255
         mirrored = flips.permute(0, 2, 1)[..., None, None]
@@ -117,8 +119,8 @@ class TwoStreams:
 
 
 @attrs.frozen
-class Lazily(Sequence[Tensor]):
-    """Pictures that are read when they are asked for."""
+class LazyFrames(Sequence[Tensor]):
+    """A sequence of pictures, each read from its file when it is indexed."""
 
     length: int
     read: Callable[[int], Tensor]
@@ -132,12 +134,12 @@ class Lazily(Sequence[Tensor]):
 
 
 @attrs.frozen
-class CompactStream:
+class StreamPipeline:
     """Keeps all pictures of a clip as uint8, resized as `TwoStreams` does: nothing is lost.
 
     Args:
-        streams: What a sample takes of them.
-        is_flow: Whether they are pairs of grey pictures, not frames.
+        streams: Choice of the pictures of a sample.
+        is_flow: Whether the pictures are pairs of grey ones, not frames.
     """
 
     streams: TwoStreams
@@ -145,7 +147,7 @@ class CompactStream:
 
     @property
     def settings(self) -> str:
-        """The size."""
+        """Kind and size of the pictures."""
         return f"{'flow' if self.is_flow else 'RGB frames'}, {self.streams.size} x {self.streams.size} pixels"
 
     def files(self, media: Any) -> list[Path]:
@@ -153,11 +155,11 @@ class CompactStream:
         return [path for folder in (media if self.is_flow else (media,)) for path in frame_files(folder)]
 
     def note(self, media: Any) -> str:
-        """Nothing else matters."""
+        """Return nothing: the pictures depend on their files alone."""
         return ""
 
     def read(self, *paths: Path) -> Tensor:
-        """Return one frame, or one flow of two files: uint8 of shape (size, size, 3), or 2 for flow."""
+        """Return one frame, or one flow from two files: uint8 of shape (size, size, 3); flow has 2 in place of 3."""
         size = (self.streams.size, self.streams.size)
         pictures = [_read_grey(path) if self.is_flow else read_image(path) for path in paths]
         resized = [pixels_of(picture.resize(size, Image.Resampling.BILINEAR)) for picture in pictures]
@@ -170,12 +172,12 @@ class CompactStream:
         return [self.read(path) for path in frame_files(media)]
 
     def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> tuple[list[Tensor], Tensor]:
-        """Return pictures, and which to flip."""
+        """Return the pictures of a sample, and which to flip."""
         places, flips = self.streams.draw(len(kept), seed, parts=2 if self.is_flow else 1)
         return [kept[place] for place in places], torch.from_numpy(flips)
 
     def pack(self, picked: Sequence[tuple[list[Tensor], Tensor]]) -> tuple[Tensor, Tensor]:
-        """Return all pictures, and which to flip, as `TwoStreams.finish` takes them."""
+        """Return the pictures of a batch, and which to flip: the arguments of `TwoStreams.finish`."""
         pictures = torch.stack([torch.stack(each) for each, _ in picked])
         return pictures, torch.stack([flips for _, flips in picked])
 
@@ -191,19 +193,19 @@ class CompactStream:
 def two_stream_sources(rgb: Path, right: Path, down: Path, streams: TwoStreams) -> tuple[Source, Source]:
     """Return the sources of `<rgb>/<name>/`, and of `<right>/<name>/` with `<down>/<name>/`, in any case of the name.
 
-    UCF-101 itself, its lists and what others made of it disagree on `HandstandPushups` and `HandStandPushups`.
+    UCF-101, its lists and the data made of it disagree on `HandstandPushups` and `HandStandPushups`.
     """
     folders = [Indexed(index_files([folder], ("",), str.lower), str.lower) for folder in (rgb, right, down)]
     find_frames, find_flow = partial(_find_one, folders[0]), partial(_find_both, folders[1:])
-    compact_frames, compact_flow = (partial(_compact, streams, is_flow) for is_flow in (False, True))
+    frames_pipeline, flow_pipeline = (partial(_pipeline, streams, is_flow) for is_flow in (False, True))
     return (
-        Source("rgb", "frames", str(rgb), find_frames, streams.rgb, _check_rgb, compact_frames),
-        Source("flow", "flow", f"{right} and {down}", find_flow, streams.flow, _check_flow, compact_flow),
+        Source("rgb", "frames", str(rgb), find_frames, streams.rgb, _check_rgb, frames_pipeline),
+        Source("flow", "flow", f"{right} and {down}", find_flow, streams.flow, _check_flow, flow_pipeline),
     )
 
 
-def _compact(streams: TwoStreams, is_flow: bool, short_side: int) -> CompactStream:
-    return CompactStream(streams, is_flow)
+def _pipeline(streams: TwoStreams, is_flow: bool, short_side: int) -> StreamPipeline:
+    return StreamPipeline(streams, is_flow)
 
 
 def flow_files(folders: tuple[Path, Path]) -> list[tuple[Path, Path]]:
@@ -215,8 +217,9 @@ def flow_files(folders: tuple[Path, Path]) -> list[tuple[Path, Path]]:
     right, down = (frame_files(folder) for folder in folders)
     if [path.name for path in right] != [path.name for path in down]:
         raise RecipeError(
-            f"Expected the same jpg files in {folders[0]} and {folders[1]}. Found {len(right)} and {len(down)}. "
-            "Fix: restore the files, or leave the clip out with --skip-bad."
+            f"{folders[0]} and {folders[1]} should hold the same jpg files",
+            found=f"{len(right)} and {len(down)}",
+            fix="restore the files, or leave the clip out with `--skip-bad`",
         )
     return list(zip(right, down, strict=True))
 
@@ -232,7 +235,7 @@ def _find_both(parts: Sequence[Indexed], row: Row) -> tuple[Path, Path] | None:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    """Whether there is one; listing all of them would take long and much memory: UCF-101 has 7 million."""
+    """Return whether there is a picture; listing all of them would be slow and large: UCF-101 has 7 million."""
     with os.scandir(folder) as entries:
         return any(FRAME_NAME.fullmatch(entry.name) for entry in entries)
 

@@ -1,4 +1,4 @@
-"""Segmented volumes in h5 files, one per case, read slice by slice.
+"""Reads segmented volumes in h5 files, one per case, slice by slice; datasets of slices.
 
 A file holds `image` (M, H, W, D), one volume per modality, and `label` (H, W, D). A slice has one index along D. Chunks
 that are one slice deep are read fastest; files with other chunks are read as well.
@@ -23,16 +23,16 @@ from recipe_common.errors import RecipeError, message, require
 
 Sample = tuple[Tensor, ...]
 CHUNK_CACHE = {"rdcc_nbytes": 64 << 20, "rdcc_nslots": 10_007}
-"""64 MiB: neighbouring slices share chunks where these are several slices deep, as h5py makes them unless told."""
+"""64 MiB: neighbouring slices share chunks where these are several slices deep, as h5py makes them by default."""
 
 
 @attrs.frozen
 class Labels:
-    """Which values a label may have.
+    """Values of labels, in memory and on disk.
 
     Args:
-        count: Classes are 0 to count - 1; 0 is background.
-        stored: Other values on disk, by the class that they stand for.
+        count: Number of classes, 0 to count - 1; 0 is background.
+        stored: Classes of other values on disk, by value.
     """
 
     count: int
@@ -42,7 +42,7 @@ class Labels:
         """Return the class of each value.
 
         Raises:
-            ValueError: Naming values that are no class.
+            ValueError: If a value is no class.
         """
         known = np.isin(values, [*range(self.count), *self.stored])
         if not known.all():
@@ -57,12 +57,12 @@ class Labels:
 
 @attrs.frozen
 class Case:
-    """One h5 file whose header is as it should be.
+    """One h5 file with a checked header.
 
     Args:
         path: The file.
         shape: (H, W, D) of its volumes.
-        labels: The values of its label.
+        labels: Values that its label may have.
     """
 
     path: Path
@@ -70,11 +70,11 @@ class Case:
     labels: Labels
 
     def slice(self, index: int, size: int) -> tuple[Tensor, Tensor]:
-        """Read the centre of a slice; what is smaller than `size` gets a border of zeros.
+        """Read the centre of a slice; a side shorter than `size` gets a border of zeros.
 
         Args:
-            index: Along D.
-            size: Height and width of what is returned.
+            index: Place of the slice along D.
+            size: Height and width of the result.
 
         Returns:
             Image (M, size, size), float32, and classes (size, size), int64.
@@ -96,14 +96,18 @@ class Case:
         return torch.from_numpy(image), torch.from_numpy(label)
 
     def slices_with_label(self, first: int) -> tuple[int, ...]:
-        """Return which slices are not all background: of the `first` ones, else of the others, else all slices."""
+        """Return the slices that are not all background: among the `first` ones, else among the others, else all."""
         present = np.flatnonzero(self._read("label", np.s_[:]).any(axis=(0, 1)))
         early = present[present < first]
         chosen = early if len(early) else present if len(present) else np.arange(self.shape[2])
         return tuple(chosen.tolist())
 
     def check(self) -> None:
-        """Decode all of the file; raises a RecipeError if that fails."""
+        """Decode the file whole.
+
+        Raises:
+            RecipeError: If that fails.
+        """
         for index in range(self.shape[2]):
             self.slice(index, max(self.shape[:2]))
 
@@ -117,24 +121,24 @@ class Case:
 
 @lru_cache(maxsize=1)
 def _opened(path: Path, process: int) -> dict[str, Any]:
-    """Keep the datasets of the file that was read last open, and so their caches; a forked process opens its own."""
+    """Return the datasets of a file; those of the last file stay open with their caches, one for each process."""
     return dict(require("h5py").File(path, "r", **CHUNK_CACHE))
 
 
 def window(length: int, size: int) -> tuple[slice, slice]:
-    """Return which part of a side of `length` is its centre of `size`, and where in `size` that part lies."""
+    """Return the centre part of a side of `length`, at most `size` long, and the place of that part in `size`."""
     count = min(length, size)
     skipped, border = (length - count) // 2, (size - count) // 2
     return slice(skipped, skipped + count), slice(border, border + count)
 
 
 def open_case(path: Path, modalities: int, labels: Labels) -> Case:
-    """Look at the header of an h5 file.
+    """Check the header of an h5 file.
 
     Args:
         path: The file.
-        modalities: M.
-        labels: What its label may hold.
+        modalities: Number of modalities, M.
+        labels: Values that its label may have.
 
     Raises:
         RecipeError: If it is cut short or no h5 file, or its two datasets do not fit.
@@ -159,12 +163,12 @@ def open_case(path: Path, modalities: int, labels: Labels) -> Case:
 def open_cases(
     paths: Iterable[Path], modalities: int, labels: Labels, *, skip_bad: bool
 ) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """Look at the headers of h5 files.
+    """Check the headers of h5 files.
 
     Args:
         paths: The files.
-        modalities: M.
-        labels: What their labels may hold.
+        modalities: Number of modalities, M.
+        labels: Values that their labels may have.
         skip_bad: Whether to decode every file now and leave bad ones out, which takes about a second for 100 MB.
 
     Returns:
@@ -194,14 +198,16 @@ Augment = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]
 class LabelledSlices(Dataset[Sample]):
     """One random slice per case that is not all background.
 
-    Which one, and what becomes of it in training, depends on (seed, epoch, index); in evaluation on (seed, index).
+    In training the slice and its augmentation depend on (seed, epoch, index); in evaluation the slice depends on (seed,
+    index).
 
     Args:
         cases: The cases.
         size: Height and width of the centre crop in pixels.
         first: Slices from this index on are drawn only where the earlier ones are all background.
-        seed: Of all that is random.
-        augment: From image (M, S, S), classes (S, S) and a generator to what is trained on; None: evaluation.
+        seed: Seed of all random choices.
+        augment: From image (M, S, S), classes (S, S) and a generator to image and classes for training; None:
+            evaluation.
     """
 
     def __init__(
@@ -231,7 +237,7 @@ class AllSlices(Dataset[Sample]):
     """Every slice of every case: those of the first case in order, then those of the second, ...
 
     Args:
-        cases: The cases; they have equally many slices.
+        cases: The cases, with equally many slices.
         size: Height and width of the centre crop in pixels.
     """
 
@@ -254,15 +260,15 @@ class AllSlices(Dataset[Sample]):
 
 
 def rotate_flip_noise(image: Tensor, label: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Augment a slice as the CGGM code does.
+    """Augment a slice as in the code of Guo et al. (NeurIPS 2024).
 
-    It is rotated by 0, 90 or 180 degrees, then flipped along one of its two sides. One in ten gets Gaussian noise, of a
-    standard deviation that is drawn evenly from 0 to 0.1, on all modalities.
+    It is rotated by 0, 90 or 180 degrees, then flipped along one of its two sides. One in ten gets Gaussian noise, with
+    a standard deviation drawn evenly from 0 to 0.1, on all modalities.
 
     Args:
-        image: (M, S, S).
-        label: (S, S).
-        random: Decides.
+        image: Modalities of the slice, (M, S, S).
+        label: Classes, (S, S).
+        random: Generator of all random choices.
     """
     turns, side = int(random.integers(3)), int(random.integers(2))
     image, label = (each.rot90(turns, (-2, -1)).flip(side - 2) for each in (image, label))
@@ -273,23 +279,25 @@ def rotate_flip_noise(image: Tensor, label: Tensor, random: np.random.Generator)
 
 
 def slices_per_case(cases: Sequence[Case]) -> int:
-    """Return how many slices each case has.
+    """Return the number of slices of each case.
 
     Raises:
-        RecipeError: If they differ: what is measured per volume counts on it.
+        RecipeError: If the cases differ, as metrics by volume need equal numbers.
     """
     depths = {case.shape[2]: case for case in cases}
     if len(depths) != 1:
         found = ", ".join(f"{depth} in {depths[depth].path.name}" for depth in sorted(depths)[:4])
         raise RecipeError(
-            f"Expected equally many slices in all volumes. Found {found or 'no volume'}. "
-            "Fix: leave out those of another data set, or pad them."
+            "All volumes should have equally many slices",
+            found=found or "no volume",
+            fix="leave out those of another data set, or pad them",
         )
     return next(iter(depths))
 
 
-def _unreadable(path: Path, reason: str) -> RecipeError:
+def _unreadable(path: Path, found: str) -> RecipeError:
     return RecipeError(
-        f"Expected a volume and its labels in {path}. Found: {reason}. "
-        "Fix: download or prepare the file again, or leave it out with --skip-bad."
+        f"{path} should hold a volume and its labels",
+        found=found,
+        fix="download or prepare the file again, or leave it out with `--skip-bad`",
     )

@@ -1,4 +1,4 @@
-"""Sound files as waveforms."""
+"""Reads sound files as waveforms: decoding, resampling, repetition."""
 
 from contextlib import suppress
 from functools import cache
@@ -30,7 +30,7 @@ def read_waveform(path: Path, rate: int | None = None) -> Tensor:
     except (soundfile.SoundFileError, OSError) as error:
         raise unreadable(path, str(error)) from error
     if len(samples) == 0:
-        raise unreadable(path, "it holds no samples")
+        raise unreadable(path, "no samples")
     waveform = torch.from_numpy(samples).mean(dim=1)
     return waveform if rate in (None, source_rate) else _resampler(source_rate, rate)(waveform)
 
@@ -43,7 +43,7 @@ def read_samples(path: Path, rate: int) -> Tensor:
         `rate`; float32 otherwise.
     """
     soundfile = require("soundfile")
-    with suppress(soundfile.SoundFileError, OSError):  # `read_waveform` says what is wrong
+    with suppress(soundfile.SoundFileError, OSError):  # `read_waveform` raises the error with its message
         kind = soundfile.info(path)
         if (kind.subtype, kind.channels, kind.samplerate) == ("PCM_16", 1, rate) and kind.frames > 0:
             return torch.from_numpy(soundfile.read(path, dtype="int16")[0])
@@ -70,7 +70,10 @@ def _resampler(source: int, target: int) -> Any:
     )
 
 
-def unreadable(path: Path, reason: str, what: str = "wav file") -> RecipeError:
+def unreadable(path: Path, found: str, kind: str = "wav file") -> RecipeError:
+    """Return the error for a file that cannot be read."""
     return RecipeError(
-        f"Expected a readable {what}. Found {path}: {reason}. Fix: restore the file, or leave it out with --skip-bad."
+        f"{path} should be a readable {kind}",
+        found=found,
+        fix="restore the file, or leave it out with `--skip-bad`",
     )

@@ -1,45 +1,51 @@
-"""From a split and the sources of its samples to the data of a run."""
+"""Opens the samples of a split as the data of a run, from their files or through a cache."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from recipe_common.data.cache.feed import feed
-from recipe_common.data.samples.sources import Reader, Source
+from recipe_common.data.cache.feed import FeedSettings, feed
+from recipe_common.data.samples.sources import SampleFinder, Source
 from recipe_common.data.samples.splits import Split
 from recipe_common.recipe import Data
+from recipe_common.settings.shared import Settings
 
 
 def open_samples(
-    args: argparse.Namespace,
+    settings: Settings[Any],
     root: Path,
     classes: tuple[str, ...],
     split: Split,
     sources: tuple[Source, ...],
     lines: Sequence[str],
+    *,
+    min_found: float,
+    feeding: FeedSettings | None = None,
 ) -> Data:
     """Find and open the samples of a split.
 
     Args:
-        args: With the flags of `add_feed_arguments`, if samples can be kept in a cache.
-        root: Of the data.
+        settings: Settings of the run.
+        root: Folder of the dataset.
         classes: Class names in the order of their indices.
-        split: Which samples there should be.
+        split: The listed samples of each part.
         sources: One per modality.
-        lines: What the summary of the data begins with.
+        lines: First lines of the summary of the data.
+        min_found: Share of the listed samples of a part that must be on disk, 0 to 1.
+        feeding: Settings of the cache; None for samples that cannot be kept in one.
 
     Raises:
-        RecipeError: If too few samples of a part are there, or if the cache cannot be built or read.
+        RecipeError: If too few samples of a part are on disk, or if the cache cannot be built or read.
     """
-    parts = Reader(classes, sources, args.min_found, args.skip_bad).read(split)
-    opened = feed(args, root, parts, sources)
+    parts = SampleFinder(classes, sources, min_found, settings.data.skip_bad).read(split)
+    opened = feed(feeding, root, parts, sources, seed=settings.optimisation.seed)
     return Data(
         train=opened(parts.train, training=True),
         val=opened(parts.val, training=False),
         test=opened(parts.test, training=False),
         classes=classes,
         modalities=tuple(source.modality for source in sources),
-        generated=args.data_root is None,
+        synthetic=settings.data.is_synthetic,
         summary=(*lines, *parts.summary),
         skipped=parts.skipped,
     )

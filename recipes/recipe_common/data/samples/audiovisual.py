@@ -1,7 +1,7 @@
-"""Clips of a sound and some frames each: where they are, how they are read, and how small made-up ones are written.
+"""Audio and frames of clips on disk: sound files, folders of jpg files, hdf5 files of jpg bytes.
 
-`audio_source` and `frames_source` list folders once and find clips by a key of their names, as people have unpacked
-datasets in many ways.
+`audio_source` and `frames_source` list folders once and find clips by a key of their names, because datasets are
+unpacked in many ways.
 """
 
 import io
@@ -10,25 +10,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import attrs
-import numpy as np
 from torch import Tensor
 
-from recipe_common.data.cache.compact import CompactFrames, compact_sound
+from recipe_common.data.cache.pipelines import FramesPipeline, sound_pipeline
 from recipe_common.data.readers.audio import FrontEnd
 from recipe_common.data.readers.frames import FRAME_NAME, Frames, frame_files, read_image, segments
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
-from recipe_common.data.synthetic.media import striped_picture, tone_waveform, write_jpg, write_wav
 from recipe_common.errors import RecipeError, require
 
 FRAME_CHOICES = ("segments", "start", "first")
 HDF5_ENDING = ".hdf5"
 HDF5_FRAMES = "video"
-"""Dataset of an hdf5 file that holds the bytes of one jpg file per frame."""
+"""Dataset in an hdf5 file with the bytes of one jpg file per frame."""
 
 
 def existing(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
@@ -41,15 +39,15 @@ def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str]
     """Return the source of the sound files, or stored spectrograms, of clips.
 
     Args:
-        folders: Where they are; of two files with the same key the first one counts.
-        read: Front end; its endings tell which files count. Stored spectrograms must have the shape of the first one.
-        key: What the names of a clip in the list and on disk have in common.
+        folders: Folders of the files; of two files with the same key the first one counts.
+        read: Front end; files with its endings count. Stored spectrograms must have the shape of the first one.
+        key: Returns the key of a name: the part that a clip has in common in the list and on disk.
     """
     files = index_files(folders, read.endings, key)
     if isinstance(read, StoredSpectrogram) and read.shape is None:
         read = _of_one_shape(read, files)
-    compact = partial(compact_sound, read)
-    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, compact)
+    pipeline = partial(sound_pipeline, read)
+    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, pipeline)
 
 
 def _of_one_shape(read: StoredSpectrogram, files: Mapping[str, Path]) -> StoredSpectrogram:
@@ -66,23 +64,23 @@ def frames_source(
     """Return the source of the frames of clips: folders of numbered jpg files, or hdf5 files of jpg bytes.
 
     Args:
-        folders: Where they are; of two with the same key the first one counts.
-        frames: Reads the frames that are chosen.
-        key: What the names of a clip in the list and on disk have in common.
+        folders: Folders of the clips; of two with the same key the first one counts.
+        frames: Reader of the frames that are chosen.
+        key: As in `audio_source`.
         choice: "segments": one frame of each of `frames.count` equal segments, random in training, the centre one in
             evaluation; "start": the first frame of each segment; "first": the first frames of the clip.
     """
     entries = index_files(folders, ("", HDF5_ENDING), key)
     find = partial(_find_frames, Indexed(entries, key))
     read = partial(_read_frames, frames, choice)
-    compact = partial(_compact_frames, frames, choice)
-    return Source("visual", "frames", listed(folders), find, read, _check_frames, compact)
+    pipeline = partial(_frames_pipeline, frames, choice)
+    return Source("visual", "frames", listed(folders), find, read, _check_frames, pipeline)
 
 
 def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[str], str] = str) -> dict[str, Path]:
     """List files by the key of their name without ending; the ending "" stands for folders. Hidden ones do not count.
 
-    One listing per folder: asking for 200,000 files one by one takes minutes on a network disk.
+    Each folder is listed once: a look-up for each of 200,000 files takes minutes on a network disk.
     """
     found: dict[str, Path] = {}
     for folder in folders:
@@ -96,7 +94,7 @@ def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[
 
 @attrs.frozen
 class Indexed:
-    """Finds the file of a row by the key of its name."""
+    """Files of a dataset, found for a row of a list by the key of its name."""
 
     files: Mapping[str, Path]
     key: Callable[[str], str]
@@ -107,7 +105,7 @@ class Indexed:
 
 
 class StoredJpg(io.BytesIO):
-    """A jpg file inside of an hdf5 file, which knows its name for messages."""
+    """A jpg file inside an hdf5 file, with a name for messages."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -130,19 +128,20 @@ def hdf5_frames(path: Path) -> tuple[StoredJpg, ...]:
     except (OSError, KeyError, TypeError) as error:
         raise _bad_hdf5(path, str(error)) from error
     if not frames:
-        raise _bad_hdf5(path, "it holds no frames")
+        raise _bad_hdf5(path, "no frames")
     return frames
 
 
-def _bad_hdf5(path: Path, reason: str) -> RecipeError:
+def _bad_hdf5(path: Path, found: str) -> RecipeError:
     return RecipeError(
-        f"Expected an hdf5 file with jpg bytes in `{HDF5_FRAMES}`. Found {path}: {reason}. "
-        "Fix: restore the file, or leave its clip out with --skip-bad."
+        f"{path} should be an hdf5 file with jpg bytes in `{HDF5_FRAMES}`",
+        found=found,
+        fix="restore the file, or leave its clip out with `--skip-bad`",
     )
 
 
 def _find_frames(find: Indexed, row: Row) -> Path | None:
-    """Only look whether there is a frame: keeping the names of those of 200,000 clips takes a gigabyte."""
+    """Return the folder or file of a clip; names of frames are not kept: for 200,000 clips they take a gigabyte."""
     path = find(row)
     if path is None or path.suffix == HDF5_ENDING:
         return path
@@ -153,7 +152,7 @@ def _find_frames(find: Indexed, row: Row) -> Path | None:
 def _clip_frames(path: Path) -> tuple[Path, ...]:
     if path.suffix != HDF5_ENDING:
         return frame_files(path)
-    return cast("tuple[Path, ...]", hdf5_frames(path))  # Pillow opens both
+    return cast("tuple[Path, ...]", hdf5_frames(path))  # Pillow opens paths and files alike
 
 
 def _read_frames(frames: Frames, choice: str, path: Path, *, seed: int | None) -> Tensor:
@@ -161,7 +160,13 @@ def _read_frames(frames: Frames, choice: str, path: Path, *, seed: int | None) -
 
 
 def choose(files: Sequence[Path], count: int, choice: str) -> Sequence[Path]:
-    """Return the frames that `Frames` takes `count` of: all of them, or as many as it takes."""
+    """Return the frames from which `Frames` takes `count`: all of them, or just as many.
+
+    Args:
+        files: All frames of a clip, in order.
+        count: Frames that are taken.
+        choice: One of `FRAME_CHOICES`, see `frames_source`.
+    """
     if choice == "segments":
         return files
     return files[:count] if choice == "first" else [files[part[0]] for part in segments(len(files), count)]
@@ -172,10 +177,10 @@ def _check_frames(path: Path) -> None:
         read_image(frame)
 
 
-def _compact_frames(frames: Frames, choice: str, short_side: int) -> CompactFrames:
+def _frames_pipeline(frames: Frames, choice: str, short_side: int) -> FramesPipeline:
     pictures = partial(_chosen_frames, frames.count, choice)
     kept = "all of a clip" if choice == "segments" else f"{frames.count} of a clip, {choice}"
-    return CompactFrames(frames, short_side, _clip_files, pictures, kept)
+    return FramesPipeline(frames, short_side, _clip_files, pictures, kept)
 
 
 def _chosen_frames(count: int, choice: str, path: Path) -> Sequence[Path]:
@@ -187,43 +192,6 @@ def _clip_files(path: Path) -> tuple[Path, ...]:
 
 
 def listed(folders: Sequence[Path], shown: int = 2) -> str:
-    """Name a few folders."""
+    """Return the first folders, and how many more there are, as text for messages."""
     more = f" and {len(folders) - shown} more" if len(folders) > shown else ""
     return ", ".join(str(folder) for folder in folders[:shown]) + more
-
-
-@attrs.frozen
-class MadeUpClips:
-    """What a generated set of clips depends on; a clip is a function of its position, its label and the seed.
-
-    Args:
-        names: Clip names.
-        labels: Class index of each clip.
-        num_classes: Number of classes.
-        seed: Of everything random.
-        seconds: Shortest length of the sound.
-        rate: Sampling rate in Hz.
-        frames: Frames per clip.
-        size: Height and width of the frames in pixels.
-        version: To be raised when the files change for another reason.
-    """
-
-    names: tuple[str, ...]
-    labels: tuple[int, ...]
-    num_classes: int
-    seed: int = 0
-    seconds: float = 0.4
-    rate: int = 8_000
-    frames: int = 2
-    size: int = 64
-    version: int = 2
-
-    def write(self, audio_folder: Path, frames_folder: Path) -> None:
-        """Write `<name>.wav` and `<name>/00000.jpg, 00030.jpg, ...` (as from a video of 30 frames per second)."""
-        for index, (name, label) in enumerate(zip(self.names, self.labels, strict=True)):
-            random: Any = np.random.default_rng((self.seed, index))
-            sound = tone_waveform(label, self.num_classes, random, rate=self.rate, seconds=self.seconds)
-            write_wav(audio_folder / f"{name}.wav", sound, self.rate)
-            for number in range(self.frames):
-                picture = striped_picture(label, self.num_classes, random, size=self.size)
-                write_jpg(frames_folder / name / f"{30 * number:05d}.jpg", picture, quality=75)

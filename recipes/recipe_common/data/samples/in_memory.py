@@ -1,4 +1,4 @@
-"""Samples that are in memory, such as features of a packed file."""
+"""Dataset of samples in memory, such as the features of a packed file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +16,18 @@ class TensorSet(Dataset[tuple[Any, ...]]):
     Args:
         inputs: For each modality its values by sample: a tensor (N, ...), a memory-mapped array or a sequence.
         targets: Targets by sample, N of them.
+
+    Raises:
+        RecipeError: If there are not as many values of every modality as targets.
     """
 
     def __init__(self, inputs: Sequence[Sequence[Any] | Tensor], targets: Sequence[Any] | Tensor) -> None:
         sizes = [len(values) for values in (*inputs, targets)]
         if len(set(sizes)) > 1:
             raise RecipeError(
-                f"Expected as many targets as samples of every modality. Found {sizes}, targets last. "
-                "Fix: take a file in which every sample is complete."
+                "Every modality should have as many samples as there are targets",
+                found=f"{sizes}, targets last",
+                fix="take a file in which every sample is complete",
             )
         self.inputs, self.targets = tuple(inputs), targets
 

@@ -1,4 +1,4 @@
-"""Lists of clips in csv files."""
+"""Lists of samples in csv files: names and labels."""
 
 import csv
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ HEADER = ["name", "label"]
 
 @attrs.frozen
 class Row:
-    """A sample and its class, both by name, and what else its list says of it, such as the times of an event."""
+    """A line of a list: a sample and its class, both by name, and further columns, such as the times of an event."""
 
     name: str
     label: str
@@ -26,7 +26,8 @@ def read_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
     A byte-order mark, CRLF line ends, spaces around values and empty lines are accepted.
 
     Raises:
-        RecipeError: With file and line number, for a row of another width, an unknown label or a repeated name.
+        RecipeError: If the file cannot be read, or has a row of another width, an unknown label or a repeated name;
+            the message names the line.
     """
     rows: dict[str, Row] = {}
     try:
@@ -39,20 +40,22 @@ def read_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
                 row = _checked(cells, classes, rows, f"{path}:{reader.line_num}")
                 rows[row.name] = row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RecipeError(f"Expected a readable csv file. Found {path}: {error}. Fix: restore the file.") from error
+        raise RecipeError(f"{path} should be a readable csv file", found=str(error), fix="restore the file") from error
     if not rows:
-        raise RecipeError(f"Expected rows of `name,label`. Found none in {path}. Fix: restore the file.")
+        raise RecipeError(f"{path} should have rows of `name,label`", found="none", fix="restore the file")
     return tuple(rows.values())
 
 
 def _checked(cells: list[str], classes: Sequence[str], seen: Collection[str], where: str) -> Row:
     if len(cells) != len(HEADER) or not all(cells):
-        raise RecipeError(f"Expected `name,label` at {where}. Found {','.join(cells)!r}. Fix: correct the line.")
+        raise RecipeError(f"{where} should be `name,label`", found=repr(",".join(cells)), fix="correct the line")
     row = Row(cells[0], cells[1])
     if row.label not in classes:
         raise RecipeError(
-            f"Expected one of the labels {', '.join(classes)} at {where}. Found {row.label!r}. Fix: correct the line."
+            f"The label at {where} should be one of {', '.join(classes)}", found=repr(row.label), fix="correct the line"
         )
     if row.name in seen:
-        raise RecipeError(f"Expected every clip once. Found {row.name!r} again at {where}. Fix: remove the line.")
+        raise RecipeError(
+            "Every clip should be listed once", found=f"{row.name!r} again at {where}", fix="remove the line"
+        )
     return row

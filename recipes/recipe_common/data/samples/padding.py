@@ -1,4 +1,4 @@
-"""Where the padding of sequences is: at their end, and no more than a batch needs."""
+"""Padding of sequences: moved to their end, and trimmed to the longest sequence of a batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,8 @@ from recipe_common.errors import RecipeError
 def trim_padding(samples: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Collate samples and cut the steps at the end that are zero in all of them, in all modalities.
 
-    For sequences that are aligned by word, padded behind: what `torch.nn.utils.rnn.pad_sequence` makes of them.
+    For sequences that are aligned by word and padded at the end; the result is that of
+    `torch.nn.utils.rnn.pad_sequence`.
     """
     *inputs, target = default_collate(list(samples))
     is_real = torch.stack([sequence.ne(0).any(dim=2).any(dim=0) for sequence in inputs]).any(dim=0)
@@ -26,8 +27,8 @@ def trim_padding(samples: Sequence[tuple[Any, ...]]) -> list[Any]:
 def left_aligned(packed: Packed) -> Packed:
     """Move the zero steps in front of the first word to the end, in all modalities.
 
-    The arrays are aligned by word, so all modalities move by the same number of steps. What stands before the first
-    word in audio and vision is cut off, as MultiBench and AGM do.
+    The arrays are aligned by word, so all modalities move by the same number of steps. Audio and vision before the
+    first word are cut off, as in MultiBench and in the code of Li et al. (ICCV 2023).
 
     Args:
         packed: Arrays of equal T.
@@ -38,8 +39,9 @@ def left_aligned(packed: Packed) -> Packed:
     lengths = {modality: getattr(packed, modality).shape[1] for modality in MODALITIES}
     if len(set(lengths.values())) > 1:
         raise RecipeError(
-            f"Expected modalities that are aligned by word. Found steps in time: {lengths}. "
-            "Fix: take the file of aligned features."
+            "The modalities should be aligned by word",
+            found=f"{lengths} steps in time",
+            fix="take the file of aligned features",
         )
     is_word = (packed.text != 0).any(dim=2)
     start = is_word.int().argmax(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Batches in an order that can be continued anywhere."""
+"""Batch sampler that resumes after any batch, with an order that depends on seed and epoch alone."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from recipe_common.data.samples.seeding import permutation
 from recipe_common.errors import RecipeError
 
 Key = tuple[int, int]
-"""(epoch, index): all that a sample depends on besides the seed."""
+"""(epoch, index): besides the seed, a sample depends on nothing else."""
 
 
 class ResumableBatchSampler(Sampler[list[Key]]):
@@ -25,7 +25,7 @@ class ResumableBatchSampler(Sampler[list[Key]]):
     Args:
         size: Number of samples.
         batch_size: Samples per batch and rank.
-        seed: Decides the order together with the epoch.
+        seed: Seed of the order, together with the epoch.
         shuffle: Whether the order is random; otherwise it is 0, 1, 2, ...
         drop_last: Whether to leave out the last batch if it is not full.
         rank: Index of this process, 0 to world_size - 1.
@@ -45,8 +45,9 @@ class ResumableBatchSampler(Sampler[list[Key]]):
     ) -> None:
         if size < 0 or batch_size < 1 or not 0 <= rank < world_size:
             raise RecipeError(
-                "Expected size >= 0, batch_size >= 1 and 0 <= rank < world_size. "
-                f"Found {size=}, {batch_size=}, {rank=}, {world_size=}. Fix: pass values within these bounds."
+                "`size` should be >= 0, `batch_size` >= 1 and `rank` from 0 to `world_size` - 1",
+                found=f"{size=}, {batch_size=}, {rank=}, {world_size=}",
+                fix="pass values within these bounds",
             )
         self.size, self.batch_size = size, batch_size
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
@@ -70,7 +71,7 @@ class ResumableBatchSampler(Sampler[list[Key]]):
         return iter(self._batches()[self.offset :])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, and what the order depends on."""
+        """Return the position, and the settings on which the order depends."""
         return {**self._plan(), "epoch": self.epoch, "offset": self.offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -82,8 +83,9 @@ class ResumableBatchSampler(Sampler[list[Key]]):
         saved = {name: state.get(name) for name in self._plan()}
         if saved != self._plan():
             raise RecipeError(
-                f"Expected a checkpoint of the same data order, {self._plan()}. Found {saved}. "
-                "Fix: resume with the data, seed, batch size and number of processes of the first run."
+                f"The checkpoint should be of the same data order, {self._plan()}",
+                found=str(saved),
+                fix="resume with the data, seed, batch size and number of processes of the first run",
             )
         self.epoch, self.offset = state["epoch"], state["offset"]
 

@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of whole numbers, so that no global state and no worker decides them."""
+"""Seeds and permutations as pure functions of whole numbers, independent of global random state and of workers."""
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ def derived_seed(*numbers: int) -> int:
         return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     except ValueError as error:
         raise RecipeError(
-            f"Expected seeds of at least 0. Found {min(numbers)}. Fix: a --seed and a --split-seed of at least 0."
+            "Seeds should be at least 0",
+            found=str(min(numbers)),
+            fix="give a `--seed` and a `--split-seed` of at least 0",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Samples whose modalities lie on disk, one by one: where they are, how they are read, and the dataset of them."""
+"""Dataset of samples on disk: finding the files of each modality, reading them, leaving out unreadable ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError, message
 
 SHOWN = 10
-"""Unreadable samples that are named one by one."""
+"""Unreadable samples, or classes without samples, that are named one by one."""
 
 
 @attrs.frozen
@@ -24,16 +24,16 @@ class Source:
     """One modality on disk.
 
     Args:
-        modality: Its name.
-        what: What a sample has of it, such as `wav file`.
-        where: Where that should be, for messages.
-        find: From a row to what `read` needs (a path, several, ...), or None if it is not there.
+        modality: Name of the modality.
+        what: Noun for the file or feature of one sample, such as `wav file`.
+        where: Folder or file of the modality, for messages.
+        find: From a row to its media: the argument of `read` (a path, several, ...), or None if it is absent.
         read: `read(media, seed=...)` gives the tensor. Seed None: as in evaluation, always the same; else as in
             training, a function of the seed.
-        check: Decodes all of it; raises a RecipeError if that fails.
-        compact: From the length of the shorter side, in pixels, to which pictures may be scaled down, to the
-            `Compact` (`recipe_common.data.cache.compact`) that a cache keeps; None if it cannot be kept. It makes of
-            the same media and seed the tensors of `read`, but for that scaling.
+        check: Decodes the media whole; raises a RecipeError if that fails.
+        pipeline: From the length in pixels to which the shorter side of pictures may be scaled down, to the
+            `Pipeline` (`recipe_common.data.cache.pipelines`) of a cache; None if the modality cannot be cached. With
+            the same media and seed its tensors are those of `read`, but for that scaling.
     """
 
     modality: str
@@ -42,7 +42,7 @@ class Source:
     find: Callable[[Row], Any]
     read: Callable[..., Any]
     check: Callable[[Any], object]
-    compact: Callable[[int], Any] | None = None
+    pipeline: Callable[[int], Any] | None = None
 
 
 @attrs.frozen
@@ -50,9 +50,9 @@ class Sample:
     """One sample on disk.
 
     Args:
-        name: Its name in the list.
+        name: Name in the list.
         label: Class index.
-        media: What the source of each modality has found.
+        media: Media of each modality, as its source found them.
     """
 
     name: str
@@ -61,16 +61,16 @@ class Sample:
 
 
 class SampleDataset(Dataset[tuple[Any, ...]]):
-    """Reads samples by (epoch, index).
+    """Samples on disk, read by (epoch, index).
 
-    What a training sample looks like depends on (seed, epoch, index) alone: not on the order of reading, the number of
-    workers, or anything that draws random numbers elsewhere. Evaluation does not depend on the epoch either.
+    A training sample depends on (seed, epoch, index) alone: not on the order of reading, the number of workers, or
+    random numbers drawn elsewhere. Evaluation does not depend on the epoch either.
 
     Args:
         samples: The samples.
         sources: One per modality, in the order of `Sample.media`.
         training: Whether to augment.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
     """
 
     def __init__(self, samples: Sequence[Sample], sources: Sequence[Source], *, training: bool, seed: int) -> None:
@@ -81,7 +81,7 @@ class SampleDataset(Dataset[tuple[Any, ...]]):
         return len(self.samples)
 
     def __getitem__(self, key: Key) -> tuple[Any, ...]:
-        """Return one tensor per modality and the label of the sample `key[1]` as it looks in epoch `key[0]`."""
+        """Return one tensor per modality and the label of the sample `key[1]`, augmented for epoch `key[0]`."""
         epoch, index = key
         sample = self.samples[index]
         seed = derived_seed(self.seed, epoch, index) if self.training else None
@@ -91,8 +91,8 @@ class SampleDataset(Dataset[tuple[Any, ...]]):
 
 
 @attrs.frozen
-class Parts:
-    """The samples of each part, a line for each thing a person should know, and one for each sample left out."""
+class SplitSamples:
+    """Samples of each part, lines for the summary of the data, and a line for each sample left out."""
 
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
@@ -102,13 +102,13 @@ class Parts:
 
 
 @attrs.frozen
-class Reader:
-    """Looks up the samples of a split on disk.
+class SampleFinder:
+    """Finds the samples of a split on disk.
 
     Args:
         classes: Class names in the order of their indices.
         sources: One per modality.
-        min_found: Share of each part, 0 to 1, that must be there.
+        min_found: Share of each part, 0 to 1, that must be on disk.
         skip_bad: Whether to decode every file now and leave out samples with an unreadable one.
     """
 
@@ -117,11 +117,11 @@ class Reader:
     min_found: float
     skip_bad: bool
 
-    def read(self, split: Split) -> Parts:
+    def read(self, split: Split) -> SplitSamples:
         """Find the samples of all parts.
 
         Raises:
-            RecipeError: If too few samples of a part are there.
+            RecipeError: If too few samples of a part are on disk.
         """
         samples: dict[str, tuple[Sample, ...]] = {}
         summary: list[str] = []
@@ -131,7 +131,7 @@ class Reader:
             summary += lines
             skipped += left_out
         summary += self._empty_classes(samples["train"])
-        return Parts(**samples, summary=tuple(summary), skipped=tuple(skipped))
+        return SplitSamples(**samples, summary=tuple(summary), skipped=tuple(skipped))
 
     def _part(self, part: str, rows: Sequence[Row]) -> tuple[tuple[Sample, ...], list[str], list[str]]:
         found, absent = self._find(rows)
@@ -140,8 +140,9 @@ class Reader:
         if rows and (not good or len(good) < self.min_found * len(rows)):
             places = " and ".join(dict.fromkeys(source.where for source in self.sources))
             raise RecipeError(
-                f"Expected at least {self.min_found:.0%} of the listed samples, in {places}. "
-                f"Found {line}. Fix: complete the data, or lower --min-found."
+                f"{places} should hold at least {self.min_found:.0%} of the listed samples",
+                found=line,
+                fix="complete the data, or lower `--min-found`",
             )
         more = [f"  ... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         lines = [line, *(f"  skipped {fault}" for fault in bad[:SHOWN]), *more]
@@ -153,8 +154,8 @@ class Reader:
         samples = []
         for row in rows:
             media = tuple(source.find(row) for source in self.sources)
-            for source, one in zip(self.sources, media, strict=True):
-                if one is None:
+            for source, found in zip(self.sources, media, strict=True):
+                if found is None:
                     absent[source.modality].append(row.name)
             if None not in media:
                 samples.append(Sample(row.name, self.classes.index(row.label), media))
@@ -202,7 +203,7 @@ def drop_unreadable(samples: Sequence[Sample], sources: Sequence[Source]) -> tup
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Work with one thread, as DataLoader workers do: with another number a Fourier transform may round differently."""
+    """Run torch with one thread, as in DataLoader workers: another number may round a Fourier transform differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

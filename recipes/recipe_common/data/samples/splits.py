@@ -2,54 +2,28 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import attrs
 
-from recipe_common.data.samples.lists import Row, read_list
+from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.errors import RecipeError
 
 VAL_SHARE = 1 / 9
-"""Of what is not test; with 1 / 10 for test it makes 80 / 10 / 10 %."""
+"""Share for validation of the samples that are not for testing; with 1 / 10 for testing, 80 / 10 / 10 % in all."""
 
 
 @attrs.frozen
 class Split:
-    """The rows of each part; no clip is in two of them."""
+    """Rows of each part; no clip is in two of them."""
 
     train: tuple[Row, ...]
     val: tuple[Row, ...]
     test: tuple[Row, ...]
 
     def without_validation(self) -> "Split":
-        """Return the split with the validation rows among those for training."""
+        """Return a split in which the validation rows are for training."""
         return Split((*self.train, *self.val), (), self.test)
-
-
-def listed_split(folder: Path, classes: Sequence[str], seed: int, *, validation: bool = True) -> tuple[Split, str]:
-    """Read `train.csv` and `test.csv`, and `val.csv` and `my_train.csv` (what is left of train.csv) where they exist.
-
-    Without `val.csv`, one ninth of every class of train.csv is held out: for CREMA-D 744 clips, as many as in test.csv.
-    Without `validation`, all of train.csv is for training.
-
-    Returns:
-        The split, and a line that says where it comes from.
-    """
-    train, test = (read_list(folder / name, classes) for name in ("train.csv", "test.csv"))
-    if not validation:
-        split, origin = Split(train, (), test), f"lists in {folder}; nothing held out for validation"
-    elif (folder / "val.csv").is_file():
-        val = read_list(folder / "val.csv", classes)
-        mine = folder / "my_train.csv"
-        held = {row.name for row in val}
-        rest = read_list(mine, classes) if mine.is_file() else tuple(row for row in train if row.name not in held)
-        split, origin = Split(rest, val, test), f"lists in {folder}, val.csv included"
-    else:
-        split = Split(*hold_out(train, VAL_SHARE, seed), test)
-        origin = f"lists in {folder}; for validation 1/9 of every class of train.csv, seed {seed}"
-    _check_disjoint(split)
-    return split, origin
 
 
 def hold_out(rows: Iterable[Row], share: float, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
@@ -84,28 +58,33 @@ def speaker_split(rows: Sequence[Row], speaker: Callable[[str], str], seed: int)
 
     Args:
         rows: All clips.
-        speaker: Gives the speaker of a clip name.
-        seed: Decides together with the set of speakers.
+        speaker: Returns the speaker of a clip, given its name.
+        seed: Seed of the order of speakers.
+
+    Raises:
+        RecipeError: If there are fewer than three speakers.
     """
     speakers = sorted({speaker(row.name) for row in rows})
     part = max(1, round(len(speakers) / 10))
     if len(speakers) < 3:
-        raise RecipeError(f"Expected at least 3 speakers. Found {speakers}. Fix: use --split random.")
+        raise RecipeError("There should be at least 3 speakers", found=str(speakers), fix="use `--split random`")
     shuffled = [speakers[position] for position in permutation(len(speakers), seed)]
     of_part = {"test": set(shuffled[:part]), "val": set(shuffled[part : 2 * part]), "train": set(shuffled[2 * part :])}
     parts = {name: _by_name(row for row in rows if speaker(row.name) in chosen) for name, chosen in of_part.items()}
     return Split(**parts)
 
 
-def _by_name(rows: Iterable[Row]) -> tuple[Row, ...]:
-    return tuple(sorted(rows, key=lambda row: row.name))
-
-
-def _check_disjoint(split: Split) -> None:
+def check_disjoint(split: Split) -> None:
+    """Raise a RecipeError if a clip is in two parts."""
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         shared = {row.name for row in getattr(split, one)} & {row.name for row in getattr(split, other)}
         if shared:
             raise RecipeError(
-                f"Expected {one} and {other} lists without a common clip. Found {len(shared)}, such as {min(shared)}. "
-                "Fix: restore the lists, or use --split random."
+                f"The {one} and {other} lists should have no common clip",
+                found=f"{len(shared)}, such as {min(shared)}",
+                fix="restore the lists, or use `--split random`",
             )
+
+
+def _by_name(rows: Iterable[Row]) -> tuple[Row, ...]:
+    return tuple(sorted(rows, key=lambda row: row.name))

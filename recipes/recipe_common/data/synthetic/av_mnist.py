@@ -1,4 +1,4 @@
-"""Handwritten digits that are real, and spectrograms of spoken digits that are not."""
+"""A set in the format of AV-MNIST: real handwritten digits, and synthetic spectrograms of spoken digits."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ from recipe_common.errors import require
 Array = NDArray[np.float64]
 NUM_DIGITS = 10
 SOUND_GRID = 10
-"""Height and width of a spectrogram before it is enlarged, as 8 x 8 is that of a digit; noise lies on these grids."""
+"""Height and width of a spectrogram before it is enlarged; a digit has 8 x 8. Noise is added on these grids."""
 CONTRAST = 3
-"""Standard deviations of a spectrogram between grey and white: what is louder or quieter is cut off."""
+"""Standard deviations of a spectrogram between grey and white, or black; louder or quieter values are clipped."""
 
 
 @attrs.frozen
-class DigitsAndSounds:
-    """What the generated set depends on.
+class SyntheticDigits:
+    """Settings of the synthetic set.
 
     Args:
         image_noise: Standard deviation of the noise of a handwritten digit, in units of the brightness range.
         audio_noise: Standard deviation of the noise of a spectrogram, in units of that of the clean one.
         image_size: Height and width in pixels.
-        audio_size: Frequencies and moments.
+        audio_size: Number of frequencies, and of steps in time.
         num_test: Samples in the test files; the others are in the training files.
-        seed: Of everything random.
-        version: To be raised when the files change for another reason.
+        seed: Seed of all random numbers.
+        version: Version of the files, raised when they change for another reason.
     """
 
     image_noise: float = 0.35
@@ -69,7 +69,7 @@ class DigitsAndSounds:
 
 
 def enlarged(pictures: Array, size: int) -> NDArray[np.uint8]:
-    """Return pictures (N, H, W) of brightness 0 to 1 as smooth ones of shape (N, size, size)."""
+    """Return pictures (N, H, W) of brightness 0 to 1, smoothly enlarged to uint8 of shape (N, size, size)."""
     levels = (255 * pictures.clip(0, 1)).round().astype(np.uint8)
     return np.stack(
         [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)) for one in levels]
@@ -77,7 +77,7 @@ def enlarged(pictures: Array, size: int) -> NDArray[np.uint8]:
 
 
 def formants(size: int, random: np.random.Generator, count: int = 3) -> Array:
-    """Return the spectrogram of a made-up word: bands of energy whose pitch glides.
+    """Return the spectrogram of a synthetic word: bands of energy whose pitch glides.
 
     Returns:
         Shape (size, size), frequency by time, with mean 0 and standard deviation 1.

@@ -1,6 +1,6 @@
-"""Small made-up sets of clips with events, as files and as features by segment.
+"""Synthetic sets of clips with events in the formats of AVE: as files, and as features by segment.
 
-Sound alone is easy but for some clips, pictures are hard, and what is around an event does not tell its class.
+Sound is easy except for some clips, pictures are hard, and the rest of a clip holds no sign of the class of its event.
 """
 
 from pathlib import Path
@@ -10,8 +10,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from recipe_common.data.datasets.ave import AUDIO, LISTS, frames_name
-from recipe_common.data.readers import segment_features as files
+from recipe_common.data.datasets.ave import segment_features as files
+from recipe_common.data.datasets.ave.clips import AUDIO, LISTS, frames_name
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.synthetic.media import striped_picture, tone_waveform, write_jpg, write_wav
 from recipe_common.errors import require
@@ -20,17 +20,17 @@ PARTS = ("train", "val", "test")
 
 
 @attrs.frozen
-class MadeUpEvents:
-    """What a generated set of clips depends on; a clip is a function of its place in its list and the seed.
+class SyntheticEvents:
+    """Settings of a synthetic set of clips; a clip is a function of its place in its list and the seed.
 
     Args:
         classes: Class names.
         clips: Clips per class in train, val and test.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
         rate: Sampling rate in Hz.
         frames: Frames per event.
         size: Height and width of the frames in pixels.
-        version: To be raised when the files change for another reason.
+        version: Version of the files, raised when they change for another reason.
     """
 
     classes: tuple[str, ...]
@@ -69,20 +69,21 @@ class MadeUpEvents:
 
 
 @attrs.frozen
-class MadeUpFeatures:
-    """What a generated set of features by segment depends on.
+class SyntheticSegmentFeatures:
+    """Settings of a synthetic set of features by segment.
 
-    In a segment of the event sound and one cell of the feature map hold the pattern of the class; in a segment of
+    In a segment of the event, the sound and one cell of the feature map hold the pattern of the class; in a segment of
     background at most one of them does. Patterns are faint in the feature map.
 
     Args:
         num_classes: Classes of events, without background.
         clips: Clips per class in train, val and test.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
+        segments: Segments per clip.
         audio_size: Size of an audio feature.
         map_shape: Height, width and size of a feature map.
         noise: Standard deviation of the noise of audio and visual features; patterns have 1.
-        version: To be raised when the files change for another reason.
+        version: Version of the files, raised when they change for another reason.
     """
 
     num_classes: int = 28
@@ -97,10 +98,10 @@ class MadeUpFeatures:
     def write(self, root: Path) -> None:
         """Write the six files."""
         random = np.random.default_rng(self.seed)
-        heard, seen = (random.standard_normal((self.num_classes, n)) for n in (self.audio_size, self.map_shape[2]))
+        sounds, pictures = (random.standard_normal((self.num_classes, n)) for n in (self.audio_size, self.map_shape[2]))
         labels = np.tile(np.arange(self.num_classes), sum(self.clips))
-        made = [self._clip(label, heard, seen, random) for label in labels]
-        audio, visual, targets = (np.stack(values) for values in zip(*made, strict=True))
+        clips = [self._clip(sounds[label], pictures[label], label, random) for label in labels]
+        audio, visual, targets = (np.stack(values) for values in zip(*clips, strict=True))
         _write(root / files.AUDIO, files.FEATURES_KEY, audio.astype(np.float32))
         _write(root / files.VISUAL, files.FEATURES_KEY, visual.astype(np.float32))
         _write(root / files.LABELS[0], files.FEATURES_KEY, np.eye(self.num_classes + 1)[targets])
@@ -109,17 +110,17 @@ class MadeUpFeatures:
             _write(root / name, files.ORDER_KEY, order)
 
     def _clip(
-        self, label: int, heard: NDArray[np.float64], seen: NDArray[np.float64], random: np.random.Generator
+        self, sound: NDArray[np.float64], picture: NDArray[np.float64], label: int, random: np.random.Generator
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
         start = int(random.integers(0, self.segments - 4))
         event = np.zeros(self.segments, dtype=bool)
         event[start : int(random.integers(start + 4, self.segments + 1))] = True
-        only = random.integers(0, 3, self.segments)  # background: nothing, sound alone, picture alone
+        background = random.integers(0, 3, self.segments)  # nothing, sound alone, picture alone
         audio = self.noise[0] * random.standard_normal((self.segments, self.audio_size))
         visual = self.noise[1] * random.standard_normal((self.segments, *self.map_shape))
-        audio[event | (only == 1)] += heard[label]
+        audio[event | (background == 1)] += sound
         row, column = (int(random.integers(side)) for side in self.map_shape[:2])
-        visual[event | (only == 2), row, column] += seen[label]
+        visual[event | (background == 2), row, column] += picture
         return audio, visual.clip(min=0), np.where(event, label, self.num_classes)
 
 

@@ -1,4 +1,4 @@
-"""Made-up brains with a tumour, whose parts show in different modalities."""
+"""A synthetic set in the format of BraTS: brains with a tumour, whose parts show in different modalities."""
 
 from pathlib import Path
 from typing import Any
@@ -7,29 +7,30 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from recipe_common.data.datasets.brats import SUFFIX
 from recipe_common.data.prepare.nifti import normalised, write_case
 
-# How much brighter than the brain, whose mean is 5, each part is: core without enhancement, oedema, enhancing rim.
 CONTRAST = {
     "flair": (0.3, 1.6, 0.9),
     "t1ce": (-0.9, 0.0, 1.8),
     "t1": (-0.7, -0.3, -0.1),
     "t2": (1.3, 0.9, 0.7),
 }
+"""Brightness of core without enhancement, oedema and enhancing rim over that of the brain, whose mean is 5."""
 CORE, OEDEMA, RIM = 1, 2, 3
 
 
 @attrs.frozen
-class MadeUpBrains:
-    """What a generated set of volumes depends on; a case is a function of its number and the seed.
+class SyntheticBrains:
+    """Settings of a synthetic set of volumes; a case is a function of its number and the seed.
 
     Args:
         cases: Names of the files by folder.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
         side: Height and width in voxels.
-        depth: Slices.
-        noise: Standard deviation of each voxel.
-        version: To be raised when the files change for another reason.
+        depth: Number of slices.
+        noise: Standard deviation of the noise of a voxel.
+        version: Version of the files, raised when they change for another reason.
     """
 
     cases: tuple[tuple[str, tuple[str, ...]], ...]
@@ -68,8 +69,15 @@ class MadeUpBrains:
         return np.where(brain, label, 0).astype(np.uint8), brain
 
     def _distance(self, centre: NDArray[Any], radii: NDArray[Any]) -> NDArray[Any]:
-        """Return how far each voxel lies from the centre of an ellipsoid, 1 on its surface."""
+        """Return the distance of each voxel from the centre of an ellipsoid, 1 on its surface."""
         grid = np.indices((self.side, self.side, self.depth)) + 0.5
         scaled = (grid - centre[:, None, None, None]) / radii[:, None, None, None]
         distance: NDArray[Any] = np.sqrt((scaled**2).sum(axis=0))
         return distance
+
+
+def _names(first: int, count: int) -> tuple[str, ...]:
+    return tuple(f"BraTS2021_{number:05d}{SUFFIX}" for number in range(first, first + count))
+
+
+SYNTHETIC = SyntheticBrains((("train", _names(0, 40)), ("valid", _names(40, 8)), ("test", _names(48, 8))))

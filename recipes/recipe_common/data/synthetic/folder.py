@@ -1,4 +1,4 @@
-"""Where the recipes keep the small sets that they generate."""
+"""Folders of synthetic sets, written once and shared by all runs."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,21 +6,21 @@ from pathlib import Path
 
 from recipe_common.files import atomic_folder, lock
 
-CACHE = Path(__file__).parents[2] / "data"
+CACHE = Path(__file__).parents[3] / "data"
 LOCK = ".lock"
 
 
-def generated_folder(name: str, key: object, write: Callable[[Path], None], cache: Path = CACHE) -> Path:
-    """Return the folder of a generated set, making it at the first call; another process that wants it waits.
+def synthetic_folder(name: str, key: object, write: Callable[[Path], None], cache: Path = CACHE) -> Path:
+    """Return the folder of a synthetic set, writing it at the first call while other processes wait.
 
     The set appears in one step, so that a kill leaves nothing half-made.
 
     Args:
-        name: Of the recipe.
-        key: All that the files depend on, such as an attrs record or a tuple; its repr names the folder. Holds a
-            version, to be raised when the files change for another reason than the settings.
+        name: Name of the recipe.
+        key: Settings on which the files depend, such as an attrs record or a tuple; the folder is named by a digest of
+            its repr. It holds a version, raised when the files change for another reason.
         write: Writes the set into an empty folder.
-        cache: Where generated sets are kept.
+        cache: Folder of all synthetic sets.
     """
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     folder = cache / name / digest

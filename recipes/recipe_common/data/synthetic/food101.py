@@ -1,4 +1,4 @@
-"""A small set in the layout of UPMC Food-101: generated pictures and titles, and two tiny networks to encode them."""
+"""A synthetic set in the layout of UPMC Food-101: pictures and titles, and two tiny networks to encode them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from recipe_common.data.datasets.food101 import read_titles
+from recipe_common.data.datasets.food101.lists import read_titles
+from recipe_common.data.datasets.food101.sources import picture_entry_of, text_entry_of
 from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
-from recipe_common.data.readers.image_text import picture_entry_of, text_entry_of
 from recipe_common.data.synthetic.media import striped_picture
 from recipe_common.errors import require
 
-NOTE = "GENERATED: pictures of stripes, made-up titles, and networks with random weights. Nothing here is real data.\n"
+NOTE = "SYNTHETIC: pictures of stripes, invented titles, and networks with random weights. Nothing here is real data.\n"
 DISHES = {
     "cheese_plate": ("brie", "grapes", "crackers"),
     "cheesecake": ("cream", "vanilla", "biscuits"),
@@ -29,7 +29,7 @@ DISHES = {
     "paella": ("rice", "saffron", "shrimp"),
     "waffles": ("butter", "syrup", "batter"),
 }
-"""The classes, and what else their titles name."""
+"""Classes, and the ingredients in their titles."""
 OPENINGS = ("easy", "homemade", "the best", "grandma's", "quick", '"real"')
 SITES = ("Food Blog", "Cook, Eat, Repeat", "Kitchen Notes", "Recipes & Tips")
 VAGUE = ("dinner", "comfort food", "party dish", "weekend treat")
@@ -39,21 +39,21 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @attrs.frozen
-class MadeUpDishes:
-    """What a generated set depends on.
+class SyntheticDishes:
+    """Settings of a synthetic set of dishes.
 
-    A title names its dish, is vague about it, or names another one; a picture shows stripes of a direction and a tint.
+    A title names its dish, is vague about it, or names another one; a picture has stripes of a direction and a tint.
 
     Args:
-        sizes: Samples of each class for training and for the test.
+        sizes: Samples of each class for training and for testing.
         vague: Share of the titles that name no dish.
         wrong: Share of the titles that name another dish.
-        pixels: Height and width of the pictures.
+        pixels: Height and width of the pictures in pixels.
         length: Tokens of a title.
-        width: Of both networks.
-        layers: Of both networks.
-        seed: Of everything random.
-        version: To be raised when the files change for another reason.
+        width: Width of both networks.
+        layers: Number of layers of both networks.
+        seed: Seed of all random numbers.
+        version: Version of the files, raised when they change for another reason.
     """
 
     sizes: tuple[int, int] = (60, 16)
@@ -74,7 +74,7 @@ class MadeUpDishes:
     def write(self, root: Path) -> None:
         """Write lists, pictures, the networks `models/image` and `models/text`, and their features."""
         random = np.random.default_rng(self.seed)
-        (root / "GENERATED.txt").write_text(NOTE)
+        (root / "SYNTHETIC.txt").write_text(NOTE)
         for part, size in zip(("train", "test"), self.sizes, strict=True):
             self._write_part(root, part, size, random)
         image, text = self._write_networks(root / "models")
@@ -130,7 +130,7 @@ class MadeUpDishes:
             "num_hidden_layers": self.layers,
             "num_attention_heads": 4,
             "intermediate_size": 2 * self.width,
-            "initializer_range": 0.15,  # larger than usual: nothing is trained, and inputs should be told apart
+            "initializer_range": 0.15,  # larger than usual: nothing is trained, and outputs should differ by input
         }
         vocabulary = self._vocabulary()
         vit = transformers.ViTConfig(**size, image_size=self.pixels, patch_size=8)

@@ -1,4 +1,4 @@
-"""A generated set in the layout of MMIN's features."""
+"""A synthetic set in the layout of MMIN's features of IEMOCAP."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from recipe_common.errors import require
 
 
 @attrs.frozen
-class MadeUpUtterances:
-    """What a generated set depends on. Text nearly gives the class away; voice and face hold less of it.
+class SyntheticUtterances:
+    """Settings of a synthetic set of utterances: text is the strongest sign of the class, audio and vision are weaker.
 
     Args:
         parts: Utterances for training, validation and test.
         num_classes: Number of classes.
         sizes: Features by modality.
-        lengths: Time steps by modality; those of the audio vary from half of it to one and a half.
-        strengths: How far a class moves its features, in standard deviations of their noise.
-        ambiguous: Share of the utterances whose text speaks for another class.
-        seed: Of everything random.
-        version: To be raised when the files change for another reason.
+        lengths: Steps in time by modality; for audio a mean, from half of which to one and a half times it steps vary.
+        strengths: Shift of the features by their class, in standard deviations of their noise, by modality.
+        ambiguous: Share of the utterances whose text has the features of another class.
+        seed: Seed of all random numbers.
+        version: Version of the files, raised when they change for another reason.
     """
 
     parts: tuple[int, int, int] = (320, 80, 80)
@@ -43,10 +43,10 @@ class MadeUpUtterances:
         random = np.random.default_rng(self.seed)
         names = [f"Ses01F_impro{i // 100:02d}_F{i % 100:03d}" for i in range(sum(self.parts))]
         labels = random.integers(self.num_classes, size=len(names))
-        heard = np.where(random.random(len(names)) < self.ambiguous, random.permutation(labels), labels)
+        text_labels = np.where(random.random(len(names)) < self.ambiguous, random.permutation(labels), labels)
         audio: list[Array] = []
         for index, (modality, name) in enumerate(FILES.items()):
-            features = self._features(random, index, heard if modality == "text" else labels)
+            features = self._features(random, index, text_labels if modality == "text" else labels)
             _write_h5(root / name, dict(zip(names, features, strict=True)))
             audio = features if modality == "audio" else audio
         self._write_lists(root / "target", np.array(names, "S")[:, None], np.eye(self.num_classes)[labels])
@@ -62,12 +62,12 @@ class MadeUpUtterances:
         if index == 1:
             lengths = random.integers(length // 2, length + length // 2, size=len(labels), endpoint=True)
             scale, offset = random.uniform(0.1, 10, size), random.uniform(-5, 5, size)
-            scale[0] = 0  # a feature that is always the same, as real ones have it
-        made = []
+            scale[0] = 0  # a constant feature, as in the real set
+        features = []
         for steps, label in zip(lengths, labels, strict=True):
             values = random.standard_normal((steps, size)) + self.strengths[index] * directions[label]
-            made.append((offset + scale * values).astype(np.float32))
-        return made
+            features.append((offset + scale * values).astype(np.float32))
+        return features
 
     def _write_lists(self, folder: Path, names: NDArray[Any], labels: NDArray[Any]) -> None:
         train, val, _ = np.cumsum(self.parts)
@@ -80,7 +80,7 @@ class MadeUpUtterances:
 
 
 def _moments(frames: Array) -> dict[str, Array]:
-    exact = frames.astype(np.float64)  # in single precision a feature that is always the same has a deviation
+    exact = frames.astype(np.float64)  # in single precision, a constant feature has a deviation above 0
     return {"mean": exact.mean(axis=0).astype(np.float32), "std": exact.std(axis=0).astype(np.float32)}
 
 

@@ -1,8 +1,8 @@
-"""Sounds and pictures of made-up classes, easy to hear and hard to see.
+"""Sounds and pictures of synthetic classes, easy to classify by sound and hard by picture.
 
-A class sounds like one pitch with its overtones; in some clips a second class is heard as loudly, so that sound alone
-cannot tell. A class looks like faint stripes of one direction on a faintly tinted ground, under noise. Training both
-together therefore leans on sound, while the pictures hold what the ambiguous clips lack.
+The sound of a class is one pitch with its overtones; some clips have a second class of the same loudness, so that sound
+alone is ambiguous. The picture of a class is faint stripes of one direction on a faintly tinted ground, under noise.
+Joint training therefore relies on sound, while the pictures resolve the ambiguous clips.
 """
 
 from pathlib import Path
@@ -32,10 +32,10 @@ def tone_waveform(
     Args:
         label: Class index.
         num_classes: Number of classes.
-        random: Where all chance comes from.
+        random: Generator of all random numbers.
         rate: Sampling rate in Hz.
         seconds: Shortest length; the longest is 1.2 times that.
-        ambiguous: Share of clips in which a second class is heard as loudly.
+        ambiguous: Share of clips with a second class of the same loudness.
 
     Returns:
         Shape (samples,), in [-1, 1].
@@ -64,7 +64,7 @@ def striped_picture(
     Args:
         label: Class index; its remainder by 3 is the direction of the stripes, the rest the tint.
         num_classes: Number of classes.
-        random: Where all chance comes from.
+        random: Generator of all random numbers.
         size: Height and width in pixels.
         stripes: Contrast of the stripes, 0 to 1.
         tint: Strength of the colour, 0 to 1.
@@ -97,7 +97,7 @@ def write_jpg(path: Path, picture: NDArray[np.uint8], quality: int = 90) -> None
 
 
 def _tone(time: Array, label: int, num_classes: int, random: np.random.Generator) -> Array:
-    """A pitch of 180 to 550 Hz by class, +-4 % by clip (less with many classes), with five overtones."""
+    """Return a pitch of 180 to 550 Hz by class, +-4 % by clip (less with many classes), with five overtones."""
     interval = 5 / max(5, num_classes - 1)
     pitch = 180 * 1.25 ** (label * interval) * random.uniform(1 - 0.04 * interval, 1 + 0.04 * interval)
     waves = [

@@ -1,4 +1,4 @@
-"""Sequence features of made-up people who like or dislike something: text nearly says it, voice and face say less."""
+"""Synthetic sequence features for sentiment: text is its strongest sign, audio and vision are weaker."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from recipe_common.data.readers.packed_sequences import MODALITIES, SPLITS, Shap
 
 Array = NDArray[np.float64]
 FIFTHS = 15
-"""Sentiments are means over five annotators: fifths from -15 / 5 to 15 / 5, and now and then exactly 0."""
+"""Sentiments are means over five annotators: fifths from -15 / 5 to 15 / 5, at times exactly 0."""
 
 
 @attrs.frozen
-class MadeUpSequences:
-    """What a packed file in the format of MultiBench depends on.
+class SyntheticSequences:
+    """Settings of a packed file in the format of MultiBench.
 
     Args:
         parts: Segments for training, validation and test.
         steps: Most words of a segment; shorter ones have zeros in front.
         sizes: Features of text, audio and vision.
-        strengths: How far the strongest sentiment moves the features of each, in standard deviations of their noise.
-        ambiguous: Share of the segments whose text speaks for another sentiment.
+        strengths: Shift of the features by the strongest sentiment, in standard deviations of their noise, by modality.
+        ambiguous: Share of the segments whose text has the features of another sentiment.
         two_classes: Whether labels are -1 and 1 instead of sentiments.
-        seed: Of everything random.
-        version: To be raised when the files change for another reason.
+        seed: Seed of all random numbers.
+        version: Version of the files, raised when they change for another reason.
     """
 
     parts: tuple[int, int, int] = (320, 80, 120)
@@ -44,11 +44,11 @@ class MadeUpSequences:
 
     @property
     def shapes(self) -> Shapes:
-        """What the file holds."""
-        return Shapes("generated", *((self.steps, size) for size in self.sizes))
+        """Shapes in the file."""
+        return Shapes("synthetic", *((self.steps, size) for size in self.sizes))
 
     def write(self, path: Path) -> None:
-        """Write the file; it has what the real ones have: -inf in the audio and a segment without text."""
+        """Write the file, with the faults of real ones: -inf in the audio and a segment without text."""
         random = np.random.default_rng(self.seed)
         directions = [random.standard_normal(size) for size in self.sizes]
         splits = {
@@ -63,25 +63,26 @@ class MadeUpSequences:
     ) -> dict[str, NDArray[Any]]:
         sentiment = random.choice((-1.0, 1.0), count) if self.two_classes else sentiments(random, count)
         strongest = 1 if self.two_classes else FIFTHS / 5
-        said = misheard(random, sentiment, self.ambiguous)
+        text_sentiment = exchanged(random, sentiment, self.ambiguous)
         is_word = np.arange(self.steps) >= random.integers(0, self.steps // 2, (count, 1))
         content: dict[str, NDArray[Any]] = {}
         for modality, strength, direction in zip(MODALITIES, self.strengths, directions, strict=True):
-            shown = (said if modality == "text" else sentiment)[:, None, None] / strongest * strength * direction
-            values = shown + random.standard_normal((count, self.steps, len(direction)))
+            expressed = (text_sentiment if modality == "text" else sentiment)[:, None, None]
+            shift = expressed / strongest * strength * direction
+            values = shift + random.standard_normal((count, self.steps, len(direction)))
             content[modality] = (values * is_word[..., None]).astype(np.float32)
         content["audio"][0, -1, 0] = -np.inf
         content["text"][-1] = 0
         content["labels"] = sentiment.astype(np.float32).reshape(count, 1, 1)
         content["id"] = np.array(
-            [[f"made_up_{split}_{row // 5}", str(row % 5), str(row % 5 + 1)] for row in range(count)]
+            [[f"synthetic_{split}_{row // 5}", str(row % 5), str(row % 5 + 1)] for row in range(count)]
         )
         return content
 
 
 @attrs.frozen
-class MadeUpTalks:
-    """What the files that AGM's code reads for CMU-MOSEI depend on: words and mel spectrograms by segment.
+class SyntheticSpeech:
+    """Settings of files in the format of Li et al. (ICCV 2023) for CMU-MOSEI: words and mel spectrograms by segment.
 
     Args:
         parts: Segments for training, validation and test.
@@ -89,10 +90,10 @@ class MadeUpTalks:
         frames: Most audio steps of a segment.
         vector_size: Size of a word vector.
         mels: Features of an audio step.
-        strength: How far the strongest sentiment moves the audio, in standard deviations of its noise.
-        ambiguous: Share of the segments whose words speak for another sentiment.
-        seed: Of everything random.
-        version: To be raised when the files change for another reason.
+        strength: Shift of the audio by the strongest sentiment, in standard deviations of its noise.
+        ambiguous: Share of the segments with the words of another sentiment.
+        seed: Seed of all random numbers.
+        version: Version of the files, raised when they change for another reason.
     """
 
     parts: tuple[int, int, int] = (320, 80, 120)
@@ -112,14 +113,14 @@ class MadeUpTalks:
         np.save(
             root / "train_glove.npy", random.standard_normal((len(vocabulary), self.vector_size)).astype(np.float32)
         )
-        # As that code counts: the first word shares its index with UNK, whose vector is in the row of padding.
+        # As in that code, the first word shares its index with UNK, whose vector is in the row of padding.
         _dump(root / "token_to_ix.pkl", {word: max(1, index) for index, word in enumerate(vocabulary)})
         direction = random.standard_normal(self.mels)
         for split, count in zip(SPLITS.values(), self.parts, strict=True):
             sentiment = sentiments(random, count)
-            said = misheard(random, sentiment, self.ambiguous)
-            names = [f"made_up_{split}_{row // 5}[{row % 5}]" for row in range(count)]
-            sentences = [self._sentence(random, value) for value in said]
+            text_sentiment = exchanged(random, sentiment, self.ambiguous)
+            names = [f"synthetic_{split}_{row // 5}[{row % 5}]" for row in range(count)]
+            sentences = [self._sentence(random, value) for value in text_sentiment]
             mels = [self._audio(random, value / 3 * self.strength * direction) for value in sentiment]
             _dump(root / f"{split}_sentences.p", dict(zip(names, sentences, strict=True)))
             _dump(root / f"{split}_mels.p", dict(zip(names, mels, strict=True)))
@@ -131,13 +132,13 @@ class MadeUpTalks:
 
     @staticmethod
     def _odds(sentiment: float) -> tuple[float, float, float]:
-        """How likely a word is neither, good or bad."""
+        """Return the probabilities that a word is neutral, good or bad."""
         good = 0.35 + 0.33 * sentiment / 3
         return 0.3, good, 0.7 - good
 
-    def _audio(self, random: np.random.Generator, shown: Array) -> NDArray[np.float32]:
+    def _audio(self, random: np.random.Generator, shift: Array) -> NDArray[np.float32]:
         frames = random.integers(5, self.frames)
-        return (shown + random.standard_normal((frames, self.mels))).astype(np.float32)
+        return (shift + random.standard_normal((frames, self.mels))).astype(np.float32)
 
 
 WORDS = {
@@ -152,8 +153,8 @@ def sentiments(random: np.random.Generator, count: int) -> Array:
     return random.integers(-FIFTHS, FIFTHS, count, endpoint=True) / 5
 
 
-def misheard(random: np.random.Generator, sentiment: Array, share: float) -> Array:
-    """Return the sentiments with a share of them exchanged."""
+def exchanged(random: np.random.Generator, sentiment: Array, share: float) -> Array:
+    """Return the sentiments (N,) with a share of them, 0 to 1, exchanged for those of other samples."""
     return np.where(random.random(len(sentiment)) < share, random.permutation(sentiment), sentiment)
 
 

@@ -1,7 +1,7 @@
-"""A small generated set in the format of UCF-101: six kinds of motion that are easy to tell by flow, hard by picture.
+"""A synthetic set in the format of UCF-101: six kinds of motion, easy to classify by flow and hard by picture.
 
 The kinds stay the same when a clip is mirrored. In some clips the flow shows no motion; the pictures, faint stripes
-under noise, hold what such clips lack.
+under noise, resolve these clips.
 """
 
 from pathlib import Path
@@ -15,12 +15,12 @@ from recipe_common.data.synthetic.media import striped_picture, write_jpg
 
 MOTIONS = ("Rising", "Falling", "Sideways", "Growing", "Shrinking", "Turning")
 TEST_GROUPS = range(1, 8)
-"""As in the first official split."""
+"""Groups of clips for testing, as in the first official split."""
 
 
 @attrs.frozen
-class MadeUpMotion:
-    """What the generated set depends on; a clip is a function of its name and the seed.
+class SyntheticMotion:
+    """Settings of the synthetic set; a clip is a function of its name and the seed.
 
     Args:
         groups: Groups of clips per class; those in `TEST_GROUPS` are for testing.
@@ -28,8 +28,8 @@ class MadeUpMotion:
         frames: Frames, and flows, per clip.
         size: Height and width in pixels.
         still: Share of clips whose flow shows no motion.
-        seed: Of everything random.
-        version: To be raised when the files change for another reason.
+        seed: Seed of all random numbers.
+        version: Version of the files, raised when they change for another reason.
     """
 
     groups: int = 25
@@ -74,7 +74,7 @@ def motion(label: int, size: int, side: int) -> NDArray[np.float64]:
     Args:
         label: Class index.
         size: Height and width in pixels.
-        side: 1 or -1: to the right or left, clockwise or not, where the class leaves that open.
+        side: 1 or -1: to the right or left, clockwise or not, for classes with both directions.
     """
     down, right = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     zero = np.zeros_like(right)

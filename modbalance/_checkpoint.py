@@ -1,0 +1,76 @@
+"""Saved state of a BalancedOptimizer: writing it, and checks on a loaded one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+from modbalance._lifecycle import Lifecycle
+from modbalance.errors import CheckpointError, ModbalanceWarning
+from modbalance.gradients import optimized
+
+KEY = "modbalance"
+VERSION = 1
+
+
+class Checkpoint:
+    """The state of one optimizer: that of the inner one, and that of the methods under a key of its own."""
+
+    def __init__(self, inner: Optimizer, lifecycle: Lifecycle) -> None:
+        self.inner = inner
+        self.lifecycle = lifecycle
+
+    def save(self) -> dict[str, Any]:
+        """Return the state; tensors, numbers, strings, and containers of them."""
+        return {**self.inner.state_dict(), KEY: self._own()}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Restore the state, or raise a CheckpointError and leave everything as it was."""
+        own = saved.get(KEY)
+        inner = {name: value for name, value in saved.items() if name != KEY}
+        if own is not None:
+            self._check(own)
+        elif self.lifecycle.methods:
+            warnings.warn(
+                "The loaded state holds nothing of modbalance: the inner optimizer is restored, epoch, averages and "
+                "noise of the method start afresh.",
+                ModbalanceWarning,
+                stacklevel=3,
+            )
+        if inner:
+            self.inner.load_state_dict(inner)
+        if own is not None:
+            self.lifecycle.load_state_dict(own)
+
+    def _check(self, own: Mapping[str, Any]) -> None:
+        if own.get("version") != VERSION:
+            raise CheckpointError(
+                f"The checkpoint should be of format version {VERSION}. Found {own.get('version')!r}: load it with the "
+                "release of modbalance that wrote it."
+            )
+        missing = sorted(self._own().keys() - own.keys())
+        if missing:
+            raise CheckpointError(f"The checkpoint should hold {missing} under `{KEY}`. Found only {sorted(own)}.")
+        shapes = self._shapes()
+        if own["shapes"] != shapes:
+            pairs = zip(own["shapes"], shapes, strict=False)
+            first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own["shapes"]), len(shapes)))
+            raise CheckpointError(
+                f"The checkpoint should be of this model, with {len(shapes)} parameters. Found one with "
+                f"{len(own['shapes'])}; the first difference is parameter {first}: "
+                f"{_at(own['shapes'], first)} in the checkpoint, {_at(shapes, first)} here."
+            )
+        self.lifecycle.check_state(own)
+
+    def _own(self) -> dict[str, Any]:
+        return {"version": VERSION, "shapes": self._shapes(), **self.lifecycle.state_dict()}
+
+    def _shapes(self) -> list[list[int]]:
+        return [list(parameter.shape) for parameter in optimized(self.inner)]
+
+
+def _at(shapes: list[list[int]], index: int) -> str:
+    return f"shape {tuple(shapes[index])}" if index < len(shapes) else "none"

@@ -1,0 +1,520 @@
+"""The life of an optimizer step, from the criterion to the commit, and the hooks that fire on the way.
+
+    criterion call   `observe`: statistics of each method are gathered, logits replaced, loss terms added
+    backward         by the user
+    `modulate`       statistics are summed over ranks; coefficients scale gradients; methods edit gradients
+    inner step       by the optimizer
+    `commit`         methods take over state from the step
+
+A criterion call after `modulate` or `commit`, or while all gradients are ``None``, drops an uncommitted step and begins
+a new one. The table of all events stands in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from modbalance import _reporting, gradients
+from modbalance._model.forward import Forward
+from modbalance._plugins import Hooks
+from modbalance._reporting import Notices
+from modbalance._training import Training
+from modbalance.context import Batch, EpochData, Run, Step
+from modbalance.errors import CheckpointError, ConfigError, ObservationError
+from modbalance.method import Method, WindowedMethod
+from modbalance.scores import Score
+
+Sums = dict[str, Tensor]
+
+
+class Phase(enum.Enum):
+    """How far a step has come."""
+
+    GATHERING = "criterion calls add statistics"
+    COMPLETE = "a GradScaler is about to take it or skip it"
+    MODULATED = "gradients are modulated, nothing is committed"
+
+
+@attrs.define(eq=False)
+class PendingStep:
+    """Statistics gathered for the current optimizer step.
+
+    Attributes:
+        phase: How far the step has come.
+        batches: Number of batches so far.
+        sums: Named sums over these batches, by method.
+        steps: The argument of step hooks for each method, from `modulate` on.
+    """
+
+    phase: Phase = Phase.GATHERING
+    batches: int = 0
+    sums: dict[str, Sums] = attrs.field(factory=dict)
+    steps: list[Step] = attrs.field(factory=list)
+
+    def add(self, method: Method, observed: Mapping[str, Tensor]) -> None:
+        """Add the named sums of one batch."""
+        sums = self.sums.setdefault(method.name, {})
+        for name, value in observed.items():
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+
+
+class Lifecycle:
+    """Runs the hooks of all methods of one optimizer, in the order of `modbalance.hookspecs`."""
+
+    def __init__(self, methods: Sequence[Method], training: Training, *, check_finite: bool) -> None:
+        self.training = training
+        self.check_finite = check_finite
+        self.notices = Notices()
+        self.pending: PendingStep | None = None
+        self._started_epoch = -1
+        self._evaluations = 0
+        self._learns_unseen = False
+        self._epoch_was_set = False
+        self._use(methods)
+        self._check_methods()
+        self._connect()
+        try:
+            self._on_run("modbalance_setup", self.methods)
+        except BaseException:
+            self.training.watch.remove()
+            raise
+        if self.training.watch.take_over():
+            self.notices.give(_reporting.EARLIER_OPTIMIZER)
+        self._warn_of_invariance()
+
+    @property
+    def methods(self) -> list[Method]:
+        """All methods, in order."""
+        return self.hooks.methods
+
+    @property
+    def active(self) -> list[Method]:
+        """The methods that act in the current epoch, in order."""
+        return self.hooks.active(self.training.epoch)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in fusion order."""
+        return self.run.modalities
+
+    # In the criterion
+
+    @property
+    def needs(self) -> set[str]:
+        """The needs of the methods that act in the current epoch, see `Method.needs`."""
+        return {need for method in self.active for need in method.needs}
+
+    @property
+    def replacing_logits(self) -> list[Method]:
+        """The methods that replace the logits in the current epoch."""
+        return self.hooks.implementers("modbalance_logits", self.active)
+
+    def set_loss(self, loss_fn: Callable[..., Tensor], scorer: Score) -> None:
+        """Take over the loss and the score of the latest `opt.criterion`, for methods that measure between epochs."""
+        self.training.loss_fn, self.training.scorer = loss_fn, scorer
+
+    def is_training(self, differentiable: Tensor) -> bool:
+        """Return whether methods observe a criterion call on this tensor; evaluation and training are noted."""
+        watch, model = self.training.watch, self.run.model
+        learns = torch.is_grad_enabled() and differentiable.requires_grad
+        if not learns or (model is not None and not model.training):
+            watch.saw_evaluation = True
+            self._learns_unseen = learns
+            return False
+        if watch.saw_evaluation:
+            watch.saw_evaluation = False
+            self._evaluations += 1
+            self._warn_of_resting_epoch()
+        return bool(self.active)
+
+    def forward_of(self, logits: Tensor, logits_of: Callable[[Any], Tensor]) -> Forward:
+        """Return the forward that logits belong to; one warning if an earlier one is left without criterion call."""
+        forward, leaves_another = self.training.watch.claim(logits, logits_of)
+        if leaves_another:
+            self.notices.give(_reporting.TWO_FORWARDS)
+        return forward
+
+    def observe(self, batch: Batch, loss: Tensor | None = None) -> Tensor:
+        """Return the loss of a training batch, and gather its statistics.
+
+        Args:
+            batch: The batch with logits and target.
+            loss: The user's loss where it is computed already (`opt.observe`).
+        """
+        assert batch.task_loss is not None or loss is not None
+        forward = batch.forward
+        if forward is not None and forward.is_observed:
+            return loss if loss is not None else batch.task_loss(forward.current(batch.logits))  # type: ignore[misc]
+        pending = self._begin()
+        batch.index, pending.batches = pending.batches, pending.batches + 1
+        active = self.active
+        for method, observed in self._on_batch("modbalance_observe", active, batch):
+            pending.add(method, _named_tensors(method, "modbalance_observe", observed))
+        if loss is None:
+            batch.logits = self._replaced_logits(batch, active)
+            loss = batch.task_loss(batch.logits)  # type: ignore[misc]
+        self._check_loss(loss)
+        if forward is not None:
+            forward.mark_observed()
+        return self._with_terms(loss, batch, active)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Return the user's loss in evaluation, on logits that a method may replace there too."""
+        assert batch.task_loss is not None
+        batch.logits = self._replaced_logits(batch, [method for method in self.active if method.acts_in_eval])
+        return batch.task_loss(batch.logits)
+
+    def _begin(self) -> PendingStep:
+        pending = self.pending
+        if pending is None or pending.phase is not Phase.GATHERING or self._gradients_are_none():
+            self.pending = pending = PendingStep()
+        self._start_epoch()
+        return pending
+
+    def _start_epoch(self) -> None:
+        epoch = self.training.epoch
+        if self._started_epoch != epoch:
+            self._started_epoch = epoch
+            self._on_run("modbalance_epoch_start", self.active, epoch=epoch)
+
+    def _gradients_are_none(self) -> bool:
+        return all(parameter.grad is None for parameter in self.run.optimized_parameters())
+
+    def _replaced_logits(self, batch: Batch, methods: Sequence[Method]) -> Tensor:
+        logits = batch.logits
+        for _, new in self._on_batch("modbalance_logits", methods, batch):
+            if new is not None and not self.training.dry_run:
+                logits = new
+        if batch.forward is not None:
+            batch.forward.replace_logits(batch.logits, logits)
+        return logits
+
+    def _with_terms(self, loss: Tensor, batch: Batch, methods: Sequence[Method]) -> Tensor:
+        total = loss
+        for method, terms in self._on_batch("modbalance_losses", methods, batch):
+            for name, value in _named_tensors(method, "modbalance_losses", terms, scalar=True).items():
+                self._runs[method.name].log(f"loss/{name}", value)
+                total = total + value
+        return loss if self.training.dry_run else total
+
+    def _check_loss(self, loss: Tensor) -> None:
+        if self.check_finite and not bool(loss.detach().isfinite().all()):
+            raise ObservationError(
+                f"The loss should be finite (`check_finite=True`). Found {loss.detach().tolist()} in epoch "
+                f"{self.training.epoch} after {self.training.steps} steps; no gradient was computed from it."
+            )
+
+    # In the step
+
+    def modulate(self) -> None:
+        """Turn gradients into modulated gradients, once per step; without a criterion call, leave them alone."""
+        pending, active = self.pending, self.active
+        if pending is None or pending.phase is Phase.MODULATED or not active:
+            return
+        pending.steps = self._summed(pending, active)
+        is_dry = self.training.dry_run
+        harmless = gradients.sandbox(self.run.optimized_parameters()) if is_dry else nullcontext()
+        with harmless, torch.no_grad():
+            for step in pending.steps:
+                _apply_coefficients(step, self.hooks.call(step.method, "modbalance_coefficients", step=step))
+            for step in pending.steps:
+                self.hooks.call(step.method, "modbalance_gradients", step=step)
+        pending.phase = Phase.MODULATED
+
+    def commit(self) -> None:
+        """Let methods take over state from this step, after an inner step that really happened."""
+        pending, self.pending = self.pending, None
+        self._learns_unseen = False
+        self.training.watch.clear()
+        if pending is None or not pending.steps:
+            return
+        with torch.no_grad():
+            for step in pending.steps:
+                self.hooks.call(step.method, "modbalance_after_step", step=step)
+        self.training.steps += 1
+
+    def complete(self) -> None:
+        """Note that a GradScaler decides now: if it skips the step, the next criterion call begins a new one."""
+        if self.pending is not None and self.pending.phase is Phase.GATHERING:
+            self.pending.phase = Phase.COMPLETE
+
+    def _summed(self, pending: PendingStep, methods: Sequence[Method]) -> list[Step]:
+        """Return the argument of step hooks for each method, its sums added over all ranks in one reduction."""
+        keys = [(method, name) for method, sums in pending.sums.items() for name in sums]
+        totals = self.run.sums([pending.sums[method][name] for method, name in keys])
+        stats: dict[str, Sums] = {method.name: {} for method in methods}
+        for (method, name), total in zip(keys, totals, strict=True):
+            stats.setdefault(method, {})[name] = total
+        return [Step(self._runs[method.name], method, stats[method.name]) for method in methods]
+
+    # Between epochs
+
+    def move_to_epoch(self, epoch: int) -> None:
+        """Set the epoch, and record forwards only where a method acts in the steps of it."""
+        training = self.training
+        self._epoch_was_set = self._epoch_was_set or epoch != training.epoch
+        training.epoch = epoch
+        active = self.active
+        training.watch.enabled = bool(self.hooks.stepping(active))
+        for method in [each for each in self.methods if each not in active]:
+            training.telemetry.forget(method.name)
+
+    def end_epoch(self, data: EpochData) -> None:
+        """Run the hooks at the end of an epoch, then advance."""
+        self._on_run("modbalance_epoch_end", self.active, epoch=self.training.epoch, data=data)
+        self.move_to_epoch(self.training.epoch + 1)
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that must survive a restart, as tensors, numbers and strings.
+
+        Raises:
+            CheckpointError: Between the micro-batches of one step, whose gradients no checkpoint holds.
+        """
+        is_gathering = self.pending is not None and self.pending.phase is Phase.GATHERING
+        if is_gathering and not self._gradients_are_none():
+            raise CheckpointError(
+                "The state should be saved after `opt.step()`. Found gradients of a criterion call since the last "
+                "step, which no checkpoint holds: take the step first, or drop them by `opt.zero_grad()`."
+            )
+        return {
+            "epoch": self.training.epoch,
+            "started_epoch": self._started_epoch,
+            "steps": self.training.steps,
+            "should_stop": self.training.should_stop,
+            "unimodal": self.training.unimodal.kind,
+            "methods": {method.name: method.state_dict() for method in self.methods},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore a state that `state_dict` returned and `check_state` admitted."""
+        device = self.run.device
+        for method in self.methods:
+            method.load_state_dict(method.moved_state(saved["methods"][method.name], device))
+        self.pending = None
+        self.training.steps, self.training.should_stop = saved["steps"], saved["should_stop"]
+        self.training.unimodal.restore_choice(saved["unimodal"])
+        self._started_epoch = saved["started_epoch"]
+        self.move_to_epoch(saved["epoch"])
+
+    def check_state(self, saved: Mapping[str, Any]) -> None:
+        """Raise a CheckpointError unless a saved state is of these methods."""
+        ours, theirs = [method.name for method in self.methods], list(saved["methods"])
+        if ours != theirs:
+            raise CheckpointError(
+                f"The checkpoint should be of the methods {ours or ['none']}. Found {theirs or ['none']}: build "
+                "BalancedOptimizer with the same `method=`, or load only the inner part, "
+                "`opt.load_state_dict({k: v for k, v in saved.items() if k != 'modbalance'})`."
+            )
+        for method in self.methods:
+            method.check_state(saved["methods"][method.name])
+
+    def detach(self) -> None:
+        """Take all hooks off the model and drop all methods."""
+        self.training.watch.remove()
+        self.pending = None
+        self._use([])
+        self.training.watch.enabled = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"pending": None, "hooks": self.methods}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._use(state["hooks"])
+        self._connect()
+
+    # Warnings and the account of `opt.describe()`
+
+    def warn_of_missing_criterion(self) -> None:
+        """Warn before a step that follows a forward in training mode without a criterion call."""
+        if self.pending is not None or not (acting := self.hooks.stepping(self.active)):
+            return
+        # torch's checkpoint helpers take a step with learning rate 0 before any forward, to create the state.
+        took_forward = self.training.watch.forward is not None or self._learns_unseen
+        rates = [group.get("lr") for group in self.training.optimizer.param_groups]
+        learns = any(rate != 0.0 for rate in rates if not isinstance(rate, Tensor))
+        if took_forward or (self.run.model is None and learns):
+            replacing = self.hooks.implementers("modbalance_features", acting)
+            methods = " and ".join(f"`{method.name}`" for method in replacing or acting)
+            notice = _reporting.MISSING_LOSS if replacing else _reporting.MISSING_CRITERION
+            self.notices.give(notice, methods=methods)
+
+    def describe(self, clip_grad_norm: float | None) -> str:
+        """Return the text of `opt.describe()`."""
+        training = self.training
+        encoders = {name: training.structure.listed(name) for name in self.modalities}
+        clip = "no clip" if clip_grad_norm is None else f"clip to norm {clip_grad_norm}"
+        dry_run = " (dry run)" if training.dry_run else ""
+        lines = [
+            f"step: modulate, {clip}, {type(training.optimizer).__name__}.step{dry_run}",
+            f"unimodal logits: {training.unimodal.kind}; epoch {training.epoch}; {training.steps} modulated steps "
+            "taken",
+        ]
+        return _reporting.describe(encoders, [(each, self.hooks.hooks_of(each)) for each in self.methods], lines)
+
+    def _warn_of_resting_epoch(self) -> None:
+        """Warn if training goes on after a second evaluation and no epoch was ever ended."""
+        windowed = [method.name for method in self.methods if isinstance(method, WindowedMethod)]
+        if self._evaluations > 1 and self.training.epoch == 0 and not self._epoch_was_set and windowed:
+            self.notices.give(_reporting.EPOCH_NEVER_MOVES, methods=" and ".join(windowed))
+
+    def _warn_of_invariance(self) -> None:
+        structure, optimizer = self.training.structure, self.training.optimizer
+        named = [each for modality in self.modalities for each in structure.listed(modality)]
+        returning = self.hooks.implementers("modbalance_coefficients")
+        scaling = [method for method in returning if any(method.modulates(*each) for each in named)]
+        if scaling and _is_adam_family(optimizer):
+            methods = " and ".join(f"`{method.name}`" for method in scaling)
+            self.notices.give(_reporting.ADAM_INVARIANCE, methods=methods, optimizer=type(optimizer).__name__)
+
+    # Hooks
+
+    def _use(self, methods: Sequence[Method]) -> None:
+        self.hooks = Hooks(methods)
+        self.run = Run(self.training)
+        self._runs = {method.name: Run(self.training, method.name) for method in methods}
+
+    def _check_methods(self) -> None:
+        """Raise a ConfigError unless the methods go together, and with the model and the modalities."""
+        replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
+        if len(replacing) > 1:
+            raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
+        if self.hooks.implementers("modbalance_coefficients"):
+            self.training.structure.require_disjoint()
+        for method in self.methods:
+            _check_needs(method, self.run)
+
+    def _connect(self) -> None:
+        watch = self.training.watch
+        if self.hooks.implementers("modbalance_inputs"):
+            watch.edit_inputs = self._edit_inputs
+        if self.hooks.implementers("modbalance_features"):
+            watch.edit_features = self._edit_features
+        if self.methods:
+            watch.attach()
+        self.move_to_epoch(self.training.epoch)
+
+    def _edit_inputs(self, forward: Forward) -> Mapping[str, Any] | None:
+        assert forward.inputs is not None
+        inputs = self.training.structure.inputs.read(*forward.inputs, self.modalities)
+        return self._edit("modbalance_inputs", forward, "inputs", inputs)
+
+    def _edit_features(self, forward: Forward) -> Mapping[str, Any] | None:
+        return self._edit("modbalance_features", forward, "features", forward.features)
+
+    def _edit(self, hook: str, forward: Forward, argument: str, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        self._start_epoch()
+        current, is_new = values, False
+        for method in self.hooks.implementers(hook, self.active):
+            batch = Batch(self._runs[method.name], forward=forward, features=forward.features)
+            new = self.hooks.call(method, hook, batch=batch, **{argument: current})
+            if new is not None:
+                _check_names(method, hook, new, self.modalities)
+                current, is_new = {**current, **new}, True
+        return current if is_new and not self.training.dry_run else None
+
+    def _on_batch(self, hook: str, methods: Sequence[Method], batch: Batch) -> Iterator[tuple[Method, Any]]:
+        """Call a hook of every method that implements it, in order, and yield (method, result)."""
+        for method in self.hooks.implementers(hook, methods):
+            yield method, self.hooks.call(method, hook, batch=batch._seen_by(self._runs[method.name]))
+
+    def _on_run(self, hook: str, methods: Sequence[Method], **arguments: Any) -> None:
+        for method in self.hooks.implementers(hook, methods):
+            self.hooks.call(method, hook, run=self._runs[method.name], **arguments)
+
+
+def _check_needs(method: Method, run: Run) -> None:
+    modalities = run.modalities
+    if len(modalities) < method.min_modalities:
+        raise ConfigError(
+            f"Method `{method.name}` needs at least {method.min_modalities} modalities. Found "
+            f"{list(modalities)}: pass `modalities={{'audio': 'audio_net', ...}}` with `model=`, or give the "
+            "parameter groups of the optimizer a key, {'params': ..., 'modality': 'audio'}."
+        )
+    if "model" in method.needs and run.model is None:
+        raise ConfigError(
+            f"Method `{method.name}` runs parts of the model itself. Found no model: pass `model=`, `modalities=` "
+            "and `fusion=` to BalancedOptimizer."
+        )
+
+
+def _is_adam_family(optimizer: Optimizer) -> bool:
+    """Whether the update of ``optimizer`` is nearly invariant to the scale of gradients."""
+    return any("adam" in cls.__name__.lower() for cls in type(optimizer).__mro__)
+
+
+# Checks of hook results
+
+
+def _named_tensors(
+    method: Method, hook: str, returned: object, *, names: Collection[str] | None = None, scalar: bool = False
+) -> Mapping[str, Tensor]:
+    """Return the result of a hook, ``None`` as an empty mapping.
+
+    Args:
+        method: The method.
+        hook: Name of the hook.
+        returned: Its result.
+        names: The names that are admitted; ``None``: all.
+        scalar: Whether the tensors must be 0-dim.
+
+    Raises:
+        ConfigError: It is not a mapping from such names to such tensors.
+    """
+    if returned is None:
+        return {}
+    kind = "0-dim tensors" if scalar else "tensors"
+    by = "by name" if names is None else f"by modality, of {list(names)}"
+    found = type(returned).__name__
+    if isinstance(returned, Mapping):
+        wrong = [
+            f"{name!r}: {_described(value)}"
+            for name, value in returned.items()
+            if not isinstance(value, Tensor) or (scalar and value.dim()) or (names is not None and name not in names)
+        ]
+        if not wrong:
+            return returned
+        found = ", ".join(wrong)
+    raise ConfigError(f"`{hook}` of method `{method.name}` should return {kind} {by}. Found {found}.")
+
+
+def _check_names(method: Method, hook: str, returned: Mapping[str, object], names: Collection[str]) -> None:
+    """Raise a ConfigError if a hook returns values for unknown modalities."""
+    unknown = [name for name in returned if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"`{hook}` of method `{method.name}` should return values by modality, of {list(names)}. Found {unknown}."
+        )
+
+
+def _apply_coefficients(step: Step, returned: object) -> None:
+    """Scale the gradients of each encoder by its coefficient, and log it; one that is not finite acts as 1."""
+    method, run = step.method, step.run
+    given = _named_tensors(method, "modbalance_coefficients", returned, names=run.modalities, scalar=True)
+    step.coefficients = _finite(step, given) if given else {}
+    for name, coefficient in step.coefficients.items():
+        run.log(f"coefficient/{name}", coefficient)
+        gradients.scale_(step.parameters(name), coefficient)
+
+
+def _finite(step: Step, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    device = next(iter(coefficients.values())).device
+    values = torch.stack([value.to(device) for value in coefficients.values()])
+    is_finite = values.isfinite()
+    for name, is_bad in zip(coefficients, ~is_finite, strict=True):
+        step.run.count(f"nonfinite/{name}", is_bad)
+    return dict(zip(coefficients, values.where(is_finite, 1), strict=True))
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,1 @@
+"""The user's model: its parts, the forwards seen by hooks, running parts again, unimodal logits."""

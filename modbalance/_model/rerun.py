@@ -1,0 +1,110 @@
+"""Running parts of the model again: the fusion on other features, or all of it on other inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modbalance._model.forward import Args, Forward, Kwargs, replace_features
+from modbalance._model.structure import Structure
+from modbalance._model.watch import Watch
+from modbalance.errors import ConfigError
+
+
+class Rerun:
+    """Runs the fusion or the whole model again, and leaves training flags, buffers and RNG as they were."""
+
+    def __init__(self, structure: Structure, watch: Watch) -> None:
+        self.structure = structure
+        self.watch = watch
+
+    @property
+    def fusion_modules(self) -> list[nn.Module]:
+        """Modules that may run when features become logits; all of the model where a callable hides them."""
+        model = self.structure.model
+        return self.structure.fusion or ([model] if model is not None else [])
+
+    def fuse(self, features: Mapping[str, Tensor], forward: Forward | None, *, training: bool | None = None) -> Tensor:
+        """Return the fusion's output for other features, run as in ``forward``: same further arguments, same autocast.
+
+        Args:
+            features: By modality, (B, ..., D_i).
+            forward: The forward to follow; ``None``: no further arguments, no autocast.
+            training: Mode of this pass; ``None``: as the modules are.
+        """
+        structure = self.structure
+        if structure.fusion_callable is None and not structure.fusion:
+            raise ConfigError(
+                "Running the fusion again needs `fusion=`: the submodule where unimodal features become logits "
+                "(a path, a module, a list applied in sequence, or a callable). Found none."
+            )
+        with ExitStack() as stack:
+            stack.enter_context(preserved(self.fusion_modules, training))
+            stack.enter_context(self.watch.paused())
+            if forward is not None:
+                stack.enter_context(forward.autocast())
+            if structure.fusion_callable is not None:
+                return _as_logits(structure.fusion_callable(*(features[name] for name in structure.modalities)))
+            call = (forward.fusion_args, forward.fusion_kwargs) if forward is not None else ((), {})
+            args, kwargs = replace_features(*call, features, structure.modalities)
+            output = structure.fusion[0](*args, **kwargs)
+            for module in structure.fusion[1:]:
+                output = module(output)
+            return _as_logits(output)
+
+    def model(self, forward: Forward, args: Args, kwargs: Kwargs, *, training: bool) -> Tensor:
+        """Return the logits of the model for other inputs, run as in ``forward``."""
+        model = self.structure.model
+        assert model is not None
+        with preserved([model], training), forward.autocast():
+            output = model(*args, **kwargs)
+        return _as_logits(output if forward.logits_of is None else forward.logits_of(output))
+
+
+@contextmanager
+def preserved(modules: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
+    """Restore training flags, buffers and RNG after the body; run it in the given mode, ``None``: as modules are."""
+    flags = [(module, module.training) for root in modules for module in root.modules()]
+    if training is not None:
+        for root in modules:
+            root.train(training)
+    # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
+    # norm that has run already. In eval mode no buffer changes.
+    owners = [(module._buffers, dict(module._buffers)) for module, _ in flags if module.training]
+    for buffers, kept in owners:
+        buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
+    devices = {p.device for root in modules for p in root.parameters() if p.is_cuda}
+    try:
+        with torch.random.fork_rng([device.index for device in devices]):
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+        for buffers, kept in owners:
+            buffers.update(kept)
+
+
+@contextmanager
+def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the parameters of modules act as constants in the body."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _as_logits(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    raise ConfigError(
+        f"The fusion should return the logits as one tensor. Found {type(output).__name__}: name the modules up to the "
+        "logits in `fusion=[...]`, or pass a callable from features to logits."
+    )

@@ -1,0 +1,212 @@
+"""The model as encoders and fusion: its modules by modality, and which parameter belongs to which modality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from modbalance._model.forward import Inputs
+from modbalance.errors import ConfigError, suggest
+
+Part = str | nn.Module
+Parts = Part | Sequence[Part]
+Fusion = Parts | Callable[..., Tensor]
+
+
+def unwrap(model: nn.Module | None) -> nn.Module | None:
+    """Return the bare module behind DDP and compile wrappers."""
+    if isinstance(model, nn.DataParallel):
+        raise ConfigError(
+            "Parameter `model` should be a module on one device or wrapped by DistributedDataParallel. Found "
+            "nn.DataParallel, whose replicas no hook can follow: use torchrun with DistributedDataParallel."
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return unwrap(cast(nn.Module, model.module))
+    if model is not None and hasattr(model, "_orig_mod"):
+        return unwrap(cast(nn.Module, model._orig_mod))
+    return model
+
+
+def resolve(part: Part, model: nn.Module | None, what: str) -> nn.Module:
+    """Return the submodule that a path names, or the module itself.
+
+    Raises:
+        ConfigError: There is no such submodule (the nearest names are given), or no model to look in.
+    """
+    if isinstance(part, nn.Module):
+        return part
+    if not isinstance(part, str):
+        raise ConfigError(f"{what} should be a path or a module. Found {part!r} of type {type(part).__name__}.")
+    if model is None:
+        raise ConfigError(f"{what} names the submodule {part!r}, which needs `model=`. Found no model.")
+    named = dict(model.named_modules(remove_duplicate=False))
+    if part not in named or not part:
+        raise ConfigError(f"{what} names no submodule of {type(model).__name__}: {part!r}. {suggest(part, named)}")
+    return named[part]
+
+
+def _as_list(parts: Any) -> list[Any]:
+    return list(parts) if isinstance(parts, list | tuple) else [parts]
+
+
+class Structure:
+    """Encoders, fusion and parameter ownership of one model.
+
+    Attributes:
+        model: The user's model without wrappers; ``None`` in the model-free form.
+        modalities: Names of the modalities, in fusion order.
+        encoders: Modules of each modality's encoder; empty where parameter groups name the modalities.
+        fusion: Modules that turn features into logits, applied in sequence; empty where unknown or a callable.
+        fusion_callable: The same as a callable from features to logits.
+        feature_sizes: Sizes of the parts of one concatenated tensor, in fusion order.
+        inputs: Places of the modalities among the arguments of the model.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None,
+        modalities: Mapping[str, Parts] | None,
+        fusion: Fusion | None,
+        feature_sizes: Mapping[str, int] | Sequence[int] | None,
+        inputs: Inputs,
+    ) -> None:
+        self.model = unwrap(model)
+        self.inputs = inputs
+        if modalities is not None:
+            self.encoders = self._resolve_encoders(modalities)
+            owned = {name: _parameters(parts) for name, parts in self.encoders.items()}
+        else:
+            self.encoders = {}
+            owned = _grouped(optimizer)
+        self.modalities = tuple(owned)
+        inputs.check(self.modalities)
+        self._owned = self._named(owned)
+        self._shared = _shared(self._owned)
+        self.fusion, self.fusion_callable = self._resolve_fusion(fusion)
+        self.feature_sizes = self._resolve_sizes(feature_sizes)
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Raise a ConfigError for a parameter group, added later, of a modality that is not known."""
+        modality = group.get("modality")
+        if modality is not None and not self.encoders and modality not in self._owned:
+            raise ConfigError(
+                f"An added group should name one of the modalities {list(self.modalities)}. "
+                f"Found {modality!r}: give all modalities when BalancedOptimizer is built."
+            )
+
+    def adopt(self, group: Mapping[str, Any]) -> None:
+        """Take a parameter group that was added later for a part of the modality that it names."""
+        if self.encoders or "modality" not in group:
+            return
+        named = self._owned[group["modality"]]
+        named.extend((f"{group['modality']}.{len(named) + index}", p) for index, p in enumerate(group["params"]))
+        self._shared = _shared(self._owned)
+
+    def owned(self, modality: str) -> list[tuple[str, nn.Parameter]]:
+        """Return (name, parameter) of a modality's encoder.
+
+        Raises:
+            ConfigError: A parameter belongs to the encoder of another modality too.
+        """
+        self.require_disjoint()
+        return self._owned[modality]
+
+    def listed(self, modality: str) -> list[tuple[str, nn.Parameter]]:
+        """Return (name, parameter) of a modality's encoder, shared or not."""
+        return self._owned[modality]
+
+    def require_disjoint(self) -> None:
+        """Raise a ConfigError if two encoders share a parameter."""
+        for name, owners in self._shared.items():
+            raise ConfigError(
+                f"Encoders should not share parameters, so that each belongs to one modality. Found {name!r} in those "
+                f"of {' and '.join(map(repr, owners))}: name only the parts that are a modality's own in `modalities=`."
+            )
+
+    def sole_fusion_layer(self) -> nn.Module | None:
+        """Return the layer that holds all of the fusion's parameters, if there is one."""
+        leaves = [module for root in self.fusion for module in root.modules() if list(module.parameters(False))]
+        return leaves[0] if len(leaves) == 1 else None
+
+    def explain_missing_features(self, missing: Sequence[str] = ()) -> str:
+        """Return a message on features that no hook recorded: all, or those of ``missing``, with the fix."""
+        if missing:
+            return (
+                f"This method needs the features of each modality. Found none of {', '.join(map(repr, missing))}: "
+                "the modules in `modalities=` should return one tensor and run in each forward. Name an inner module "
+                "that does, or the submodule that receives all features in `fusion=`."
+            )
+        if self.model is None:
+            return (
+                "This method needs the features of each modality. Found none: without `model=` hand them to the "
+                "criterion, `criterion(logits, target, features={...}, unimodal_logits={...})`."
+            )
+        if self.fusion_callable is None and not self.fusion and not self.encoders:
+            return "This method needs the features of each modality. Found neither `fusion=` nor `modalities=`."
+        return (
+            "This method needs the features of each modality, but no forward of the model was seen since the last "
+            "step. Call the model that was passed as `model=` before the criterion, in training mode and with "
+            "gradients (reentrant activation checkpointing runs without them: pass `use_reentrant=False`). If it was "
+            "compiled and called before BalancedOptimizer was built, its hooks never fire: build BalancedOptimizer "
+            "first, or call `torch._dynamo.reset()` after building it."
+        )
+
+    def _resolve_encoders(self, modalities: Mapping[str, Parts]) -> dict[str, list[nn.Module]]:
+        if not isinstance(modalities, Mapping) or not modalities:
+            raise ConfigError(
+                "Parameter `modalities` should map each modality to its encoder, such as {'audio': 'audio_net'}. "
+                f"Found `modalities = {modalities!r}`."
+            )
+        return {
+            name: [resolve(part, self.model, f"modalities[{name!r}]") for part in _as_list(parts)]
+            for name, parts in modalities.items()
+        }
+
+    def _resolve_fusion(self, fusion: Fusion | None) -> tuple[list[nn.Module], Callable[..., Tensor] | None]:
+        if fusion is None:
+            return [], None
+        if callable(fusion) and not isinstance(fusion, nn.Module):
+            return [], fusion
+        return [resolve(part, self.model, "Parameter `fusion`") for part in _as_list(fusion)], None
+
+    def _resolve_sizes(self, sizes: Mapping[str, int] | Sequence[int] | None) -> tuple[int, ...] | None:
+        if sizes is None:
+            return None
+        if isinstance(sizes, Mapping) and set(sizes) == set(self.modalities):
+            return tuple(sizes[name] for name in self.modalities)
+        if not isinstance(sizes, Mapping) and len(sizes) == len(self.modalities):
+            return tuple(sizes)
+        raise ConfigError(
+            f"Parameter `feature_sizes` should give one size for each of {list(self.modalities)}. Found {sizes!r}."
+        )
+
+    def _named(self, owned: Mapping[str, list[nn.Parameter]]) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        names = {id(p): name for name, p in self.model.named_parameters()} if self.model is not None else {}
+        return {
+            modality: [(names.get(id(p), f"{modality}.{index}"), p) for index, p in enumerate(parameters)]
+            for modality, parameters in owned.items()
+        }
+
+
+def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return list({id(p): p for module in modules for p in module.parameters()}.values())
+
+
+def _grouped(optimizer: Optimizer) -> dict[str, list[nn.Parameter]]:
+    owned: dict[str, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        if "modality" in group:
+            owned.setdefault(group["modality"], []).extend(group["params"])
+    return owned
+
+
+def _shared(owned: Mapping[str, list[tuple[str, nn.Parameter]]]) -> dict[str, list[str]]:
+    owners: dict[int, tuple[str, list[str]]] = {}
+    for modality, named in owned.items():
+        for name, parameter in named:
+            owners.setdefault(id(parameter), (name, []))[1].append(modality)
+    return {name: modalities for name, modalities in owners.values() if len(modalities) > 1}

@@ -1,0 +1,159 @@
+"""Reports to the user: logged quantities and counters, warnings that are given once, the text of `opt.describe()`."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from modbalance.errors import ModbalanceWarning
+from modbalance.method import Method
+
+
+class Telemetry:
+    """The latest value of every logged quantity, and counters; tensors stay on their device until `read`."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Tensor | float] = {}
+        self._counters: dict[str, Tensor | float] = {}
+        self._warnings: dict[str, str] = {}
+
+    def log(self, key: str, value: Tensor | float) -> None:
+        """Keep the latest value of ``key``: a number or a 0-dim tensor, which is not read."""
+        self._values[key] = value.detach() if isinstance(value, Tensor) else value
+
+    def count(self, key: str, increment: Tensor, warning: str | None = None) -> None:
+        """Add ``increment`` (0-dim) to the counter ``key``; the first `read` with it above 0 gives ``warning``."""
+        if warning is not None and key not in self._counters:
+            self._warnings[key] = warning
+        self._counters[key] = self._counters.get(key, 0) + increment.detach()
+
+    def forget(self, method: str) -> None:
+        """Drop the values, not the counters, of a method whose window is over."""
+        self._values = {key: v for key, v in self._values.items() if not key.startswith(method + "/")}
+
+    def read(self) -> dict[str, float]:
+        """Move everything to the host, one copy per device."""
+        logged = self._values | self._counters
+        by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
+        numbers: dict[str, float] = {}
+        for key, value in logged.items():
+            if isinstance(value, Tensor):
+                by_device.setdefault(value.device, []).append((key, value))
+            else:
+                numbers[key] = float(value)
+        for entries in by_device.values():
+            vector = torch.stack([value.reshape(()).float() for _, value in entries])
+            numbers.update(zip([key for key, _ in entries], vector.tolist(), strict=True))
+        for warning in {self._warnings[key]: None for key in self._warnings if numbers[key] > 0}:
+            self._warnings = {key: other for key, other in self._warnings.items() if other != warning}
+            warnings.warn(warning, ModbalanceWarning, stacklevel=depth_of_caller())
+        return {key: numbers[key] for key in logged}
+
+
+# Warnings
+
+MISSING_CRITERION = (
+    "`step()` found no criterion call since the last step, so the gradients stay as they are and {methods} does not "
+    "act. Take the loss from `criterion = opt.criterion(loss_fn)` and call the model in training mode; outside of a "
+    "method's window nothing is needed. Given once."
+)
+TWO_FORWARDS = (
+    "The model ran twice in training mode before a criterion call, and methods see the last forward alone. Call the "
+    "criterion after each forward, and run what is not for training in eval mode or under `torch.no_grad()`. Given "
+    "once."
+)
+EARLIER_OPTIMIZER = (
+    "An earlier BalancedOptimizer replaced features or inputs of this model. Its hooks were taken off, so that it no "
+    "longer acts. Call `.remove()` on an optimizer that you replace; several methods go into one, `method=[...]`."
+)
+MISSING_LOSS = (
+    "`step()` found no criterion call since the last step, so that {methods} replaced features in the forward, but "
+    "nothing added what it trains them by. Take the loss from `criterion = opt.criterion(loss_fn)`. Given once."
+)
+EPOCH_NEVER_MOVES = (
+    "Training has alternated with evaluation, but `opt.epoch` is still 0, and {methods} acts in a window of epochs. "
+    "Call `opt.end_epoch()` after each epoch, or set `opt.epoch`. Given once."
+)
+ADAM_INVARIANCE = (
+    "{methods} scales gradients, and {optimizer} divides them by their own running size, so that a constant scale has "
+    "almost no effect on it; what remains is the effect of changes of the scale. SGD shows the full effect."
+)
+
+
+_INNER = re.compile(r"(modbalance(_\w+)?|pluggy|torch)(\.|$)")
+
+
+def depth_of_caller() -> int:
+    """Return the `stacklevel` that points at the first frame outside of modbalance, its plugins, pluggy and torch."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _INNER.match(frame.f_globals.get("__name__", "")):
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+class Notices:
+    """Gives each warning once per optimizer."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def give(self, message: str, **words: str) -> None:
+        """Warn with ``message``, unless that was done before."""
+        if message not in self._given:
+            self._given.add(message)
+            warnings.warn(message.format(**words), ModbalanceWarning, stacklevel=depth_of_caller())
+
+
+# The text of `opt.describe()`
+
+NamedParameters = Sequence[tuple[str, Tensor]]
+
+
+def describe(
+    encoders: Mapping[str, NamedParameters],
+    methods: Sequence[tuple[Method, Sequence[str]]],
+    lines: Sequence[str],
+) -> str:
+    """Return two tables, modalities and methods, and further lines.
+
+    Args:
+        encoders: Named parameters of each modality's encoder, in fusion order.
+        methods: Each method with the hooks that it implements, in firing order.
+        lines: What stands below the tables.
+    """
+    console = Console(width=110, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(_modalities_table(encoders, methods))
+        console.print(_methods_table(methods))
+        for line in lines:
+            console.print(line)
+    return capture.get().rstrip()
+
+
+def _modalities_table(
+    encoders: Mapping[str, NamedParameters], methods: Sequence[tuple[Method, Sequence[str]]]
+) -> Table:
+    table = Table("modality", "parameters", "elements", "modulated by", title="Modalities, in fusion order")
+    scaling = [method for method, hooks in methods if "modbalance_coefficients" in hooks]
+    for modality, named in encoders.items():
+        counts = [f"{method.name}: {sum(method.modulates(name, p) for name, p in named)}" for method in scaling]
+        elements = sum(parameter.numel() for _, parameter in named)
+        table.add_row(modality, str(len(named)), f"{elements:,}", ", ".join(counts) or "-")
+    return table
+
+
+def _methods_table(methods: Sequence[tuple[Method, Sequence[str]]]) -> Table:
+    table = Table("method", "options", "hooks, in firing order", title="Methods, in order")
+    for method, hooks in methods:
+        options = "\n".join(f"{name} = {getattr(method, name)!r}" for name in method.options())
+        table.add_row(method.name, options, "\n".join(hooks))
+    if not methods:
+        table.add_row("none", "-", "-")
+    return table

@@ -1,0 +1,51 @@
+"""State of one training that all methods of an optimizer share; methods reach it through `modbalance.context.Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+from torch import Tensor
+from torch.optim import Optimizer
+
+from modbalance._model.rerun import Rerun
+from modbalance._model.structure import Structure
+from modbalance._model.unimodal import Unimodal
+from modbalance._model.watch import Watch
+from modbalance._ranks import Ranks
+from modbalance._reporting import Telemetry
+from modbalance.scores import Score
+
+
+@attrs.define(eq=False)
+class Training:
+    """One training with one optimizer.
+
+    Attributes:
+        structure: The model as encoders and fusion.
+        watch: The hooks on the model.
+        rerun: Runs parts of the model again.
+        unimodal: Computes unimodal logits.
+        ranks: The ranks that train the model together.
+        telemetry: Logged values and counters.
+        optimizer: The inner optimizer.
+        dry_run: Whether everything is computed and logged but nothing may change.
+        epoch: Current epoch, 0-based.
+        steps: Optimizer steps taken so far in which a method acted.
+        loss_fn: The loss of the latest `opt.criterion`, ``scorer`` its score.
+        should_stop: Whether a method would end the training.
+    """
+
+    structure: Structure
+    watch: Watch
+    rerun: Rerun
+    unimodal: Unimodal
+    ranks: Ranks
+    telemetry: Telemetry
+    optimizer: Optimizer
+    dry_run: bool = False
+    epoch: int = 0
+    steps: int = 0
+    loss_fn: Callable[..., Tensor] | None = None
+    scorer: Score | None = None
+    should_stop: bool = False

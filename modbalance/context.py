@@ -1,0 +1,447 @@
+"""The arguments of hooks: the run, a batch in the criterion, a step in `modulate()`, the data of an epoch."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.optim import Adagrad
+
+from modbalance._model.forward import Forward, map_tensors
+from modbalance._model.rerun import preserved
+from modbalance._model.structure import Part, resolve
+from modbalance._reporting import depth_of_caller
+from modbalance._training import Training
+from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
+from modbalance.gradients import optimized
+from modbalance.method import Method
+from modbalance.scores import Score, row_mask
+
+__all__ = ["Batch", "EpochData", "Forwarder", "Run", "Step", "default_forward"]
+
+Forwarder = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+
+
+@attrs.frozen(eq=False)
+class Run:
+    """One training with one optimizer, for one method: values are logged under its name."""
+
+    _training: Training
+    _prefix: str = "modbalance"
+
+    # The training
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in fusion order."""
+        return self._training.structure.modalities
+
+    @property
+    def epoch(self) -> int:
+        """Current epoch, 0-based."""
+        return self._training.epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far in which a method acted; a step that a GradScaler skips does not count."""
+        return self._training.steps
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether everything is computed and logged but nothing may change."""
+        return self._training.dry_run
+
+    @property
+    def loss_fn(self) -> Callable[..., Tensor] | None:
+        """The loss of the latest `opt.criterion`; ``None`` before."""
+        return self._training.loss_fn
+
+    def stop(self) -> None:
+        """Set `opt.should_stop`: the method would end the training here. Nothing stops by itself."""
+        self._training.should_stop = True
+
+    # The model
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The user's model without DDP or compile wrappers, ``None`` in the model-free form."""
+        return self._training.structure.model
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the optimizer's first parameter."""
+        return next(optimized(self._training.optimizer)).device
+
+    @property
+    def fusion_modules(self) -> Sequence[nn.Module]:
+        """Modules of `fusion=`, applied in sequence; empty where it is a callable or not given."""
+        return self._training.structure.fusion
+
+    @property
+    def fusion_callable(self) -> Callable[..., Tensor] | None:
+        """`fusion=` where it is a callable from features to logits."""
+        return self._training.structure.fusion_callable
+
+    @property
+    def sole_fusion_layer(self) -> nn.Module | None:
+        """The layer that holds all of the fusion's parameters, if there is one."""
+        return self._training.structure.sole_fusion_layer()
+
+    @property
+    def feature_sizes(self) -> Mapping[str, int]:
+        """`feature_sizes=` by modality; empty where it was not given."""
+        sizes = self._training.structure.feature_sizes
+        return {} if sizes is None else dict(zip(self.modalities, sizes, strict=True))
+
+    def module(self, part: Part, what: str) -> nn.Module:
+        """Return the submodule of the model that a path names, or the module itself.
+
+        Args:
+            part: Path or module.
+            what: Its name in messages, such as "Option `head`".
+
+        Raises:
+            ConfigError: There is no such submodule.
+        """
+        return resolve(part, self.model, what)
+
+    def encoders(self, modality: str) -> Sequence[nn.Module]:
+        """Return the modules of a modality's encoder; empty where parameter groups name the modalities."""
+        return self._training.structure.encoders.get(modality, [])
+
+    def encoder_parameters(self, modality: str) -> list[tuple[str, nn.Parameter]]:
+        """Return (name, parameter) of a modality's encoder, whether this optimizer updates them or not.
+
+        Raises:
+            ConfigError: The encoder shares a parameter with that of another modality.
+        """
+        return self._training.structure.owned(modality)
+
+    def parameters(self, modality: str) -> list[tuple[str, nn.Parameter]]:
+        """Return (name, parameter) of a modality's encoder, as far as this optimizer updates them.
+
+        Raises:
+            ConfigError: The encoder shares a parameter with that of another modality.
+        """
+        ours = {id(p) for p in self.optimized_parameters()}
+        return [(name, p) for name, p in self.encoder_parameters(modality) if id(p) in ours]
+
+    # The inner optimizer
+
+    def optimized_parameters(self) -> Iterator[Tensor]:
+        """Yield every parameter of the inner optimizer, in its order."""
+        return optimized(self._training.optimizer)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the state dict of the inner optimizer."""
+        return self._training.optimizer.state_dict()
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Restore the inner optimizer from such a state dict."""
+        self._training.optimizer.load_state_dict(state)
+
+    @property
+    def can_clear_optimizer_state(self) -> bool:
+        """Whether the inner optimizer makes the state of a parameter anew; Adagrad does so only when it is built."""
+        return not isinstance(self._training.optimizer, Adagrad)
+
+    def clear_optimizer_state(self, parameters: Iterable[Tensor]) -> None:
+        """Drop the inner optimizer's state of some parameters, such as momentum."""
+        for parameter in parameters:
+            self._training.optimizer.state.pop(parameter, None)
+
+    # Ranks
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process among those that train the model together, 0 without torch.distributed."""
+        return self._training.ranks.rank
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over ranks; for use outside of a step, where statistics are summed by the core."""
+        return self.sums([tensor])[0]
+
+    def sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sum of each tensor over ranks, in one all-reduce; shapes and dtypes are kept."""
+        return self._training.ranks.sum(tensors)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean over ranks."""
+        return self.sum(tensor) / self._training.ranks.count
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, in rank order; ranks may hold different numbers of rows."""
+        return self._training.ranks.gather_rows(rows)
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Return the tensor of rank 0, on every rank; in place."""
+        return self._training.ranks.broadcast(tensor)
+
+    # Data between epochs
+
+    def evaluate(self, loader: Iterable[Any], forward: Forwarder) -> Iterator[Batch]:
+        """Yield a batch with features, logits and target for each batch of a loader, in eval mode and without graph.
+
+        Training flags, buffers and the RNG of the model's forward are left as they were; methods replace nothing.
+        """
+        assert self.model is not None
+        loss_fn = self.loss_fn
+        for item in loader:
+            separately = self._training.watch.separately()
+            with torch.no_grad(), preserved([self.model], training=False), separately as seen:
+                logits, target = forward(self.model, item)
+            yield Batch(
+                self,
+                forward=seen,
+                features=seen.features,
+                logits=logits,
+                target=target,
+                task_loss=None if loss_fn is None else partial(_loss_of, loss_fn, target),
+                scorer=self._training.scorer,
+            )
+
+    # Reports and randomness
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Keep the latest value of a quantity, such as ``kappa/audio``, for `opt.metrics()`; no host read."""
+        self._training.telemetry.log(f"{self._prefix}/{name}", value)
+
+    def count(self, name: str, increment: Tensor, warning: str | None = None) -> None:
+        """Add a 0-dim tensor to a counter of `opt.metrics()`, which gives ``warning`` once if it is above 0."""
+        self._training.telemetry.count(f"{self._prefix}/{name}", increment, warning)
+
+    def warn(self, message: str) -> None:
+        """Give a ModbalanceWarning that points at the user's line."""
+        warnings.warn(message, ModbalanceWarning, stacklevel=depth_of_caller())
+
+    def generator(self, device: torch.device, seed: int) -> torch.Generator:
+        """Return a generator for the current step: its stream depends on ``seed`` and ``steps`` alone.
+
+        Two ranks, or a run and its resumption, therefore draw the same numbers, and a step that never happens takes
+        no numbers away from the next one.
+        """
+        # Odd multiplier (2^64 / golden ratio) so that neighbouring seeds and steps do not share streams.
+        key = (seed * 0x9E3779B97F4A7C15 + self.steps) % 2**63
+        return torch.Generator(device).manual_seed(key)
+
+
+# A dataclass: dynamo cannot build an attrs class with factories inside a compiled forward.
+@dataclass(eq=False)
+class Batch:
+    """One call of the criterion, or the forward that leads to it.
+
+    Attributes:
+        run: The run.
+        features: By modality, (B, ..., D_i), with graph; empty where no hook and no user gave them.
+        logits: Fused logits, with graph.
+        target: Target as given to the criterion.
+        task_loss: The user's loss as a function of logits, with the target and further arguments of this call.
+        present: By modality, boolean (B,): the samples that have this modality; a modality left out has all.
+        index: Number of this batch among the micro-batches of its step, from 0.
+
+    The core alone uses ``forward`` (record of the model's forward, ``None`` in the model-free form), ``scorer`` and
+    ``given_logits`` (unimodal logits of the user).
+    """
+
+    run: Run
+    forward: Forward | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    target: Any = None
+    task_loss: Callable[[Tensor], Tensor] | None = None
+    scorer: Score | None = None
+    present: Mapping[str, Tensor] = field(default_factory=dict)
+    given_logits: Mapping[str, Tensor] | None = None
+    index: int = 0
+    _unimodal_logits: dict[str, Tensor] = field(default_factory=dict)
+    _caches: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def _seen_by(self, run: Run) -> Batch:
+        """Return this batch for another method: same tensors, and unimodal logits that are computed once for all."""
+        view = copy.copy(self)
+        view.run = run
+        return view
+
+    @property
+    def cache(self) -> dict[str, Any]:
+        """A place where an earlier hook of this method leaves values for a later one on the same batch."""
+        return self._caches.setdefault(self.run._prefix, {})
+
+    @property
+    def unimodal_logits(self) -> Mapping[str, Tensor]:
+        """Logits of each modality alone, (B, C, ...) each, without graph; computed once, on first use.
+
+        Raises:
+            ObservationError: Neither the features nor the logits were seen or given.
+        """
+        if not self._unimodal_logits:
+            with torch.no_grad():
+                self._unimodal_logits.update(self.given_logits or self._computed_logits())
+        return self._unimodal_logits
+
+    def unimodal_logits_live(self, frozen_head: bool = True, *, auto: str = "auto") -> Mapping[str, Tensor]:
+        """Logits of each modality alone, with graph to the encoders.
+
+        Args:
+            frozen_head: Whether the fusion's parameters act as constants.
+            auto: What ``unimodal="auto"`` means for the method: ``"zero"`` keeps the head's full bias.
+        """
+        with self.run._training.unimodal.frozen_head() if frozen_head else nullcontext():
+            return self.given_logits or self._computed_logits(live=True, auto=auto)
+
+    def _computed_logits(self, *, live: bool = False, auto: str = "auto") -> Mapping[str, Tensor]:
+        unimodal = self.run._training.unimodal
+        return unimodal.logits(self.require_features(), self.logits, self.forward, live=live, auto=auto)
+
+    def coalition_logits(
+        self, subset: Collection[str], *, remove: Literal["inputs", "features"] = "inputs", training: bool = False
+    ) -> Tensor:
+        """Return the fused logits when only the modalities of ``subset`` are present, with graph.
+
+        Args:
+            subset: Names of the modalities that stay.
+            remove: Whether the inputs of the others become the mask value (the model runs again) or their features
+                become zero (the fusion runs again).
+            training: Mode of the pass. Training flags of every module, buffers and RNG are restored afterwards.
+        """
+        rerun, structure = self.run._training.rerun, self.run._training.structure
+        if remove == "features":
+            kept = {name: f if name in subset else torch.zeros_like(f) for name, f in self.require_features().items()}
+            return rerun.fuse(kept, self.forward, training=training)
+        forward = self._require_inputs()
+        args, kwargs = structure.inputs.masked(*(forward.inputs or ((), {})), structure.modalities, subset)
+        with self.run._training.watch.paused():
+            return rerun.model(forward, args, kwargs, training=training)
+
+    def _require_inputs(self) -> Forward:
+        """Return the forward with the model's inputs, or raise an ObservationError with the way to have them seen."""
+        if self.forward is None or self.forward.inputs is None:
+            raise ObservationError(
+                "Removing a modality at the input needs the forward of the model to be seen. Found none: pass "
+                "`model=` to BalancedOptimizer and call the model itself, not its parts."
+            )
+        return self.forward
+
+    def require_features(self) -> Mapping[str, Tensor]:
+        """Return the features, or raise an ObservationError with the way to have them seen."""
+        missing = [name for name in self.run.modalities if name not in self.features]
+        if missing:
+            structure = self.run._training.structure
+            raise ObservationError(structure.explain_missing_features(missing if self.features else []))
+        return self.features
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the autocast context of the forward; none where no forward was seen."""
+        return nullcontext() if self.forward is None else self.forward.autocast()
+
+    def where_present(self, modality: str, tensor: Tensor) -> Tensor:
+        """Return an equal tensor, (B, ...), whose gradient stops at the samples that lack the modality."""
+        there = self.present.get(modality)
+        if there is None:
+            return tensor
+        return torch.where(row_mask(there, tensor), tensor, tensor.detach())
+
+    def score(
+        self, logits: Tensor, modality: str | None = None, of: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (sum of the scores of ``logits``, number of elements that count), both 0-dim, without graph.
+
+        Elements that are ignored, or whose sample lacks ``modality``, count in neither.
+
+        Args:
+            logits: (B, C, ...).
+            modality: Whose logits they are; ``None``: the fused ones.
+            of: Turns the score of each element into the summand, such as its logarithm.
+        """
+        assert self.scorer is not None
+        with torch.no_grad():
+            score, mask = self.scorer(logits, self.target)
+            score = score if of is None else of(score)
+            there = self.present.get(modality) if modality else None
+            if there is not None:
+                there = row_mask(there, score).expand_as(score)
+                mask = there if mask is None else mask & there
+            if mask is None:
+                return score.sum(), score.new_full((), score.numel())
+            return score.where(mask, 0).sum(), mask.sum(dtype=score.dtype)
+
+
+@attrs.define(eq=False)
+class Step:
+    """One optimizer step, for one method.
+
+    Attributes:
+        run: The run.
+        method: The method.
+        stats: Sums that this method's ``modbalance_observe`` returned, added over micro-batches and ranks.
+        coefficients: Coefficients of this method that were applied, 0-dim, by modality.
+        cache: A place where an earlier hook of this method leaves values for a later one in the same step.
+    """
+
+    run: Run
+    method: Method
+    stats: Mapping[str, Tensor]
+    coefficients: Mapping[str, Tensor] = attrs.field(factory=dict)
+    cache: dict[str, Any] = attrs.field(factory=dict)
+    _generators: dict[torch.device, torch.Generator] = attrs.field(factory=dict)
+
+    def generator(self, device: torch.device, seed: int) -> torch.Generator:
+        """Return this step's generator on ``device``: one stream for the whole step, see `Run.generator`."""
+        if device not in self._generators:
+            self._generators[device] = self.run.generator(device, seed)
+        return self._generators[device]
+
+    def parameters(self, modality: str) -> list[nn.Parameter]:
+        """Return the parameters of an encoder that have a gradient and that the method modulates."""
+        named = self.run.parameters(modality)
+        return [p for name, p in named if p.grad is not None and self.method.modulates(name, p)]
+
+
+@attrs.define(eq=False)
+class EpochData:
+    """Arguments of `opt.end_epoch()`.
+
+    Attributes:
+        train: Loader of training batches, or ``None``.
+        val: Loader of validation batches, or ``None``.
+        metrics: ``{"loss": {modality: float}, "accuracy": {...}}``, or ``None``.
+        forward: ``(model, batch) -> (logits, target)``.
+    """
+
+    train: Iterable[Any] | None
+    val: Iterable[Any] | None
+    metrics: Mapping[str, Mapping[str, float]] | None
+    forward: Forwarder
+
+
+def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+    """Return logits and target of a batch that ends with the target, on the device of the model.
+
+    Raises:
+        ConfigError: The batch is no list or tuple, so that its target is not known.
+    """
+    if not isinstance(batch, list | tuple):
+        raise ConfigError(
+            f"A batch of a loader should be a tuple or list of inputs and, last, the target. Found "
+            f"{type(batch).__name__}: pass `opt.end_epoch(..., forward=lambda model, batch: (logits, target))`."
+        )
+    device = next(model.parameters()).device
+    *inputs, target = (_moved(item, device) for item in batch)
+    return model(*inputs), target
+
+
+def _moved(item: Any, device: torch.device) -> Any:
+    # Packed sequences, and the mappings that tokenizers return, move by a method of their own.
+    return item.to(device) if hasattr(item, "to") else map_tensors(item, lambda tensor: tensor.to(device))
+
+
+def _loss_of(loss_fn: Callable[..., Tensor], target: Any, logits: Tensor) -> Tensor:
+    return loss_fn(logits, target)

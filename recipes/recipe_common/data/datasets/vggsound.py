@@ -1,0 +1,96 @@
+"""VGGSound on disk: layouts in use, lists of clips, and the split into training and test."""
+
+from pathlib import Path
+
+from recipe_common.data.prepare.video import VideoJob
+from recipe_common.data.samples.clips import ClipLayout, flat_job
+from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.splits import Split
+from recipe_common.data.samples.youtube import CLIP_NAME, add_row, csv_rows, disjoint
+from recipe_common.errors import RecipeError
+
+PARTS = ("train", "test")
+LAYOUT = ClipLayout(
+    audio=("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
+    frames=(
+        "visual",
+        "video",
+        *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
+        *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
+    ),
+    videos=(*(f"{part}-videos/{part}-set/*.mp4" for part in PARTS), "videos/*.mp4"),
+    bases=(".", "vggsound", "VGGSound", "data/VGGSound"),
+    prepare="python recipes/vggsound.py prepare --data-root {root}",
+)
+COLUMNS = "video id, start second, label, train or test"
+
+
+def read_split(root: Path) -> tuple[Split, str]:
+    """Return the split, without validation rows, and a line about its origin.
+
+    Raises:
+        RecipeError: If the lists are absent or malformed.
+    """
+    if path := LAYOUT.find_file(root, ["vggsound.csv"]):
+        return read_vggsound(path), str(path)
+    lists = [LAYOUT.find_file(root, [f"{part}.csv"]) for part in PARTS]
+    train, test = lists
+    if train and test:
+        return disjoint(Split(read_named_list(train), (), read_named_list(test))), f"{train}, {test}"
+    raise RecipeError(
+        f"{root} should hold vggsound.csv, or train.csv and test.csv",
+        found=str(train or test or "none of them"),
+        fix="download vggsound.csv, which lists all clips, from the VGGSound site",
+    )
+
+
+def read_vggsound(path: Path) -> Split:
+    """Read `vggsound.csv`: video id, start second, label (quoted if it holds a comma), `train` or `test`; no header.
+
+    Returns:
+        The split, without validation rows.
+
+    Raises:
+        RecipeError: With file and line number, for a line of another form, or a clip with two labels.
+    """
+    parts: dict[str, dict[str, Row]] = {"train": {}, "test": {}}
+    for number, cells in csv_rows(path):
+        where = f"{path}:{number}"
+        if len(cells) != 4 or cells[3] not in parts or not cells[1].isdigit() or not all(cells):
+            raise RecipeError(f"{where} should be {COLUMNS}", found=repr(",".join(cells)), fix="correct the line")
+        add_row(parts[cells[3]], Row(f"{cells[0]}_{cells[1]}", cells[2]), where)
+    for name, rows in parts.items():
+        if not rows:
+            raise RecipeError(
+                f"{path} should have {name} rows", found="none", fix="restore the file, which is cut short"
+            )
+    return disjoint(Split(tuple(parts["train"].values()), (), tuple(parts["test"].values())))
+
+
+def read_named_list(path: Path) -> tuple[Row, ...]:
+    """Read a csv file of clip name and class name, such as `ID_000030.mp4,"playing theremin, solo"`; no header.
+
+    Raises:
+        RecipeError: With file and line number, for a line of another form, or a clip with two labels.
+    """
+    rows: dict[str, Row] = {}
+    for number, cells in csv_rows(path):
+        if len(cells) != 2 or not CLIP_NAME.fullmatch(cells[0]) or not cells[1]:
+            raise RecipeError(
+                f"{path}:{number} should be `ID_000030.mp4,label`", found=repr(",".join(cells)), fix="correct the line"
+            )
+        add_row(rows, Row(cells[0].removesuffix(".mp4"), cells[1]), f"{path}:{number}")
+    if not rows:
+        raise RecipeError(
+            f"{path} should have lines such as `ID_000030.mp4,label`", found="none", fix="restore the file"
+        )
+    return tuple(rows.values())
+
+
+def video_job(root: Path, video: Path) -> VideoJob:
+    """Return a job for frames and sound in the layout of Peng et al. (CVPR 2022), or in a flat one for videos/."""
+    part = video.parent.name.removesuffix("-set")
+    if part not in PARTS:
+        return flat_job(root, video)
+    frames = root / f"{part}-videos/{part}-set-img/Image-01-FPS" / video.name
+    return VideoJob(video, frames, root / f"{part}-audios/{part}-set/{video.stem}.wav")
