@@ -92,6 +92,7 @@ def build_job(
     """Build model, optimizer and loaders. Equal flags give equal weights, whatever the method."""
     model = build_model(recipe, args, data, precision, method)
     wrapped = join(model, method, ranks)
+    torch.compiler.reset()  # the code of earlier runs is of no use, and counts towards the limit of recompilations
     optimizer = build_optimizer(recipe, args, wrapped, balancing(method), options)
     # Methods may draw different amounts while they are set up; training starts from one state.
     torch.manual_seed(args.seed if ranks.is_first else derived_seed(args.seed, ranks.rank))
