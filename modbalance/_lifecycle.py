@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from modbalance import _reporting, gradients
+from modbalance._model.compiled import respect_hooks
 from modbalance._model.forward import Forward
 from modbalance._plugins import Hooks
 from modbalance._reporting import Notices
@@ -400,6 +401,8 @@ class Lifecycle:
             watch.edit_inputs = self._edit_inputs
         if self.hooks.implementers("modbalance_features"):
             watch.edit_features = self._edit_features
+        if self.run.model is not None:
+            respect_hooks(self.run.model)
         if self.methods:
             watch.attach()
         self.move_to_epoch(self.training.epoch)

@@ -122,6 +122,9 @@ def _features_in_eval(batch: Batch, *, masked: bool = False) -> Mapping[str, Ten
     Args:
         batch: The batch.
         masked: Return those of the mask value instead, for one sample: (1, ..., D_i).
+
+    Raises:
+        ObservationError: No hook saw the features.
     """
     training, forward = batch.run._training, batch._require_inputs()
     args, kwargs = forward.inputs or ((), {})
@@ -130,6 +133,8 @@ def _features_in_eval(batch: Batch, *, masked: bool = False) -> Mapping[str, Ten
         args, kwargs = map_tensors(args, _first), map_tensors(kwargs, _first)
     with training.watch.separately() as seen:
         training.rerun.model(forward, args, kwargs, training=False)
+    if not seen.features:
+        raise ObservationError(training.structure.explain_missing_features(ran=True))
     return seen.features
 
 

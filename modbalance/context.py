@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad
 
+from modbalance._model import compiled
 from modbalance._model.forward import Forward, map_tensors
 from modbalance._model.rerun import preserved
 from modbalance._model.structure import Part, resolve
@@ -326,7 +327,8 @@ class Batch:
         if self.forward is None or self.forward.inputs is None:
             raise ObservationError(
                 "Removing a modality at the input needs the forward of the model to be seen. Found none: pass "
-                "`model=` to BalancedOptimizer and call the model itself, not its parts."
+                "`model=` to BalancedOptimizer and call the model itself, not its parts. If it is compiled, "
+                f"{compiled.FIX}."
             )
         return self.forward
 
@@ -335,7 +337,8 @@ class Batch:
         missing = [name for name in self.run.modalities if name not in self.features]
         if missing:
             structure = self.run._training.structure
-            raise ObservationError(structure.explain_missing_features(missing if self.features else []))
+            ran = self.forward is not None and self.forward.inputs is not None
+            raise ObservationError(structure.explain_missing_features(missing if self.features else [], ran=ran))
         return self.features
 
     def autocast(self) -> AbstractContextManager[object]:

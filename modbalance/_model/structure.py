@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from modbalance._model import compiled
 from modbalance._model.forward import Inputs
 from modbalance.errors import ConfigError, suggest
 
@@ -132,8 +133,13 @@ class Structure:
         leaves = [module for root in self.fusion for module in root.modules() if list(module.parameters(False))]
         return leaves[0] if len(leaves) == 1 else None
 
-    def explain_missing_features(self, missing: Sequence[str] = ()) -> str:
-        """Return a message on features that no hook recorded: all, or those of ``missing``, with the fix."""
+    def explain_missing_features(self, missing: Sequence[str] = (), *, ran: bool = False) -> str:
+        """Return a message on features that no hook recorded, with the fix.
+
+        Args:
+            missing: The modalities, if it is not all of them.
+            ran: Whether a forward of the model was seen.
+        """
         if missing:
             return (
                 f"This method needs the features of each modality. Found none of {', '.join(map(repr, missing))}: "
@@ -147,12 +153,17 @@ class Structure:
             )
         if self.fusion_callable is None and not self.fusion and not self.encoders:
             return "This method needs the features of each modality. Found neither `fusion=` nor `modalities=`."
+        if ran and compiled.is_compiled(self.model):
+            return (
+                "This method needs the features of each modality, which hooks record. Found compiled code without "
+                f"them: torch runs what it compiled before they were there, for this {type(self.model).__name__} or "
+                f"another one. Leave `torch._dynamo.config.skip_nnmodule_hook_guards` at False, and {compiled.FIX}."
+            )
         return (
             "This method needs the features of each modality, but no forward of the model was seen since the last "
             "step. Call the model that was passed as `model=` before the criterion, in training mode and with "
-            "gradients (reentrant activation checkpointing runs without them: pass `use_reentrant=False`). If it was "
-            "compiled and called before BalancedOptimizer was built, its hooks never fire: build BalancedOptimizer "
-            "first, or call `torch._dynamo.reset()` after building it."
+            "gradients (reentrant activation checkpointing runs without them: pass `use_reentrant=False`). If it is "
+            f"compiled, its code may be older than the hooks: {compiled.FIX}."
         )
 
     def _resolve_encoders(self, modalities: Mapping[str, Parts]) -> dict[str, list[nn.Module]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modbalance import BalancedOptimizer, ObservationError
 from support.models import AudioVisual, Multimodal
-from support.training import assert_close, audio_visual, balanced, batches, multimodal, sgd, train
+from support.training import Batch, assert_close, audio_visual, balanced, batches, multimodal, sgd, train
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -20,13 +23,21 @@ LOSS = nn.CrossEntropyLoss()
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
-    yield
+    with default_guards():
+        yield
     torch._dynamo.reset()
 
 
-def wrapped(model: nn.Module, compiled: Any, method: str = "ogm") -> BalancedOptimizer:
+def default_guards() -> AbstractContextManager[None]:
+    """Return a context with torch's own setting, as before any BalancedOptimizer is built."""
+    return torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)
+
+
+def wrapped(model: nn.Module, compiled: Any, method: str = "ogm", **options: Any) -> BalancedOptimizer:
     modalities = {"audio": "audio_net", "visual": "visual_net"}
-    return BalancedOptimizer(sgd(model), method, model=compiled, modalities=modalities, fusion="fusion_module")
+    return BalancedOptimizer(
+        sgd(model), method, model=compiled, modalities=modalities, fusion="fusion_module", **options
+    )
 
 
 @pytest.mark.slow
@@ -63,19 +74,139 @@ def test_window_edges_of_a_compiled_model() -> None:
     assert optimizer._lifecycle.training.steps == 2
 
 
-def test_hooks_added_after_the_first_compiled_call_are_noticed() -> None:
+# Hooks and code that was compiled before them
+
+
+def in_place(model: nn.Module) -> Any:
+    model.compile(backend="eager")
+    return model
+
+
+def around(model: nn.Module) -> Any:
+    return torch.compile(lambda *inputs: model(*inputs), backend="eager")
+
+
+FORMS: dict[str, Callable[[nn.Module], Any]] = {
+    "module": lambda model: torch.compile(model, backend="eager"),
+    "in place": in_place,
+    "function around it": around,
+}
+METHODS = ["none", "ogm", "dgl", "cggm", "agm"]
+
+
+def described(model: nn.Module, method: str) -> BalancedOptimizer:
+    return wrapped(model, model, method, **({"clip_trigger": None} if method == "agm" else {}))
+
+
+def take_step(forward: Any, optimizer: BalancedOptimizer, data: Batch) -> None:
+    inputs, target = data
+    optimizer.zero_grad()
+    optimizer.criterion(LOSS)(forward(*inputs), target).backward()
+    optimizer.step()
+
+
+def trained(method: str, data: list[Batch]) -> AudioVisual:
+    """Return an eager model after the same steps."""
+    torch.manual_seed(0)
+    model = audio_visual()
+    optimizer = described(model, method)
+    for batch in data:
+        take_step(model, optimizer, batch)
+    return model
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", [METHODS, METHODS[::-1]], ids=["none first", "none last"])
+def test_trainings_one_after_the_other_run_no_code_of_each_other(form: str, order: list[str]) -> None:
+    """Equal classes, other hooks: code of one training must not run in the next."""
+    data = batches(audio_visual(), 2)
+    for method in order:
+        torch.manual_seed(0)
+        model = audio_visual()
+        forward = FORMS[form](model)
+        optimizer = described(model, method)
+        for batch in data:
+            take_step(forward, optimizer, batch)
+        assert_close(model, trained(method, data), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_trainings_that_alternate_run_no_code_of_each_other(form: str) -> None:
+    data = batches(audio_visual(), 3)
+    models = {method: audio_visual() for method in ("none", "ogm", "dgl")}
+    forwards = {method: FORMS[form](model) for method, model in models.items()}
+    optimizers = {method: described(model, method) for method, model in models.items()}
+    for batch in data:
+        for method, optimizer in optimizers.items():
+            take_step(forwards[method], optimizer, batch)
+    for method, model in models.items():
+        assert_close(model, trained(method, data), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["module", "in place"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_model_that_ran_before_the_optimizer_was_built_trains(form: str, method: str) -> None:
+    data = batches(audio_visual(), 2)
+    model = audio_visual()
+    state = copy.deepcopy(model.state_dict())
+    with default_guards():
+        forward = FORMS[form](model)
+        forward(*data[0][0])
+    model.load_state_dict(state)
+    torch.manual_seed(0)
+    optimizer = described(model, method)
+    for batch in data:
+        take_step(forward, optimizer, batch)
+    assert_close(model, trained(method, data), atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "message"), [("ogm", "no forward"), ("dgl", "no forward"), ("agm", "Found none")])
+def test_a_compiled_function_that_ran_before_the_optimizer_was_built_is_noticed(method: str, message: str) -> None:
+    model = audio_visual()
+    batch = batches(model, 1)[0]
+    with default_guards():
+        forward = around(model)
+        forward(*batch[0])
+    optimizer = described(model, method)
+    with pytest.raises(ObservationError, match=rf"{message}.*torch\.compiler\.reset\(\)"):
+        take_step(forward, optimizer, batch)
+    torch.compiler.reset()
+    take_step(forward, optimizer, batch)
+    assert optimizer._lifecycle.training.steps == 1
+
+
+@pytest.mark.parametrize("form", ["module", "in place"])
+@pytest.mark.parametrize("had_a_hook", [True, False])
+def test_hooks_that_torch_does_not_check_for_are_noticed(form: str, had_a_hook: bool) -> None:
+    """With torch's default setting, a later hook fires only where a hook was before compilation."""
+    model = audio_visual()
+    batch = batches(model, 1)[0]
+    if had_a_hook:
+        model.fusion_module.register_forward_pre_hook(lambda *_: None)
+    first = described(model, "none")
+    forward = FORMS[form](model)
+    with default_guards():
+        take_step(forward, first, batch)
+    with patch("torch._dynamo.eval_frame.remove_from_cache"):
+        optimizer = described(model, "ogm")
+    if had_a_hook:
+        take_step(forward, optimizer, batch)
+    else:
+        with pytest.raises(ObservationError, match=r"compiled code without them.*torch\.compiler\.reset\(\)"):
+            take_step(forward, optimizer, batch)
+        torch.compiler.reset()
+        take_step(forward, optimizer, batch)
+    assert optimizer._lifecycle.training.steps == 1
+
+
+def test_a_model_that_was_not_called_is_not_put_down_to_the_compiler() -> None:
     model = audio_visual()
     inputs, target = batches(model, 1)[0]
-    compiled = torch.compile(model, backend="eager")
-    compiled(*inputs)
-    optimizer = wrapped(model, compiled)
-    criterion = optimizer.criterion(LOSS)
-    with pytest.raises(ObservationError, match=r"torch\._dynamo\.reset\(\)"):
-        criterion(compiled(*inputs), target)
-    torch._dynamo.reset()
-    criterion(compiled(*inputs), target).backward()
-    optimizer.step()
-    assert optimizer._lifecycle.training.steps == 1
+    torch.compile(model, backend="eager")(*inputs)
+    optimizer = described(model, "ogm")
+    logits = torch.zeros(len(target), 6, requires_grad=True)
+    with pytest.raises(ObservationError, match="no forward of the model was seen"):
+        optimizer.criterion(LOSS)(logits, target)
 
 
 class Checkpointed(AudioVisual):

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from modbalance import Batch
+from modbalance import Batch, ModbalanceWarning, ObservationError
 from support.batch_spy import coalition, look_once, spy_on
 from support.models import Multimodal, Recording
-from support.training import assert_same, batches, multimodal, weights
+from support.training import assert_same, balanced, batches, multimodal, weights
 
 
 def recording() -> Multimodal:
@@ -138,3 +138,30 @@ def test_a_coalition_runs_under_the_autocast_of_the_forward() -> None:
         logits = model(*inputs)
     optimizer.criterion(nn.CrossEntropyLoss())(logits.float(), target)
     assert [found.dtype for found in seen[0]] == [torch.bfloat16] * 2
+
+
+class Unhooked(Multimodal):
+    """In eval mode no hook on the fusion fires, as in code that was compiled before the hooks."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(*inputs)
+        z = [encoder(x) for encoder, x in zip(self.encoders.values(), inputs, strict=True)]
+        fused: Tensor = self.fusion.forward(*z)
+        return fused
+
+
+@pytest.mark.parametrize("form", ["auto", "factored"])
+def test_features_that_no_hook_saw_in_eval_mode_are_noticed(form: str) -> None:
+    model = Unhooked()
+    optimizer = balanced(model, "agm", coalitions=form)
+    criterion = optimizer.criterion(nn.CrossEntropyLoss())
+    (first, second) = batches(model, 2)
+    if form == "factored":
+        with pytest.raises(ObservationError, match="needs the features of each modality"):
+            criterion(model(*first[0]), first[1])
+        return
+    with pytest.warns(ModbalanceWarning, match="computed by the whole model"):
+        criterion(model(*first[0]), first[1]).backward()
+    criterion(model(*second[0]), second[1]).backward()
+    optimizer.step()

@@ -92,6 +92,8 @@ def build_job(
     """Build model, optimizer and loaders. Equal settings give equal initial weights for all methods."""
     model = build_model(recipe, settings, data, precision, method)
     wrapped = join(model, method, ranks)
+    if settings.machine.compile:
+        torch.compiler.reset()  # the code of earlier runs is of no use, and counts towards the limit of recompilations
     optimizer = build_optimizer(recipe, settings, wrapped, balancing(method), options)
     seed = settings.optimisation.seed
     # Methods may draw different amounts while they are set up; training starts from one state.
