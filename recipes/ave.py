@@ -199,7 +199,7 @@ def segment_task(targets: Tensor) -> Task:
         nn.CrossEntropyLoss,
         lambda: CollectingMeter(segment_metrics),
         chance=most_frequent,
-        lacks={"classes": "a clip has ten"},
+        lacks={"classes": "a clip has ten classes"},
     )
 
 
