@@ -96,7 +96,7 @@ def _train(
     except Interrupted:
         kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite", "--update")]
         command = shlex.join([*ranks.launcher, sys.argv[0], *recipe.subcommand, *kept, "--resume"])
-        console.print(f"Interrupted; the state is saved. To go on:\n  {command}", markup=False, soft_wrap=True)
+        console.print(f"Interrupted; the state is saved. To continue:\n  {command}", markup=False, soft_wrap=True)
         return INTERRUPTED
     return FAILED if any(line.failures for line in summary.lines) else 0
 

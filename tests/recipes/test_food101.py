@@ -219,7 +219,7 @@ def test_a_projection_may_be_shared() -> None:
     network = frozen_feature_net({"image": 8, "text": 8}, 3, 1, 1, 10, shared=True)
     image, text = (network.get_submodule(f"{modality}_net.projection") for modality in food101.MODALITIES)
     assert image is text
-    with pytest.raises(RecipeError, match=r"one size .*'image': 8, 'text': 9.*--no-shared-projection"):
+    with pytest.raises(RecipeError, match=r"one size\. Found .*'image': 8, 'text': 9.*--no-shared-projection"):
         frozen_feature_net({"image": 8, "text": 9}, 3, 1, 1, 10, shared=True)
     with pytest.raises(RecipeError, match=r"`--width` should be a multiple of 5\. Found 42"):
         frozen_feature_net({"image": 8, "text": 8}, 3, 1, 1, 42, shared=False)
