@@ -93,7 +93,9 @@ def test_packed_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "train_mels.p").touch()
     with pytest.raises(RecipeError, match=": add --model agm for the words"):
         read_mosei(tmp_path, "noalign", drop_empty=True, speech_flags=FLAGS)
-    with pytest.raises(RecipeError, match=r"aligned by word: text \(N, 50, 300\), audio \(N, 50, 74\).*Found .* in train"):
+    with pytest.raises(
+        RecipeError, match=r"aligned by word: text \(N, 50, 300\), audio \(N, 50, 74\).*Found .* in train"
+    ):
         read_mosei(tmp_path, "aligned", drop_empty=True, speech_flags=FLAGS)
 
 
