@@ -124,7 +124,7 @@ def test_silence_and_a_sentiment_of_zero(tmp_path: Path) -> None:
 def test_without_validation_its_segments_are_for_training(tmp_path: Path) -> None:
     content = contents("aligned")
     write(tmp_path, "aligned", content)
-    data = load(tmp_path, features="aligned", validation=False)
+    data = load(tmp_path, features="aligned", validation=False, select="test")
     assert (len(data.train), len(data.val)) == (9, 0)  # type: ignore[arg-type]
     np.testing.assert_array_equal(data.train[0, 6][0].numpy(), content["valid"]["text"][0])
     assert "validation segments are for training too" in data.summary
