@@ -21,7 +21,7 @@ from recipe_common.data.datasets.brats import MODALITIES, split_cases
 from recipe_common.data.readers.volumes import AllSlices, LabelledSlices
 from recipe_common.data.synthetic.brats import CONTRAST, SYNTHETIC, SyntheticBrains
 from recipe_common.data.synthetic.folder import synthetic_folder
-from recipe_common.errors import RecipeError
+from recipe_common.errors import RecipeError, require
 from recipe_common.recipe import Data
 from recipe_common.settings.shared import Settings
 from recipe_common.training.settings import identity, options_of, resolve
@@ -212,6 +212,7 @@ def test_a_training_batch_of_one_slice_is_refused_where_batch_norm_cannot_take_i
 def test_the_description_of_the_model_fits_it(model: str) -> None:
     chosen = settings(None, model=model, backbone="resnet50")
     data = load(None)
+    require("monai.networks.nets")  # its modules create constants when they are imported, which meta would empty
     with torch.device("meta"):
         net = brats.build_model(chosen, data)
     description = brats.balance(chosen)
