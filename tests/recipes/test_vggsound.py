@@ -107,7 +107,7 @@ def test_a_file_that_is_cut_short_is_refused(root: Path) -> None:
         (f"{video_id(50)},thirty,air horn,test", "'a_0050-_b1c,thirty"),
         (f"{video_id(50)},30,air horn,validation", "train or test"),
         (f"{video_id(50)},30,,test", "train or test"),
-        (f"{video_id(18)},{7 * 18},air horn,test", "one label per clip"),
+        (f"{video_id(18)},{7 * 18},air horn,test", "Every clip should have one label"),
         (f"{video_id(0)},000,air horn,test", "should have no common clip"),
     ],
 )

@@ -105,7 +105,11 @@ def _make(item: Item, modalities: Sequence[str], labels: Labels) -> None:
 
 
 def find_volume(case: Path, name: str) -> Path:
-    """Return `<case>_<name>.nii.gz` or `.nii` in the folder of a case; a ValueError says that there is none."""
+    """Return `<case>_<name>.nii.gz` or `.nii` in the folder of a case.
+
+    Raises:
+        ValueError: If there is none.
+    """
     paths = [case / f"{case.name}_{name}{suffix}" for suffix in SUFFIXES]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
