@@ -91,8 +91,9 @@ class MSLR(WindowedMethod):
         for name, new in of_epoch(self, run, data, "accuracy", accuracy).items():
             seen = self.accuracies.get(name, [])
             if len(seen) == self.memory:
-                mean = sum(seen) / len(seen)
-                self.ratio[name] = new / mean if mean else math.nan
+                mean, size = sum(seen) / len(seen), sum(map(abs, seen)) / len(seen)
+                # Numbers of both signs may cancel but for rounding.
+                self.ratio[name] = new / mean if clearly_greater(size + abs(mean), size) else math.nan
                 seen = seen[1:]
             self.accuracies[name] = [*seen, new]
             run.log(f"accuracy/{name}", new)
