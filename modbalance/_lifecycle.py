@@ -76,6 +76,7 @@ class Lifecycle:
         self.notices = Notices()
         self.pending: PendingStep | None = None
         self._started_epoch = -1
+        self._checked_epoch = -1
         self._evaluations = 0
         self._learns_unseen = False
         self._epoch_was_set = False
@@ -349,6 +350,20 @@ class Lifecycle:
             methods = " and ".join(f"`{method.name}`" for method in replacing or acting)
             notice = _reporting.MISSING_LOSS if replacing else _reporting.MISSING_CRITERION
             self.notices.give(notice, methods=methods)
+
+    def check_parameters(self) -> None:
+        """Compare the optimizer's parameters with the model's, before the first step of each epoch.
+
+        Raises:
+            ConfigError: They have none in common.
+        """
+        epoch = self.training.epoch
+        if self._checked_epoch == epoch:
+            return
+        self._checked_epoch = epoch
+        names = self.training.structure.replaced_parameters(self.training.optimizer)
+        if names:
+            self.notices.give(_reporting.REPLACED_PARAMETERS, count=str(len(names)), name=names[0])
 
     def describe(self, clip_grad_norm: float | None) -> str:
         """Return the text of `opt.describe()`."""

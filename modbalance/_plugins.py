@@ -160,8 +160,15 @@ class Hooks:
             if names.count(name) > 1:
                 raise ConfigError(f"Each method should be given once. Found {name!r} {names.count(name)} times.")
         self.methods = list(methods)
-        self._manager = plugin_manager(dict(zip(names, methods, strict=True)))
-        self._callers: dict[tuple[str, str], pluggy.HookCaller] = {}
+        manager = plugin_manager(dict(zip(names, methods, strict=True)))
+        implemented = {method.name: _implemented(manager, method) for method in methods}
+        # Made now: dynamo, which traces calls of hooks in a compiled forward, would break the graph at this.
+        self._callers: dict[tuple[str, str], pluggy.HookCaller] = {
+            (method.name, hook): manager.subset_hook_caller(hook, [other for other in methods if other is not method])
+            for hook in hookspecs.HOOKS
+            for method in methods
+            if hook in implemented[method.name]
+        }
 
     def active(self, epoch: int) -> list[Method]:
         """Return the methods whose window holds ``epoch``, in order."""
@@ -169,9 +176,8 @@ class Hooks:
 
     def implementers(self, hook: str, methods: Sequence[Method] | None = None) -> list[Method]:
         """Return those of ``methods`` (default: all) that implement a hook, in order."""
-        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
-        names = {implementation.plugin_name for implementation in caller.get_hookimpls()}
-        return [method for method in (self.methods if methods is None else methods) if method.name in names]
+        candidates = self.methods if methods is None else methods
+        return [method for method in candidates if (method.name, hook) in self._callers]
 
     def hooks_of(self, method: Method) -> list[str]:
         """Return the names of the hooks that a method implements, in firing order."""
@@ -185,12 +191,13 @@ class Hooks:
     def call(self, method: Method, hook: str, **arguments: Any) -> Any:
         """Call a hook of one method and return its result, ``None`` where the method does not implement it."""
         caller = self._callers.get((method.name, hook))
-        if caller is None:
-            others = [other for other in self.methods if other is not method]
-            caller = self._manager.subset_hook_caller(hook, others)
-            self._callers[method.name, hook] = caller
-        results: list[Any] = caller(**arguments)
+        results: list[Any] = [] if caller is None else caller(**arguments)
         return results[0] if results else None
+
+
+def _implemented(manager: pluggy.PluginManager, method: Method) -> set[str]:
+    """Return the names of the hooks that a registered method implements."""
+    return {caller.name for caller in manager.get_hookcallers(method) or ()}
 
 
 def _entries() -> dict[str, list[EntryPoint]]:

@@ -81,6 +81,11 @@ EPOCH_NEVER_MOVES = (
     "Training has alternated with evaluation, but `opt.epoch` is still 0, and {methods} acts in a window of epochs. "
     "Call `opt.end_epoch()` after each epoch, or set `opt.epoch`. Given once."
 )
+REPLACED_PARAMETERS = (
+    "The optimizer updates {count} parameters that the model no longer has, such as {name!r}, and not what stands in "
+    "their place. Replace or shard (`fully_shard`) modules before the torch optimizer and BalancedOptimizer are built. "
+    "Given once."
+)
 ADAM_INVARIANCE = (
     "{methods} scales gradients, and {optimizer} divides them by their own running size, so that a constant scale has "
     "almost no effect on it; what remains is the effect of changes of the scale. SGD shows the full effect."

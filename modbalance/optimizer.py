@@ -265,6 +265,7 @@ class BalancedOptimizer(Wrapper):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        self._lifecycle.check_parameters()
         self._lifecycle.warn_of_missing_criterion()
         self._lifecycle.modulate()
         if self._clip_grad_norm is not None:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from modbalance._model import compiled
 from modbalance._model.forward import Inputs
 from modbalance.errors import ConfigError, suggest
+from modbalance.gradients import optimized
 
 Part = str | nn.Module
 Parts = Part | Sequence[Part]
@@ -77,6 +78,8 @@ class Structure:
     ) -> None:
         self.model = unwrap(model)
         self.inputs = inputs
+        ours = {id(p) for p in optimized(optimizer)}
+        self._trained = {name: p for name, p in self._parameters_now() if id(p) in ours}
         if modalities is not None:
             self.encoders = self._resolve_encoders(modalities)
             owned = {name: _parameters(parts) for name, parts in self.encoders.items()}
@@ -89,6 +92,22 @@ class Structure:
         self._shared = _shared(self._owned)
         self.fusion, self.fusion_callable = self._resolve_fusion(fusion)
         self.feature_sizes = self._resolve_sizes(feature_sizes)
+
+    def replaced_parameters(self, optimizer: Optimizer) -> list[str]:
+        """Return the names of parameters that the optimizer updates and that are the model's no more.
+
+        Raises:
+            ConfigError: The optimizer updates none of the model's parameters.
+        """
+        now = {id(p) for _, p in self._parameters_now()}
+        if self.model is not None and now.isdisjoint(map(id, optimized(optimizer))):
+            raise ConfigError(
+                f"The optimizer should update parameters of the model. Found none among the {len(now)} that "
+                f"{type(self.model).__name__} has now, so that nothing would be trained. Sharding it "
+                "(`fully_shard`), or loading with `assign=True`, makes new parameters: do so first, then build the "
+                "torch optimizer from `model.parameters()`, and BalancedOptimizer around it."
+            )
+        return [name for name, p in self._trained.items() if id(p) not in now]
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Raise a ConfigError for a parameter group, added later, of a modality that is not known."""
@@ -166,6 +185,9 @@ class Structure:
             f"compiled, its code may be older than the hooks: {compiled.FIX}."
         )
 
+    def _parameters_now(self) -> list[tuple[str, nn.Parameter]]:
+        return [] if self.model is None else list(self.model.named_parameters())
+
     def _resolve_encoders(self, modalities: Mapping[str, Parts]) -> dict[str, list[nn.Module]]:
         if not isinstance(modalities, Mapping) or not modalities:
             raise ConfigError(
@@ -196,7 +218,7 @@ class Structure:
         )
 
     def _named(self, owned: Mapping[str, list[nn.Parameter]]) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        names = {id(p): name for name, p in self.model.named_parameters()} if self.model is not None else {}
+        names = {id(p): name for name, p in self._parameters_now()}
         return {
             modality: [(names.get(id(p), f"{modality}.{index}"), p) for index, p in enumerate(parameters)]
             for modality, parameters in owned.items()

@@ -1,6 +1,6 @@
 """AGM: adaptive gradient modulation by Shapley values.
 
-Source: Li, Li, Hu, Lei, Li, Zhang, "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV
+Source: Li, Li, Hu, Lei, Li, Zhou, "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV
 2023, Section 3. Symbols are those of docs/methods/agm.md, which also lists where the authors' code departs from the
 paper, and which side each option takes.
 """

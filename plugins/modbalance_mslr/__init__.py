@@ -107,8 +107,10 @@ class MSLR(WindowedMethod):
         for name, new in epoch_results(self, run, data, "accuracy").items():
             seen = self.accuracies.get(name, [])
             if len(seen) == self.memory:
-                mean = sum(seen) / len(seen)
-                self.ratio[name] = new / mean if mean else math.nan  # ratio_i = a_i(e) / mean of a_i before
+                mean, size = sum(seen) / len(seen), sum(map(abs, seen)) / len(seen)
+                # Numbers of both signs may cancel but for rounding.
+                is_sound = clearly_greater(size + abs(mean), size)
+                self.ratio[name] = new / mean if is_sound else math.nan  # ratio_i = a_i(e) / mean of a_i before
                 seen = seen[1:]
             self.accuracies[name] = [*seen, new]
             run.log(f"accuracy/{name}", new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, ModbalanceWarning, ObservationError
 from modbalance.context import default_forward
@@ -359,3 +361,66 @@ def test_a_first_batch_that_is_not_finite_settles_no_form() -> None:
     assert_same(train(model, optimizer, data), train(alone, other, data))
     forms = [each.state_dict()["modbalance"]["methods"]["agm"]["form"] for each in (optimizer, other)]
     assert forms == ["factored", "factored"]
+
+
+# Parameters that the model no longer has
+
+
+def step_of(model: Multimodal, optimizer: BalancedOptimizer) -> None:
+    train(model, optimizer, batches(model, 1))
+
+
+@pytest.mark.parametrize("method", ["none", "ogm", "mslr"])
+def test_an_optimizer_of_parameters_that_were_all_replaced_is_an_error(method: str) -> None:
+    model = multimodal()
+    optimizer = balanced(model, method)
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.raises(ConfigError, match=r"none among the 10 that Multimodal has.*`model\.parameters\(\)`"):
+        step_of(model, optimizer)
+
+
+def test_an_optimizer_of_another_model_is_an_error() -> None:
+    model = multimodal()
+    optimizer = balanced(model, "none", sgd(multimodal(seed=1)))
+    with pytest.raises(ConfigError, match="none among the 10"):
+        step_of(model, optimizer)
+
+
+def test_parameters_that_were_replaced_are_noticed_once_at_the_next_epoch() -> None:
+    model = multimodal()
+    optimizer = balanced(model, "none")
+    step_of(model, optimizer)
+    optimizer.end_epoch()
+    model.fusion = multimodal(seed=1).fusion
+    with pytest.warns(ModbalanceWarning, match=r"2 parameters .* such as 'fusion.fc_out.weight'.*`fully_shard`"):
+        step_of(model, optimizer)
+    step_of(model, optimizer)
+    optimizer.end_epoch()
+    step_of(model, optimizer)
+
+
+def test_parameters_beside_the_model_and_frozen_ones_are_no_misuse() -> None:
+    model = multimodal()
+    model.get_parameter("encoders.a.0.weight").requires_grad_(False)
+    extra = nn.Parameter(torch.zeros(1))
+    optimizer = balanced(model, "ogm", SGD([*model.get_submodule("fusion").parameters(), extra], lr=0.1))
+    step_of(model, optimizer)
+
+
+def test_parameters_are_compared_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = multimodal()
+    optimizer = balanced(model)
+    structure = optimizer._lifecycle.training.structure
+    calls: list[Optimizer] = []
+
+    def compare(inner: Optimizer) -> list[str]:
+        calls.append(inner)
+        return []
+
+    monkeypatch.setattr(structure, "replaced_parameters", compare)
+    for _ in range(3):
+        step_of(model, optimizer)
+    assert len(calls) == 1
+    optimizer.end_epoch()
+    step_of(model, optimizer)
+    assert len(calls) == 2

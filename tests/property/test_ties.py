@@ -119,6 +119,18 @@ def test_a_loss_that_stays_is_no_improvement_for_mses(loss: float, digits: list[
     assert optimizer.should_stop
 
 
+@pytest.mark.parametrize("numbers", [(0.1, 0.2, -0.3), (0.5, 0.25, -0.75), (0.0, 0.0, 0.0)])
+def test_numbers_that_cancel_say_nothing_to_mslr(numbers: tuple[float, ...]) -> None:
+    model = multimodal()
+    optimizer = balanced(model, "mslr", memory=3)
+    for number in (*numbers, 0.4):
+        optimizer.end_epoch(metrics={"accuracy": {"a": number, "b": 1.0}})
+    train(model, optimizer, batches(model, 1))
+
+    assert optimizer.metrics()["mslr/nonfinite/a"] == 1
+    assert optimizer.metrics()["mslr/coefficient/a"] == 1
+
+
 @SETTINGS
 @given(accuracy=st.floats(0.01, 1), memory=st.integers(1, 8))
 def test_an_accuracy_that_stays_leaves_the_learning_rate_bitwise_alone(accuracy: float, memory: int) -> None:

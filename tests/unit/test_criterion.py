@@ -133,5 +133,5 @@ def test_a_forward_that_no_hook_saw() -> None:
     criterion = balanced(model).criterion(nn.CrossEntropyLoss())
     inputs, target = batches(model, 1)[0]
 
-    with pytest.raises(ObservationError, match=r"no forward of the model was seen.*torch\._dynamo\.reset\(\)"):
+    with pytest.raises(ObservationError, match=r"no forward of the model was seen.*torch\.compiler\.reset\(\)"):
         criterion(other(*inputs), target)

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from modbalance import BalancedOptimizer, ModbalanceWarning
 from support.optimizers import INNER, assert_same_state, inner_of, wrap
-from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
+from support.training import assert_close, assert_same, balanced, batches, multimodal, sgd, train, weights
 
 over_all = pytest.mark.parametrize("name", INNER)
 
@@ -102,6 +102,22 @@ def test_leaves_unscaling_to_the_scaler_even_around_a_fused_optimizer() -> None:
 
     assert getattr(inner, "_step_supports_amp_scaling", False)
     assert not hasattr(optimizer, "_step_supports_amp_scaling")
+
+
+def test_a_scaler_trains_a_fused_optimizer_as_without_the_wrapper() -> None:
+    """Forwarding the attribute of a fused optimizer would step it by gradients that are still scaled."""
+    plain, wrapped = multimodal(), multimodal()
+    data = batches(plain, 3)
+    inner = [SGD(model.parameters(), lr=0.1, fused=True) for model in (plain, wrapped)]
+    for model, optimizer in ((plain, inner[0]), (wrapped, balanced(wrapped, "none", inner[1]))):
+        scaler = GradScaler("cpu", init_scale=2.0**8)
+        for inputs, target in data:
+            optimizer.zero_grad()
+            scaler.scale(nn.CrossEntropyLoss()(model(*inputs), target)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    assert_close(wrapped, plain, atol=1e-6)
 
 
 # Hooks of torch
