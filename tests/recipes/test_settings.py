@@ -58,20 +58,20 @@ def test_flags_follow_from_the_declaration(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"size": 0}, r"a whole number of at least 1 for --size. Found `0`"),
-        ({"size": 2.0}, r"a whole number of at least 1 for --size. Found `2.0`"),
-        ({"size": True}, r"--size. Found `True`"),
-        ({"is_good": 1}, r"true or false for --is-good. Found `1`"),
-        ({"is_good": None}, r"--is-good. Found `None`"),
-        ({"kind": "c"}, r"one of a, b for --kind. Found `'c'`"),
-        ({"share": "0.5"}, r"a number for --share. Found `'0.5'`"),
-        ({"places": ["here"]}, r"several values, each a path, for --places"),
-        ({"places": ("here",)}, r"several values, each a path, for --places"),
+        ({"size": 0}, r"`--size` should be a whole number of at least 1. Found `0`"),
+        ({"size": 2.0}, r"`--size` should be a whole number of at least 1. Found `2.0`"),
+        ({"size": True}, r"`--size` should be a whole number of at least 1. Found `True`"),
+        ({"is_good": 1}, r"`--is-good` should be true or false. Found `1`"),
+        ({"is_good": None}, r"`--is-good` should be true or false. Found `None`"),
+        ({"kind": "c"}, r"`--kind` should be one of a, b. Found `'c'`"),
+        ({"share": "0.5"}, r"`--share` should be a number. Found `'0.5'`"),
+        ({"places": ["here"]}, r"`--places` should be several values, each a path. Found `\['here'\]`"),
+        ({"places": ("here",)}, r"`--places` should be several values, each a path. Found `\('here',\)`"),
     ],
     ids=str,
 )
 def test_values_of_another_type_or_out_of_bounds_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=rf"Expected .*{message}.* Fix: "):
+    with pytest.raises(RecipeError, match=f"{message}: give such a value"):
         build(Outer, values)
 
 
@@ -109,9 +109,9 @@ def test_a_misspelt_setting_of_a_recipe_is_an_error_at_its_import(table: str) ->
 
 
 def test_a_value_of_a_recipe_that_its_setting_does_not_take_is_an_error_at_its_import() -> None:
-    with pytest.raises(RecipeError, match=r"--epochs\. Found `0`"):
+    with pytest.raises(RecipeError, match=r"`--epochs` should be .*\. Found `0`"):
         attrs.evolve(RECIPE, defaults={"epochs": 0})
-    with pytest.raises(RecipeError, match=r"--select\. Found `'train'`"):
+    with pytest.raises(RecipeError, match=r"`--select` should be .*\. Found `'train'`"):
         attrs.evolve(RECIPE, protocols={"official": {"select": "train"}})
 
 
@@ -128,9 +128,9 @@ def test_all_settings_go_through_json() -> None:
 @pytest.mark.parametrize("content", [{"lr": "fast"}, {"lr": -1.0}, {"milestones": 3}, {"plain": None}, {"amp": "int8"}])
 def test_what_a_file_says_is_checked(content: dict[str, Any]) -> None:
     (name,) = content
-    with pytest.raises(RecipeError, match=f"--{name}. Found"):
+    with pytest.raises(RecipeError, match=f"`--{name}` should be .*. Found"):
         from_json(RECIPE, content)
-    with pytest.raises(RecipeError, match=f"--{name}. Found"):
+    with pytest.raises(RecipeError, match=f"`--{name}` should be .*. Found"):
         resolve({}, RECIPE, saved=content)
 
 
@@ -199,7 +199,7 @@ def test_a_method_is_left_out_by_what_it_declares_to_need() -> None:
     excluded = excluded_methods(settings, lacking)
     assert excluded == {"theirs": "it needs one class per sample, and here are none"}
     assert choose_methods(["all"], excluded) == (("none",), [f"left out: theirs: {excluded['theirs']}"])
-    with pytest.raises(RecipeError, match="Found theirs: it needs one class per sample"):
+    with pytest.raises(RecipeError, match=r"Found theirs \(it needs one class per sample, and here are none\)"):
         choose_methods(["theirs"], excluded)
     without = settings_of(RECIPE, "--no-validation", "--select", "test")
     reason = "samples that are held out to validate, and --no-validation leaves none"
