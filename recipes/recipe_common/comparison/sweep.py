@@ -158,7 +158,7 @@ class _Trials:
         return changed(settings, option=tuple(each for each in settings.run.option if each.method in own))
 
     def of_training(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is given of a training, without what is given of the sweep."""
+        """Return the given values of settings of the training, without those of the sweep."""
         return {name: value for name, value in given.items() if name in self.recipe.flags}
 
     def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
