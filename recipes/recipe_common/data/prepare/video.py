@@ -23,11 +23,12 @@ MIN_FRAMES = 10
 
 @attrs.frozen
 class VideoJob:
-    """A video, the folder of its frames and the wav file of its sound."""
+    """A video, the folder of its frames and the wav file of its sound; `more` are folders of frames of other events."""
 
     video: Path
     frames: Path
     wav: Path
+    more: tuple[Path, ...] = ()
 
 
 def find_videos(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
@@ -58,7 +59,7 @@ def prepare_videos(
     fps: float,
     workers: int,
     short_side: int | None = None,
-    seconds: Mapping[str, tuple[int, int]] | None = None,
+    seconds: Mapping[Path, tuple[int, int]] | None = None,
 ) -> int:
     """Extract frames and sound of all videos that are not done yet; finished frames and wav files are kept.
 
@@ -68,14 +69,14 @@ def prepare_videos(
         fps: Frames to keep per second of video.
         workers: Number of processes.
         short_side: Length in pixels to which the shorter side of larger frames is scaled down; None keeps them.
-        seconds: Begin and end of the event whose frames are kept, by stem of the video; None: the whole video.
+        seconds: Begin and end of the event whose frames are kept, by folder of frames; None: the whole video.
 
     Returns:
         The exit status of `run_prepare`.
     """
     require("av")
     require("soundfile")
-    items = [Item(job.video, (job.frames, job.wav)) for job in jobs]
+    items = [Item(job.video, (job.frames, job.wav, *job.more)) for job in jobs]
     return run_prepare(root, items, partial(_extract, fps=fps, short_side=short_side, seconds=seconds), workers=workers)
 
 
@@ -181,10 +182,11 @@ def write_jpg(path: Path, picture: Image.Image) -> None:
     path.write_bytes(content.getvalue())
 
 
-def _extract(item: Item, fps: float, short_side: int | None, seconds: Mapping[str, tuple[int, int]] | None) -> None:
-    frames, wav = item.outputs
+def _extract(item: Item, fps: float, short_side: int | None, seconds: Mapping[Path, tuple[int, int]] | None) -> None:
+    frames, wav, *more = item.outputs
     if not wav.is_file():
         write_wav(item.source, wav)
-    if not frames.is_dir():
-        event = None if seconds is None else seconds[item.source.stem]
-        write_frames(item.source, frames, fps, short_side=short_side, seconds=event)
+    for folder in (frames, *more):
+        if not folder.is_dir():
+            event = None if seconds is None else seconds[folder]
+            write_frames(item.source, folder, fps, short_side=short_side, seconds=event)
