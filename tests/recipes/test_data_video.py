@@ -74,6 +74,20 @@ def test_a_video_without_sound_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["clip.flv"]
 
 
+def test_sound_with_a_value_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    samples = np.zeros((1, 1_000), np.float32)
+    samples[0, 999] = np.nan
+    with av.open(str(tmp_path / "clip.mkv"), "w") as video:
+        stream = video.add_stream("pcm_f32le", rate=16_000, layout="mono")
+        block = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
+        block.sample_rate, block.pts = 16_000, 0
+        video.mux(stream.encode(block))
+        video.mux(stream.encode())
+    with pytest.raises(ValueError, match="values that are not finite"):
+        write_wav(tmp_path / "clip.mkv", tmp_path / "clip.wav")
+    assert not (tmp_path / "clip.wav").exists()
+
+
 def test_sound_without_a_picture_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "clip.wav", np.zeros(1600), 16_000)
     with pytest.raises(ValueError, match="it holds no video frames"):

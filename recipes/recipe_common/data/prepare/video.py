@@ -122,13 +122,13 @@ def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
 
     Raises:
         av.FFmpegError: If the sound cannot be decoded.
-        ValueError: If there is none.
+        ValueError: If there is none, or if it has values that are not finite.
     """
     av, soundfile = require("av"), require("soundfile")
     resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
     with av.open(str(video)) as container:
         frames = container.decode(audio=0) if container.streams.audio else ()
-        blocks = [block.to_ndarray() for frame in frames for block in resampler.resample(frame)]
+        blocks = [block.to_ndarray() for frame in frames for block in resampler.resample(_finite(frame))]
     if not blocks:
         raise ValueError("it holds no sound")
     blocks += [block.to_ndarray() for block in resampler.resample(None)]
@@ -137,6 +137,13 @@ def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
     soundfile.write(content, np.concatenate(blocks, axis=1)[0], rate, subtype="PCM_16", format="WAV")
     with atomic_file(wav) as path:
         path.write_bytes(content.getvalue())
+
+
+def _finite(frame: Any) -> Any:
+    """Return a frame of sound; values that are not finite would become the loudest 16-bit samples."""
+    if not np.isfinite(frame.to_ndarray()).all():
+        raise ValueError("its sound has values that are not finite")
+    return frame
 
 
 def sampled_frames(video: Path, fps: float | None) -> Iterator[tuple[int, Any]]:
