@@ -1,6 +1,7 @@
 """Converts videos to frames and wav files, through PyAV."""
 
 import math
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from recipe_common.data.prepare.engine import Item, run_prepare
@@ -107,7 +109,8 @@ def write_frames(
             if time - first >= end:
                 break
             if time - first >= start:
-                write_jpg(partial_folder / f"{number:05d}.jpg", shrink(frame.to_image(), short_side))
+                picture = Image.fromarray(picture_of(frame))
+                write_jpg(partial_folder / f"{number:05d}.jpg", shrink(picture, short_side))
         if not any(partial_folder.iterdir()):
             raise ValueError("it holds no video frames" + (f" from second {start} to {end}" if seconds else ""))
 
@@ -170,6 +173,28 @@ def sampled_frames(video: Path, fps: float | None) -> Iterator[tuple[int, Any]]:
             if passed > interval:
                 interval = passed
                 yield number, frame
+
+
+def picture_of(frame: Any) -> NDArray[np.uint8]:
+    """Return an av.VideoFrame as it is displayed, RGB of shape (height, width, 3).
+
+    PyAV leaves the display matrix of a video, such as that of a phone held upright, to its callers. Quarter turns and
+    mirror images are exact; another angle counts as the nearest quarter turn.
+    """
+    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return picture if matrix is None else _turned(picture, *struct.unpack("=9i", bytes(matrix)))
+
+
+def _turned(picture: NDArray[np.uint8], *matrix: int) -> NDArray[np.uint8]:
+    """Move the pixel at (x, y) to (a x + c y, b x + d y), for a display matrix (a, b, u, c, d, v, x, y, w)."""
+    a, b, _, c, d, *_ = matrix
+    across, down = a, d
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, across, down = picture.swapaxes(0, 1), c, b
+    picture = picture[:, ::-1] if across < 0 else picture
+    picture = picture[::-1] if down < 0 else picture
+    return np.ascontiguousarray(picture)
 
 
 def shrink(picture: Image.Image, short_side: int | None) -> Image.Image:
