@@ -8,7 +8,8 @@
 
 For clips, DIR (or its folder AVE_Dataset) holds `trainSet.txt`, `valSet.txt` and `testSet.txt`, or `Annotations.txt`,
 and `AVE/ID.mp4`, or files made of it: `Audios/ID.wav` (or `Audio-1004-SE/ID.pkl` with --audio-frontend stored) and
-`Image-01-FPS-SE/ID/` with numbered jpg files, the frames inside the event. For `events`, DIR holds six files:
+`Image-01-FPS-SE/ID/` with numbered jpg files, the frames inside the event; of a further event of the same video,
+`Image-01-FPS-SE/ID.START-END/`. For `events`, DIR holds six files:
 `visual_feature.h5`, `audio_feature.h5`, `right_labels.h5`, `train_order.h5`, `val_order.h5` and `test_order.h5`.
 
 Hyper-parameters for clips are those of the PMR authors (Fan et al., CVPR 2023). Two things differ from their code: the
@@ -29,7 +30,15 @@ from torch import Tensor, nn
 from recipe_common.arguments import non_negative_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import FeedSettings
-from recipe_common.data.datasets.ave.clips import event_split, find_event_folders, prepare_events
+from recipe_common.data.datasets.ave.clips import (
+    borrowed_frames,
+    event_frames_source,
+    event_names,
+    event_split,
+    find_event_folders,
+    prepare_events,
+    read_lists,
+)
 from recipe_common.data.datasets.ave.segment_features import SegmentFeatures, read_segment_features
 from recipe_common.data.datasets.ave.sound import (
     EventAudioSettings,
@@ -42,7 +51,7 @@ from recipe_common.data.prepare.engine import Preparation, parse_preparation, ve
 from recipe_common.data.readers.frames import Frames
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.assemble import open_samples
-from recipe_common.data.samples.audiovisual import FRAME_CHOICES, frames_source
+from recipe_common.data.samples.audiovisual import FRAME_CHOICES
 from recipe_common.data.samples.clips import SHORT_SIDE
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.synthetic.ave import SyntheticEvents, SyntheticSegmentFeatures
@@ -116,11 +125,13 @@ def load(settings: Settings[AveSettings]) -> Data:
     split, origin = event_split(folders.lists, CLASSES, own.split_seed, listed=listed, overlap=own.overlap)
     if not settings.data.validation:
         split, origin = split.without_validation(), f"{origin}; validation added to train"
+    names = event_names(read_lists(folders.lists, CLASSES))
     sources = (
         event_audio_source(folders.audio, FRONT_ENDS[own.audio_frontend](own.audio)),
-        frames_source([folders.frames], Frames(own.frames, own.image_size), choice=own.frame_choice),
+        event_frames_source(folders.frames, Frames(own.frames, own.image_size), names, choice=own.frame_choice),
     )
-    lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
+    borrowed = borrowed_frames(folders.frames, split, names, fix)
+    lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}", *borrowed)
     return open_samples(settings, root, CLASSES, split, sources, lines, min_found=own.min_found, feeding=own.feed)
 
 

@@ -319,6 +319,60 @@ def test_prepare_makes_what_training_reads(tmp_path: Path, capsys: pytest.Captur
     assert frames.shape == (3, 10, 224, 224)
 
 
+def frame_numbers(path: Path) -> list[int]:
+    return sorted(int(frame.stem) for frame in path.iterdir())
+
+
+def test_every_row_of_a_video_has_the_frames_and_the_sound_of_its_own_event(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists(
+        tmp_path,
+        f"{BELL}&aaa&good&0&1\n{CAT}&aaa&good&1&2\n{BELL}&bbb&good&0&1\n",
+        f"{BELL}&bbb&good&0&1\n",
+        f"{CAT}&aaa&good&2&4\n",
+    )
+    for name in ("aaa", "bbb"):
+        (tmp_path / "AVE").mkdir(exist_ok=True)
+        mp4(tmp_path / "AVE" / f"{name}.mp4", 4.0)
+    command = ["prepare", "--data-root", str(tmp_path), "--workers", "1"]
+    assert main(RECIPE, command) == 0
+    assert "2 of 2 videos" in capsys.readouterr().out
+    frames = tmp_path / "Image-01-FPS-SE"
+    # One folder per event that is read; the second row of a video in one list is not.
+    assert {path.name for path in frames.iterdir()} == {"aaa", "aaa.02-04", "bbb"}
+    assert frame_numbers(frames / "aaa") == list(range(10))
+    assert frame_numbers(frames / "aaa.02-04") == list(range(20, 40, 2))
+    assert main(RECIPE, [*command, "--verify"]) == 0
+
+    data = load(tmp_path, "--overlap", "--image-size", "8", "--frames", "1", "--frame-choice", "first")
+    assert "another event" not in " ".join(data.summary[2:])
+    train, test = (part[(0, 0)] for part in (data.train, data.test))
+    brightness = [sample[1].mean() * 0.226 + 0.449 for sample in (train, test)]
+    np.testing.assert_allclose(brightness, [0, 20 * 5 / 255], atol=0.03)  # frames 0 and 20
+    sound = EventSpectrogram()
+    assert torch.equal(train[0], sound(EventFile(tmp_path / "Audios" / "aaa.wav", 0, 1)))
+    assert torch.equal(test[0], sound(EventFile(tmp_path / "Audios" / "aaa.wav", 2, 4)))
+
+
+def test_frames_of_other_code_are_read_and_named_and_prepare_completes_them(tmp_path: Path) -> None:
+    lists(tmp_path, f"{BELL}&aaa&good&0&1\n{BELL}&bbb&good&0&1\n", f"{BELL}&bbb&good&0&1\n", f"{CAT}&aaa&good&1&2\n")
+    for name in ("aaa", "bbb"):
+        clip(tmp_path, name)
+    data = load(tmp_path)
+    assert len(data.test) == 1  # type: ignore[arg-type]
+    (line,) = [line for line in data.summary if "frames of another event" in line]
+    assert line.startswith(
+        "1 events have the frames of another event of their video, such as aaa: `python recipes/ave.py"
+    )
+    (tmp_path / "AVE").mkdir()
+    mp4(tmp_path / "AVE" / "aaa.mp4", 2.0)
+    assert main(RECIPE, ["prepare", "--data-root", str(tmp_path), "--workers", "1"]) == 0
+    assert frame_numbers(tmp_path / "Image-01-FPS-SE" / "aaa") == [0, 30, 60]  # kept
+    assert frame_numbers(tmp_path / "Image-01-FPS-SE" / "aaa.01-02") == list(range(10, 20))
+    assert not [line for line in load(tmp_path).summary if "frames of another event" in line]
+
+
 # The synthetic set and the command line
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from numpy.typing import NDArray
 
@@ -19,7 +20,7 @@ from recipe_common.data.readers.audio import (
     front_end,
 )
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
-from recipe_common.data.readers.waveforms import read_waveform
+from recipe_common.data.readers.waveforms import read_samples, read_waveform
 from recipe_common.errors import RecipeError
 from recipe_common.settings.command_line import parse
 
@@ -102,6 +103,31 @@ def test_a_file_without_samples_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "empty.wav"
     write_wav(path, np.zeros(0))
     with pytest.raises(RecipeError, match=r"empty\.wav should be .* Found no samples.*--skip-bad"):
+        read_waveform(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_file_with_a_value_that_is_not_finite_is_unreadable(
+    tmp_path: Path, value: float, kind: str, channels: int
+) -> None:
+    path = tmp_path / "bad.wav"
+    samples = np.zeros((4_000, channels))
+    samples[3_999, 0] = value
+    soundfile.write(path, samples, 16_000, kind)
+    expected = rf"bad\.wav should be .* Found 1 of {4_000 * channels:,} values not finite.*--skip-bad"
+    for read in (Spectrogram(), Spectrogram().check, WindowSpectrogram(), WindowSpectrogram().check, Fbank()):
+        with pytest.raises(RecipeError, match=expected):
+            read(path)
+    with pytest.raises(RecipeError, match=expected):
+        read_samples(path, 16_000)
+
+
+def test_a_value_too_large_for_float32_is_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "bad.wav"
+    soundfile.write(path, np.full((100, 2), 3e38), 16_000, "FLOAT")
+    with pytest.raises(RecipeError, match=r"bad\.wav.*values too large"):
         read_waveform(path)
 
 

@@ -134,6 +134,37 @@ def test_only_the_frames_that_a_choice_can_take_are_kept(root: Path, choice: str
     assert len(shards(root, "visual")[0][0]) == 2
 
 
+def spoil(root: Path) -> str:
+    """Write a value that is not finite into the sound of the first clip, and return its name."""
+    name = names(1)[0]
+    samples = np.zeros(400)
+    samples[399] = np.nan
+    soundfile.write(root / "audio" / f"{name}.wav", samples, 1000, "FLOAT")
+    return name
+
+
+@pytest.mark.parametrize("sound", [SOUND, FRONT_ENDS["filter banks"]], ids=["waveform", "tensor"])
+def test_sound_with_a_value_that_is_not_finite_is_named_and_can_be_left_out(root: Path, sound: Any) -> None:
+    name = spoil(root)
+    sources = sources_of(root, sound)
+    with pytest.raises(RecipeError, match=rf"{name}\.wav.*1 of 400 values not finite.*--skip-bad"):
+        cached(root, sources)
+    rows = tuple(Row(name, label_of(name)) for name in names(1))
+    found = SampleFinder(LABELS, sources, 0.5, True).read(Split(rows[:8], rows[8:10], rows[10:]))
+    assert [sample.name for sample in found.train] == names(1)[1:8]
+    assert [line for line in found.skipped if name in line and "not finite" in line]
+
+
+@pytest.mark.parametrize("sound", [SOUND, FRONT_ENDS["filter banks"]], ids=["waveform", "tensor"])
+def test_values_in_an_older_cache_that_are_not_finite_are_named(root: Path, sound: Any) -> None:
+    source = sources_of(root, sound)[0]
+    assert source.pipeline is not None
+    pipeline, path = source.pipeline(0), root / "audio" / f"{names(1)[0]}.wav"
+    kept = [torch.full((600,), torch.nan)]
+    with pytest.raises(RecipeError, match=rf"{path.name}.*not finite, kept in the cache.*--skip-bad"):
+        pipeline.pick(kept, path, None)
+
+
 def test_stored_spectrograms_come_back_as_they_are(root: Path) -> None:
     for index, name in enumerate(names(1)):
         np.save(root / "audio" / f"{name}.npy", np.full((4, 6), index, np.float32))

@@ -19,6 +19,8 @@ from recipe_common.data.prepare.engine import Item
 from recipe_common.data.prepare.optical_flow import FLOW_METHODS, flow_to_grey, optical_flow, write_two_streams
 from recipe_common.errors import RecipeError
 
+from .tiny_videos import turn_mp4
+
 
 def texture(right: int, down: int, size: int = 64) -> NDArray[np.uint8]:
     """Smooth blobs, moved by whole pixels."""
@@ -84,6 +86,17 @@ def test_a_video_becomes_frames_and_flow(tmp_path: Path, method: str) -> None:
         assert picture.mode == "RGB"
         difference = np.asarray(picture.convert("L"), float) - texture(4, -2)
     assert np.abs(difference).mean() < 6
+
+
+def test_flow_of_a_turned_video_is_that_of_the_turned_frames(tmp_path: Path) -> None:
+    item = item_of(tmp_path)
+    mp4 = Item(item.source.with_suffix(".mp4"), item.outputs)
+    write_moving(mp4.source, right=2, down=-1)
+    turn_mp4(mp4.source, 0, 1, -1, 0)  # a quarter turn clockwise: right becomes down, up becomes right
+    write_two_streams(mp4, method="dis", short_side=64, stride=1)
+    right, down = (centre(folder / "frame000002.jpg") for folder in mp4.outputs[1:])
+    assert right == pytest.approx(255 * 21 / 40, abs=3)
+    assert down == pytest.approx(255 * 22 / 40, abs=3)
 
 
 def test_every_second_frame_keeps_the_flow_to_its_next_one(tmp_path: Path) -> None:

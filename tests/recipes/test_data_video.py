@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import soundfile
@@ -14,6 +16,7 @@ from recipe_common.data.prepare.engine import read_manifest
 from recipe_common.data.prepare.video import (
     VideoJob,
     find_videos,
+    picture_of,
     prepare_videos,
     sampled_frames,
     shrink,
@@ -22,7 +25,7 @@ from recipe_common.data.prepare.video import (
 )
 from recipe_common.errors import RecipeError
 
-from .tiny_videos import write_video
+from .tiny_videos import turn_mp4, write_video
 
 
 def job_of(root: Path, name: str = "clip") -> VideoJob:
@@ -45,6 +48,65 @@ def test_frames_are_named_by_their_number_in_the_video(tmp_path: Path, fps: floa
 def test_every_frame_can_be_had(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.flv", seconds=1.5)
     assert [number for number, _ in sampled_frames(tmp_path / "clip.flv", None)] == list(range(15))
+
+
+def write_quarters(path: Path) -> None:
+    """Write a video of (48, 64) pixels: the upper left quarter is white, the upper right grey, the rest black."""
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("mpeg4", rate=10, options={"qscale": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[:24, :32], pixels[:24, 32:] = 255, 128
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
+
+
+WHITE, GREY, BLACK = 255, 128, 0
+TURNS = {
+    "as it is": ((1, 0, 0, 1), [[WHITE, GREY], [BLACK, BLACK]]),
+    "90 degrees clockwise": ((0, 1, -1, 0), [[BLACK, WHITE], [BLACK, GREY]]),
+    "180 degrees": ((-1, 0, 0, -1), [[BLACK, BLACK], [GREY, WHITE]]),
+    "90 degrees counter-clockwise": ((0, -1, 1, 0), [[GREY, BLACK], [WHITE, BLACK]]),
+    "left and right exchanged": ((-1, 0, 0, 1), [[GREY, WHITE], [BLACK, BLACK]]),
+    "top and bottom exchanged": ((1, 0, 0, -1), [[BLACK, BLACK], [WHITE, GREY]]),
+    "transposed": ((0, 1, 1, 0), [[WHITE, BLACK], [GREY, BLACK]]),
+    "transposed at the other diagonal": ((0, -1, -1, 0), [[BLACK, GREY], [BLACK, WHITE]]),
+}
+
+
+@pytest.mark.parametrize(("matrix", "quarters"), TURNS.values(), ids=TURNS)
+def test_frames_are_turned_as_the_video_is_displayed(
+    tmp_path: Path, matrix: tuple[int, int, int, int], quarters: list[list[int]]
+) -> None:
+    path = tmp_path / "clip.mp4"
+    write_quarters(path)
+    turn_mp4(path, *matrix)
+    write_frames(path, tmp_path / "frames", 10)
+    height, width = (48, 64) if matrix[0] else (64, 48)
+    for picture in sorted((tmp_path / "frames").iterdir()):
+        pixels = np.asarray(Image.open(picture).convert("L"))
+        assert pixels.shape == (height, width)
+        means = pixels.reshape(2, height // 2, 2, width // 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(means, quarters, atol=8)
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
+def test_turned_frames_are_those_of_opencv(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    path = tmp_path / "clip.mp4"
+    write_quarters(path)
+    turn_mp4(path, *matrix)
+    _, expected = cv2.VideoCapture(str(path)).read()
+    _, frame = next(sampled_frames(path, None))
+    np.testing.assert_allclose(picture_of(frame).astype(int), expected[..., ::-1].astype(int), atol=8)
+
+
+def test_frames_that_are_not_turned_stay_bitwise(tmp_path: Path) -> None:
+    write_quarters(tmp_path / "clip.mp4")
+    for _, frame in sampled_frames(tmp_path / "clip.mp4", None):
+        np.testing.assert_array_equal(picture_of(frame), np.asarray(frame.to_image()))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +134,20 @@ def test_a_video_without_sound_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it holds no sound"):
         write_wav(tmp_path / "clip.flv", tmp_path / "clip.wav")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.flv"]
+
+
+def test_sound_with_a_value_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    samples = np.zeros((1, 1_000), np.float32)
+    samples[0, 999] = np.nan
+    with av.open(str(tmp_path / "clip.mkv"), "w") as video:
+        stream = video.add_stream("pcm_f32le", rate=16_000, layout="mono")
+        block = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
+        block.sample_rate, block.pts = 16_000, 0
+        video.mux(stream.encode(block))
+        video.mux(stream.encode())
+    with pytest.raises(ValueError, match="values that are not finite"):
+        write_wav(tmp_path / "clip.mkv", tmp_path / "clip.wav")
+    assert not (tmp_path / "clip.wav").exists()
 
 
 def test_sound_without_a_picture_is_refused(tmp_path: Path) -> None:

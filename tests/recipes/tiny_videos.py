@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,3 +40,12 @@ def write_video(
             block.sample_rate, block.pts = SOUND_RATE, 0
             video.mux(tone.encode(block))
             video.mux(tone.encode())
+
+
+def turn_mp4(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """Write a display matrix into the track header of a mp4 file: pixel (x, y) is shown at (a x + c y, b x + d y)."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44  # after the version, times, track, duration, layer and volume
+    one = 1 << 16
+    content[start : start + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)

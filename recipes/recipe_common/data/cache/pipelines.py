@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from recipe_common.data.readers.audio import Spectrogram, WindowSpectrogram
 from recipe_common.data.readers.frames import Crop, Frames, normalisation, pixels_of, read_image
-from recipe_common.data.readers.waveforms import read_samples
+from recipe_common.data.readers.waveforms import read_samples, unreadable
 from recipe_common.data.samples.batches import batch_tensor
 
 INT16_SCALE = 1 / 32_768
@@ -97,8 +97,12 @@ class WaveformPipeline:
         return (read_samples(media, self.front_end.rate),)
 
     def pick(self, kept: Sequence[Tensor], media: Path, seed: int | None) -> Tensor:
-        """Return the part of the waveform that is transformed."""
-        return self.front_end.cut(kept[0], media, seed)
+        """Return the part of the waveform that is transformed.
+
+        Raises:
+            RecipeError: If it has values that are not finite, as caches of earlier commits may.
+        """
+        return finite(self.front_end.cut(kept[0], media, seed), media)
 
     def pack(self, picked: Sequence[Tensor]) -> Packed:
         """Return the waveforms (B, samples), int16 if all of them are."""
@@ -118,6 +122,17 @@ class WaveformPipeline:
         for index, waveform in enumerate(picked[1:], 1):
             finished[index : index + 1] = self.front_end.of_batch(as_float(waveform)[None])
         return finished
+
+
+def finite(tensor: Tensor, path: Path) -> Tensor:
+    """Return a tensor of the cache unchanged.
+
+    Raises:
+        RecipeError: If it has values that are not finite; the file is named.
+    """
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise unreadable(path, "values that are not finite, kept in the cache")
+    return tensor
 
 
 def as_float(waveform: Tensor) -> Tensor:
@@ -149,8 +164,12 @@ class TensorPipeline:
         return (self.read(media),)
 
     def pick(self, kept: Sequence[Tensor], media: Any, seed: int | None) -> Tensor:
-        """Return the tensor."""
-        return kept[0]
+        """Return the tensor.
+
+        Raises:
+            RecipeError: If it has values that are not finite, as caches of earlier commits may.
+        """
+        return finite(kept[0], self.files(media)[0])
 
     def pack(self, picked: Sequence[Tensor]) -> Packed:
         """Return the tensors, stacked."""

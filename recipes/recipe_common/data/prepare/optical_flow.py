@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from recipe_common.data.prepare.engine import Item
-from recipe_common.data.prepare.video import sampled_frames, write_jpg
+from recipe_common.data.prepare.video import picture_of, sampled_frames, write_jpg
 from recipe_common.errors import RecipeError, require
 from recipe_common.files import atomic_folder
 
@@ -77,7 +77,7 @@ def write_two_streams(item: Item, *, method: str, short_side: int, stride: int) 
         for number, frame in sampled_frames(item.source, None):
             if number % stride > 1:
                 continue
-            picture = _scaled(frame.to_ndarray(format="rgb24"), short_side)
+            picture = _scaled(picture_of(frame), short_side)
             grey = require("cv2").cvtColor(picture, require("cv2").COLOR_RGB2GRAY)
             if kept is not None:
                 flow = flow_to_grey(calculate(kept, grey))

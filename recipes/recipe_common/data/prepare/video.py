@@ -1,6 +1,7 @@
 """Converts videos to frames and wav files, through PyAV."""
 
 import math
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from recipe_common.data.prepare.engine import Item, run_prepare
@@ -23,11 +25,12 @@ MIN_FRAMES = 10
 
 @attrs.frozen
 class VideoJob:
-    """A video, the folder of its frames and the wav file of its sound."""
+    """A video, the folder of its frames and the wav file of its sound; `more` are folders of frames of other events."""
 
     video: Path
     frames: Path
     wav: Path
+    more: tuple[Path, ...] = ()
 
 
 def find_videos(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
@@ -58,7 +61,7 @@ def prepare_videos(
     fps: float,
     workers: int,
     short_side: int | None = None,
-    seconds: Mapping[str, tuple[int, int]] | None = None,
+    seconds: Mapping[Path, tuple[int, int]] | None = None,
 ) -> int:
     """Extract frames and sound of all videos that are not done yet; finished frames and wav files are kept.
 
@@ -68,14 +71,14 @@ def prepare_videos(
         fps: Frames to keep per second of video.
         workers: Number of processes.
         short_side: Length in pixels to which the shorter side of larger frames is scaled down; None keeps them.
-        seconds: Begin and end of the event whose frames are kept, by stem of the video; None: the whole video.
+        seconds: Begin and end of the event whose frames are kept, by folder of frames; None: the whole video.
 
     Returns:
         The exit status of `run_prepare`.
     """
     require("av")
     require("soundfile")
-    items = [Item(job.video, (job.frames, job.wav)) for job in jobs]
+    items = [Item(job.video, (job.frames, job.wav, *job.more)) for job in jobs]
     return run_prepare(root, items, partial(_extract, fps=fps, short_side=short_side, seconds=seconds), workers=workers)
 
 
@@ -106,7 +109,8 @@ def write_frames(
             if time - first >= end:
                 break
             if time - first >= start:
-                write_jpg(partial_folder / f"{number:05d}.jpg", shrink(frame.to_image(), short_side))
+                picture = Image.fromarray(picture_of(frame))
+                write_jpg(partial_folder / f"{number:05d}.jpg", shrink(picture, short_side))
         if not any(partial_folder.iterdir()):
             raise ValueError("it holds no video frames" + (f" from second {start} to {end}" if seconds else ""))
 
@@ -121,13 +125,13 @@ def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
 
     Raises:
         av.FFmpegError: If the sound cannot be decoded.
-        ValueError: If there is none.
+        ValueError: If there is none, or if it has values that are not finite.
     """
     av, soundfile = require("av"), require("soundfile")
     resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
     with av.open(str(video)) as container:
         frames = container.decode(audio=0) if container.streams.audio else ()
-        blocks = [block.to_ndarray() for frame in frames for block in resampler.resample(frame)]
+        blocks = [block.to_ndarray() for frame in frames for block in resampler.resample(_finite(frame))]
     if not blocks:
         raise ValueError("it holds no sound")
     blocks += [block.to_ndarray() for block in resampler.resample(None)]
@@ -136,6 +140,13 @@ def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
     soundfile.write(content, np.concatenate(blocks, axis=1)[0], rate, subtype="PCM_16", format="WAV")
     with atomic_file(wav) as path:
         path.write_bytes(content.getvalue())
+
+
+def _finite(frame: Any) -> Any:
+    """Return a frame of sound; values that are not finite would become the loudest 16-bit samples."""
+    if not np.isfinite(frame.to_ndarray()).all():
+        raise ValueError("its sound has values that are not finite")
+    return frame
 
 
 def sampled_frames(video: Path, fps: float | None) -> Iterator[tuple[int, Any]]:
@@ -164,6 +175,28 @@ def sampled_frames(video: Path, fps: float | None) -> Iterator[tuple[int, Any]]:
                 yield number, frame
 
 
+def picture_of(frame: Any) -> NDArray[np.uint8]:
+    """Return an av.VideoFrame as it is displayed, RGB of shape (height, width, 3).
+
+    PyAV leaves the display matrix of a video, such as that of a phone held upright, to its callers. Quarter turns and
+    mirror images are exact; another angle counts as the nearest quarter turn.
+    """
+    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return picture if matrix is None else _turned(picture, *struct.unpack("=9i", bytes(matrix)))
+
+
+def _turned(picture: NDArray[np.uint8], *matrix: int) -> NDArray[np.uint8]:
+    """Move the pixel at (x, y) to (a x + c y, b x + d y), for a display matrix (a, b, u, c, d, v, x, y, w)."""
+    a, b, _, c, d, *_ = matrix
+    across, down = a, d
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, across, down = picture.swapaxes(0, 1), c, b
+    picture = picture[:, ::-1] if across < 0 else picture
+    picture = picture[::-1] if down < 0 else picture
+    return np.ascontiguousarray(picture)
+
+
 def shrink(picture: Image.Image, short_side: int | None) -> Image.Image:
     """Scale a picture down until its shorter side has `short_side` pixels; smaller ones and None leave it as it is."""
     smaller = min(picture.size)
@@ -181,10 +214,11 @@ def write_jpg(path: Path, picture: Image.Image) -> None:
     path.write_bytes(content.getvalue())
 
 
-def _extract(item: Item, fps: float, short_side: int | None, seconds: Mapping[str, tuple[int, int]] | None) -> None:
-    frames, wav = item.outputs
+def _extract(item: Item, fps: float, short_side: int | None, seconds: Mapping[Path, tuple[int, int]] | None) -> None:
+    frames, wav, *more = item.outputs
     if not wav.is_file():
         write_wav(item.source, wav)
-    if not frames.is_dir():
-        event = None if seconds is None else seconds[item.source.stem]
-        write_frames(item.source, frames, fps, short_side=short_side, seconds=event)
+    for folder in (frames, *more):
+        if not folder.is_dir():
+            event = None if seconds is None else seconds[folder]
+            write_frames(item.source, folder, fps, short_side=short_side, seconds=event)

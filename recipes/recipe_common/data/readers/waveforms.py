@@ -22,7 +22,7 @@ def read_waveform(path: Path, rate: int | None = None) -> Tensor:
         The waveform, float32 of shape (samples,), nominally in [-1, 1].
 
     Raises:
-        RecipeError: If the file is missing, unreadable or holds no sample.
+        RecipeError: If the file is missing, unreadable, or holds no sample or one that is not finite.
     """
     soundfile = require("soundfile")
     try:
@@ -32,7 +32,15 @@ def read_waveform(path: Path, rate: int | None = None) -> Tensor:
     if len(samples) == 0:
         raise unreadable(path, "no samples")
     waveform = torch.from_numpy(samples).mean(dim=1)
+    if not torch.isfinite(waveform).all():
+        raise unreadable(path, _not_finite(torch.from_numpy(samples)))
     return waveform if rate in (None, source_rate) else _resampler(source_rate, rate)(waveform)
+
+
+def _not_finite(samples: Tensor) -> str:
+    """Return the number of values in (samples, channels) that are not finite, as text."""
+    count = int((~torch.isfinite(samples)).sum())
+    return f"{count:,} of {samples.numel():,} values not finite" if count else "values too large for float32"
 
 
 def read_samples(path: Path, rate: int) -> Tensor:

@@ -1,13 +1,17 @@
 """Lists, folders and `prepare` for clips in which an event lasts for some of the seconds, as in AVE."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
-from recipe_common.data.samples.audiovisual import existing
+from recipe_common.data.readers.frames import Frames
+from recipe_common.data.samples.audiovisual import existing, frames_source
 from recipe_common.data.samples.lists import Row
+from recipe_common.data.samples.sources import Source
 from recipe_common.data.samples.splits import Split, random_split
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
@@ -27,7 +31,7 @@ class EventFolders:
     Attributes:
         root: Folder that holds the others.
         audio: Folder of wav files of whole clips, or of stored spectrograms of events.
-        frames: Folder that holds, for each clip, a folder of the frames inside its event.
+        frames: Folder that holds, for each event, a folder of the frames inside it.
         lists: Folder of the lists.
     """
 
@@ -177,10 +181,79 @@ def frames_name(fps: int) -> str:
     return f"Image-{fps:02d}-FPS-SE"
 
 
-def prepare_events(root: Path, classes: Sequence[str], *, fps: int, workers: int, short_side: int | None = None) -> int:
-    """Write the sound of every video and the frames of its event; files that exist are kept.
+@attrs.frozen
+class EventNames:
+    """Names of the folders of frames.
 
-    A video that is listed with several events gets the frames of the first one.
+    The event that is listed first for a video has the folder `<video id>`, as in the code of PMR and of Wei et al.
+    (ICCV 2025). Each event at other seconds has a folder `<video id>.<start>-<end>`.
+
+    Attributes:
+        first: Seconds of the first event, by video id.
+    """
+
+    first: Mapping[str, tuple[int, int]]
+
+    def __call__(self, row: Row) -> str:
+        """Return the name of the folder with the frames of a row."""
+        start, end = seconds_of(row)
+        return row.name if (start, end) == self.first.get(row.name) else f"{row.name}.{start:02d}-{end:02d}"
+
+
+def read_lists(folder: Path, classes: Sequence[str]) -> tuple[tuple[Row, ...], ...]:
+    """Read the lists in a folder, those of the three parts first."""
+    return tuple(read_events(folder / name, classes) for name in (*LISTS, ANNOTATIONS) if (folder / name).is_file())
+
+
+def event_names(lists: Iterable[Iterable[Row]]) -> EventNames:
+    """Return the names of the folders of all events in `read_lists`."""
+    return EventNames({row.name: seconds_of(row) for row in first_of_each(row for rows in lists for row in rows)})
+
+
+def event_frames_source(folder: Path, frames: Frames, names: EventNames, *, choice: str) -> Source:
+    """Return the source of the frames of events.
+
+    An event without a folder of its own has that of its video, which is all that folders made by other code have.
+
+    Args:
+        folder: Folder of all folders of frames.
+        frames: Reader of the frames that are chosen.
+        names: Names of the folders.
+        choice: As in `frames_source`.
+    """
+    source = frames_source([folder], frames, choice=choice)
+    return attrs.evolve(source, find=partial(_find_frames, source.find, names))
+
+
+def _find_frames(find: Callable[[Row], Any], names: EventNames, row: Row) -> Any:
+    own = find(attrs.evolve(row, name=names(row)))
+    return find(row) if own is None else own
+
+
+def borrowed_frames(folder: Path, split: Split, names: EventNames, prepare: str) -> tuple[str, ...]:
+    """Return a line about the events that have no folder of their own, so that they have frames of another event.
+
+    Args:
+        folder: Folder of all folders of frames.
+        split: Rows of each part.
+        names: Names of the folders.
+        prepare: Command that writes the folders.
+
+    Returns:
+        One line, or none if there is no such event.
+    """
+    rows = [row for part in (split.train, split.val, split.test) for row in part if names(row) != row.name]
+    borrowed = [row.name for row in rows if not (folder / names(row)).is_dir() and (folder / row.name).is_dir()]
+    if not borrowed:
+        return ()
+    return (
+        f"{len(borrowed)} events have the frames of another event of their video, such as {borrowed[0]}: "
+        f"`{prepare}` writes their own",
+    )
+
+
+def prepare_events(root: Path, classes: Sequence[str], *, fps: int, workers: int, short_side: int | None = None) -> int:
+    """Write the sound of every video and the frames of its events; files that exist are kept.
 
     Args:
         root: The data root.
@@ -193,12 +266,15 @@ def prepare_events(root: Path, classes: Sequence[str], *, fps: int, workers: int
         The exit status of `run_prepare`.
     """
     base = root / "AVE_Dataset" if (root / "AVE_Dataset").is_dir() else root
-    lists = find_lists(root, base)
-    names = [name for name in (*LISTS, ANNOTATIONS) if (lists / name).is_file()]
-    rows = [row for name in names for row in read_events(lists / name, classes)]
-    times = {row.name: seconds_of(row) for row in first_of_each(rows)}
-    videos = [video for video in find_videos(base, [f"{VIDEOS}/*.mp4"]) if video.stem in times]
-    jobs = [
-        VideoJob(video, base / frames_name(fps) / video.stem, base / AUDIO / f"{video.stem}.wav") for video in videos
-    ]
-    return prepare_videos(base, jobs, fps=fps, workers=workers, short_side=short_side, seconds=times)
+    lists = read_lists(find_lists(root, base), classes)
+    names, folder = event_names(lists), base / frames_name(fps)
+    events: dict[str, dict[Path, tuple[int, int]]] = {}
+    for row in (row for rows in lists for row in first_of_each(rows)):
+        events.setdefault(row.name, {})[folder / names(row)] = seconds_of(row)
+    jobs = []
+    for video in find_videos(base, [f"{VIDEOS}/*.mp4"]):
+        if video.stem in events:
+            frames, *more = events[video.stem]
+            jobs.append(VideoJob(video, frames, base / AUDIO / f"{video.stem}.wav", tuple(more)))
+    seconds = {frames: times for folders in events.values() for frames, times in folders.items()}
+    return prepare_videos(base, jobs, fps=fps, workers=workers, short_side=short_side, seconds=seconds)
