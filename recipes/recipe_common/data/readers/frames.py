@@ -139,14 +139,15 @@ def read_image(path: Path) -> Image.Image:
     """Decode a picture as RGB.
 
     Raises:
-        RecipeError: If the file is missing or not a whole picture.
+        RecipeError: If the file is missing, damaged, unreasonably large or not a whole picture.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except OSError as error:
+    # For damaged headers Pillow raises nearly every error there is: SyntaxError, struct.error, OverflowError, ...
+    except Exception as error:
         raise RecipeError(
-            f"{path} should be a readable jpg file",
-            found=str(error),
-            fix="restore the file, or leave its clip out with `--skip-bad`",
+            f"{path} should be a readable picture",
+            found=str(error) or type(error).__name__,
+            fix="restore the file, or leave its sample out with `--skip-bad`",
         ) from error
