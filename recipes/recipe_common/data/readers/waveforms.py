@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipe_common.data.readers.non_files import check_file, file_error
 from recipe_common.errors import RecipeError, require
+
+OTHERWISE = ", or leave it out with `--skip-bad`"
 
 
 def read_waveform(path: Path, rate: int | None = None) -> Tensor:
@@ -25,6 +28,8 @@ def read_waveform(path: Path, rate: int | None = None) -> Tensor:
         RecipeError: If the file is missing, unreadable or holds no sample.
     """
     soundfile = require("soundfile")
+    # libsndfile reads half a download without an error.
+    check_file(path, f"{path} should be a readable wav file", otherwise=OTHERWISE)
     try:
         samples, source_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
@@ -43,6 +48,7 @@ def read_samples(path: Path, rate: int) -> Tensor:
         `rate`; float32 otherwise.
     """
     soundfile = require("soundfile")
+    check_file(path, f"{path} should be a readable wav file", otherwise=OTHERWISE)
     with suppress(soundfile.SoundFileError, OSError):  # `read_waveform` raises the error with its message
         kind = soundfile.info(path)
         if (kind.subtype, kind.channels, kind.samplerate) == ("PCM_16", 1, rate) and kind.frames > 0:
@@ -72,8 +78,10 @@ def _resampler(source: int, target: int) -> Any:
 
 def unreadable(path: Path, found: str, kind: str = "wav file") -> RecipeError:
     """Return the error for a file that cannot be read."""
-    return RecipeError(
+    return file_error(
+        path,
         f"{path} should be a readable {kind}",
         found=found,
-        fix="restore the file, or leave it out with `--skip-bad`",
+        fix="restore the file",
+        otherwise=OTHERWISE,
     )
