@@ -21,6 +21,7 @@ from recipe_common.data.datasets.food101.prepare import _pictures
 from recipe_common.data.prepare.nifti import prepare_volumes, read_volume
 from recipe_common.data.prepare.video import sampled_frames
 from recipe_common.data.readers.arrays import ArrayFile
+from recipe_common.data.readers.audio import WindowSpectrogram
 from recipe_common.data.readers.frames import read_image
 from recipe_common.data.readers.non_files import EMPTY, HALF, POINTER, WEB_PAGE, NonFile, non_file
 from recipe_common.data.readers.pickles import load_pickle
@@ -170,3 +171,36 @@ def test_pictures_that_are_pointers_stop_the_encoding_and_few_are_counted(
         (tmp_path / f"test{number}.jpg").write_bytes(LFS)
     with pytest.raises(RecipeError, match=r"The 6 pictures of .* should be whole files\. Found 4 git-lfs pointers"):
         _pictures(lists)
+
+
+@pytest.mark.parametrize("rate", [1, 44_101, 2**31 - 1])
+def test_a_sampling_rate_of_a_damaged_header_is_named(tmp_path: Path, rate: int) -> None:
+    content = bytearray(wav_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path = tmp_path / "a.wav"
+    path.write_bytes(content)
+    with pytest.raises(
+        RecipeError, match=rf"a\.wav should be a readable wav file\. Found a sampling rate of {rate:,} Hz"
+    ):
+        read_waveform(path, 16_000)
+    with pytest.raises(RecipeError, match=f"Found a sampling rate of {rate:,} Hz.*--skip-bad"):
+        WindowSpectrogram().check(path)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ULAW"])
+def test_a_mutated_wav_file_is_read_or_named(tmp_path: Path, subtype: str) -> None:
+    random = np.random.default_rng(0)
+    whole, path = BytesIO(), tmp_path / "a.wav"
+    soundfile.write(whole, random.normal(0, 0.1, (1600, 2)), 16_000, subtype=subtype, format="WAV")
+    errors = []
+    for _ in range(250):
+        content = bytearray(whole.getvalue())
+        for place in random.integers(0, 80, random.integers(1, 9)):
+            content[place] = random.integers(256)
+        path.write_bytes(content[: random.integers(len(content))] if random.random() < 0.2 else content)
+        try:
+            assert len(read_waveform(path, 16_000)) > 0
+        except RecipeError as error:
+            errors.append(str(error))
+    assert errors
+    assert all(error.startswith(f"{path} should be a readable wav file. Found ") for error in errors)
