@@ -100,12 +100,18 @@ def test_an_absent_file_is_refused(tmp_path: Path) -> None:
         ArrayFile(tmp_path / "nowhere.npy")
 
 
-@pytest.mark.parametrize("kept", [0, 5, 60, 128, 600])
+@pytest.mark.parametrize("kept", [5, 60, 128, 600])
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, kept: int) -> None:
     path = saved(tmp_path, counting(100, 16))
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(RecipeError, match=r"complete npy file.*unpack or download it again"):
         ArrayFile(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.npy").touch()
+    with pytest.raises(RecipeError, match=r"complete npy file.*Found an empty file: download it again"):
+        ArrayFile(tmp_path / "data.npy")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from recipe_common.data.readers.frames import Frames, frame_files, segments
+from recipe_common.data.readers.frames import Frames, frame_files, read_image, segments
 from recipe_common.errors import RecipeError
 
 from .cremad_tree import write_frame
@@ -24,6 +25,13 @@ def write_noise(folder: Path, count: int) -> tuple[Path, ...]:
         pixels = random.integers(0, 256, (40, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{30 * number:05d}.jpg")
     return frame_files(folder)
+
+
+def picture_bytes(kind: str) -> bytes:
+    content = BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content, kind)
+    return content.getvalue()
 
 
 def reference(path: Path, size: int) -> torch.Tensor:
@@ -124,3 +132,44 @@ def test_an_unreadable_picture_is_named_with_the_flag(tmp_path: Path, kept: int)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(RecipeError, match=r"00000\.jpg.*--skip-bad"):
         Frames(size=8)([path])
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_mutated_picture_is_read_or_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1 << 16)  # a mutated size would take gigabytes
+    random = np.random.default_rng(1)
+    content, path = picture_bytes(kind), tmp_path / "00000.jpg"
+    errors = []
+    for _ in range(150):
+        mutated = bytearray(content)
+        for place in random.integers(0, min(len(content), 200), random.integers(1, 9)):
+            mutated[place] = random.integers(256)
+        path.write_bytes(mutated[: random.integers(len(mutated))] if random.random() < 0.2 else mutated)
+        try:
+            assert read_image(path).mode == "RGB"
+        except RecipeError as error:
+            errors.append(str(error))
+    assert errors
+    assert all(error.startswith(f"{path} should be a readable picture. Found ") for error in errors)
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), SyntaxError("odd"), Image.DecompressionBombError("odd")])
+def test_whatever_pillow_raises_is_a_bad_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(RecipeError, match=r"0\.jpg should be a readable picture\. Found odd: restore"):
+        read_image(tmp_path / "0.jpg")
+
+
+def test_a_decompression_bomb_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "00000.jpg"
+    content = bytearray(picture_bytes("BMP"))
+    content[18:26] = (60_000).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"00000\.jpg should be a readable picture\. Found Image size"):
+        read_image(path)

@@ -145,6 +145,26 @@ def test_unreadable_clips_are_dropped_and_listed(root: Path) -> None:
     assert "; 2 unreadable" in parts.summary[0]
 
 
+@pytest.mark.parametrize("content", [b"P6\n0 8\n255\n", b"P6\n8 x\n255\n", b"BM" + bytes(40)])
+def test_pictures_with_damaged_headers_are_dropped(root: Path, content: bytes) -> None:
+    clips = open_clips(root, training=False).samples
+    frame = frame_files(clips[1].media[1])[0]
+    frame.write_bytes(content)
+    good, faults = drop_unreadable(clips, sources_of(root))
+    assert good == (clips[0], *clips[2:])
+    assert str(frame) in faults[0]
+
+
+def test_pointers_among_unreadable_clips_are_counted_with_their_remedy(root: Path) -> None:
+    clips = open_clips(root, training=False).samples
+    for clip in clips[:3]:
+        clip.media[0].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    frame_files(clips[3].media[1])[0].write_bytes(b"no picture")
+    assert "; 4 unreadable, 3 of them git-lfs pointers" in read(root, skip_bad=True).summary[0]
+    with pytest.raises(RecipeError, match=r"3 of them git-lfs pointers: run `git lfs pull` in .*--min-found"):
+        read(root, skip_bad=True, min_found=0.9)
+
+
 def test_a_worker_tells_of_an_unreadable_file_as_the_main_process_does(root: Path) -> None:
     dataset = open_clips(root, training=False)
     dataset.samples[0].media[0].write_bytes(b"")

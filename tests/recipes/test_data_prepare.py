@@ -357,6 +357,36 @@ def start(root: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+def test_sources_that_are_no_data_are_counted_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = write_sources(tmp_path, one="ab", two="cd", three="ef", four="gh", bad="bad " + POINTER, page="<html>bad")
+    items += write_sources(tmp_path, pointer=POINTER + "bad")
+    assert run(tmp_path, items) == 1
+    captured = capsys.readouterr()
+    assert "4 of 7 texts are ready" in captured.out
+    assert "\n1 of 7 texts are git-lfs pointers: run `git lfs pull` in the folder of the download\n" in captured.err
+    assert "\n1 of 7 texts are web pages: download the file itself\n" in captured.err
+
+
+def test_prepare_stops_at_once_where_most_sources_are_no_data(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab", two=POINTER, three=POINTER, four="")
+    with pytest.raises(
+        RecipeError,
+        match=r"The 4 texts of .* should be whole files\. Found 2 git-lfs pointers and 1 empty files: run `git lfs",
+    ):
+        run(tmp_path, items)
+    assert outputs(tmp_path) == {}
+
+
+def test_finished_items_do_not_count_as_no_data(tmp_path: Path) -> None:
+    items = write_sources(tmp_path, one="ab", two="cd")
+    assert run(tmp_path, items) == 0
+    write_sources(tmp_path, one=POINTER, two=POINTER)
+    assert run(tmp_path, items) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 def test_a_killed_run_continues_and_leaves_no_process(tmp_path: Path) -> None:

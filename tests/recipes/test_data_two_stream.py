@@ -154,5 +154,5 @@ def test_checks_decode_everything(tmp_path: Path) -> None:
         picture = part / "v_YoYo_g01_c01" / "frame000003.jpg"
         picture.write_bytes(picture.read_bytes()[:40])
     for source in (rgb, flow):
-        with pytest.raises(RecipeError, match=r"frame000003\.jpg should be a readable jpg file\. Found "):
+        with pytest.raises(RecipeError, match=r"frame000003\.jpg should be a readable picture\. Found "):
             source.check(source.find(row))

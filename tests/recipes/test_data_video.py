@@ -157,12 +157,20 @@ def test_sound_without_a_picture_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video", b"version https://git-lfs.github.com/spec/v1\n"])
-def test_a_corrupt_video_leaves_nothing(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "error", "found"),
+    [
+        (b"not a video", av.FFmpegError, "Invalid data"),
+        (b"", RecipeError, r"clip\.flv should be a readable video\. Found an empty file: download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", RecipeError, "Found a git-lfs pointer.*: run `git lfs pull`"),
+        (b"<!DOCTYPE html>", RecipeError, "Found a web page"),
+    ],
+)
+def test_a_corrupt_video_leaves_nothing(tmp_path: Path, content: bytes, error: type[Exception], found: str) -> None:
     (tmp_path / "clip.flv").write_bytes(content)
-    with pytest.raises(av.FFmpegError):
+    with pytest.raises(error, match=found):
         write_frames(tmp_path / "clip.flv", tmp_path / "frames", 1)
-    with pytest.raises(av.FFmpegError):
+    with pytest.raises(error, match=found):
         write_wav(tmp_path / "clip.flv", tmp_path / "clip.wav")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.flv"]
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.readers.packed_sequences import SPLITS, Packed, Shapes, check_range, finite, read_packed
 from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.errors import RecipeError
@@ -211,8 +212,8 @@ def _read_vectors(path: Path) -> Tensor:
         vectors = np.load(path, allow_pickle=False)
         values, bad = finite(vectors)
     except (ValueError, TypeError, OSError, EOFError) as error:
-        raise RecipeError(
-            f"{path} should hold an array of word vectors", found=str(error), fix="download it again"
+        raise file_error(
+            path, f"{path} should hold an array of word vectors", found=str(error), fix="download it again"
         ) from error
     if values.ndim != 2 or bad:
         raise RecipeError(

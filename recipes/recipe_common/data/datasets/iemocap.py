@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
 from recipe_common.data.samples.splits import Split
@@ -89,7 +90,9 @@ def _load(path: Path) -> NDArray[Any]:
     try:
         loaded: NDArray[Any] = np.load(path)
     except (OSError, ValueError, EOFError) as error:
-        raise RecipeError(f"{path} should be a readable npy file", found=str(error), fix="restore the file") from error
+        raise file_error(
+            path, f"{path} should be a readable npy file", found=str(error), fix="restore the file"
+        ) from error
     return loaded
 
 
@@ -172,8 +175,8 @@ class FeatureFile:
             try:
                 self._open = os.getpid(), require("h5py").File(self.path, "r")
             except OSError as error:
-                raise RecipeError(
-                    f"{self.path} should be a whole h5 file", found=str(error), fix="download it again"
+                raise file_error(
+                    self.path, f"{self.path} should be a whole h5 file", found=str(error), fix="download it again"
                 ) from error
         return self._open[1]
 
@@ -198,8 +201,8 @@ def read_statistics(path: Path, fold: int) -> tuple[Array, Array]:
         with require("h5py").File(path, "r") as file:
             mean, deviation = (np.asarray(file[str(fold)][name][()], np.float32) for name in ("mean", "std"))
     except (OSError, KeyError) as error:
-        raise RecipeError(
-            f"{path} should hold `{fold}/mean` and `{fold}/std`", found=str(error), fix="download the file again"
+        raise file_error(
+            path, f"{path} should hold `{fold}/mean` and `{fold}/std`", found=str(error), fix="download the file again"
         ) from error
     return mean, np.where(deviation == 0, np.float32(1), deviation)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from recipe_common.data.prepare.video import VideoJob, find_videos
+from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.audiovisual import existing, index_files
 from recipe_common.data.samples.clips import ClipLayout, flat_job
 from recipe_common.data.samples.lists import Row
@@ -146,7 +147,8 @@ def read_database(path: Path, classes: Sequence[str]) -> Split:
         database = json.loads(path.read_text(encoding="utf-8-sig"))["database"]
         rows = {name: (entry["subset"], class_name(entry["label"])) for name, entry in database.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(
+        raise file_error(
+            path,
             f'{path} should hold {{"database": {{clip: {{"subset": ..., "label": ...}}}}}}',
             found=f"{type(error).__name__}: {error}",
             fix="restore the file",

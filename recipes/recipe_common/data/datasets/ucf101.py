@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.data.samples.splits import VAL_SHARE, Split
@@ -193,6 +194,7 @@ def hold_out_groups(rows: Iterable[Row], share: float, seed: int) -> tuple[tuple
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Return the lines that are not empty, with their numbers."""
+    check_file(path, f"{path} should be a readable list", may_be_empty=True)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

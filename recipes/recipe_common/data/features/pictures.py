@@ -59,7 +59,7 @@ class FrozenPictures(FrozenNetwork):
 
     def inputs(self, contents: Sequence[str]) -> dict[str, Tensor]:
         """See the base."""
-        return {"pixel_values": torch.stack([self._pixels(read_picture(Path(path))) for path in contents])}
+        return {"pixel_values": torch.stack([self._pixels(read_image(Path(path))) for path in contents])}
 
     def blank(self) -> dict[str, Tensor]:
         """See the base."""
@@ -74,18 +74,6 @@ class FrozenPictures(FrozenNetwork):
             [*steps, v2.Normalize(self.transform["mean"], self.transform["std"])]
         )
         return composed
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Decode a picture of any colour model as RGB.
-
-    Raises:
-        RecipeError: If the file is missing, damaged, or unreasonably large.
-    """
-    try:
-        return read_image(path)
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow, of some damaged files
-        raise RecipeError(f"{path} should be a readable picture", found=str(error), fix="restore the file") from error
 
 
 def _pixel_statistics(folder: Path) -> tuple[list[float], list[float]]:

@@ -21,6 +21,7 @@ import attrs
 
 from recipe_common.arguments import positive_int
 from recipe_common.data.prepare.processes import in_processes, progress_bar
+from recipe_common.data.readers.non_files import check_most, non_files
 from recipe_common.errors import RecipeError, message
 from recipe_common.files import DISK_FULL, lock, remove_partials
 from recipe_common.settings.command_line import parse
@@ -32,10 +33,17 @@ MANIFEST = "manifest.jsonl"
 
 @attrs.frozen
 class Item:
-    """A raw file, and the files or folders that are made of it."""
+    """A raw file, and the files or folders that are made of it.
+
+    Args:
+        source: The raw file, or a folder of raw files.
+        outputs: Files or folders that are made of it.
+        files: Raw files in `source`, if that is a folder.
+    """
 
     source: Path
     outputs: tuple[Path, ...]
+    files: tuple[Path, ...] = attrs.field(default=(), kw_only=True)
 
     @property
     def done(self) -> bool:
@@ -92,9 +100,12 @@ def run_prepare(
         The exit status: 0, or 1 if there were bad sources, which are printed and listed in `unreadable_<what>.txt`.
 
     Raises:
-        RecipeError: If `root` cannot be written, another run is in progress there, the disk is full or a process died.
+        RecipeError: If most sources are git-lfs pointers, web pages, empty files or half downloads; if `root` cannot be
+            written, another run is in progress there, the disk is full or a process died.
     """
     _check(root, items)
+    kinds = non_files(item.files or (item.source,) for item in items if not item.done)
+    advice = check_most(kinds, len(items), what, root)
     failures = []
     with _manifest(root) as manifest, progress_bar() as progress:
         for folder in {output.parent for item in items for output in item.outputs}:
@@ -108,7 +119,7 @@ def run_prepare(
             else:
                 _append(manifest, outcome)
             progress.advance(task)
-    return _report(root, len(items), sorted(failures, key=lambda failure: failure.source), what)
+    return _report(root, len(items), sorted(failures, key=lambda failure: failure.source), what, advice)
 
 
 def verify(root: Path, *, workers: int = 1) -> int:
@@ -285,7 +296,7 @@ def _fault(root: Path, name: str, recorded: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _report(root: Path, total: int, failures: Sequence[Failure], what: str) -> int:
+def _report(root: Path, total: int, failures: Sequence[Failure], what: str, advice: Sequence[str]) -> int:
     report = root / f"unreadable_{what.replace(' ', '_')}.txt"
     report.unlink(missing_ok=True)
     print(f"{total - len(failures):,} of {total:,} {what} are ready in {root}; checksums in {root / MANIFEST}")
@@ -293,5 +304,5 @@ def _report(root: Path, total: int, failures: Sequence[Failure], what: str) -> i
         return 0
     lines = [f"{failure.source}: {failure.reason}" for failure in failures]
     report.write_text("\n".join(lines) + "\n")
-    print(*lines, f"These cannot be read; the list is in {report}", sep="\n", file=sys.stderr)
+    print(*lines, f"These cannot be read; the list is in {report}", *advice, sep="\n", file=sys.stderr)
     return 1

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipe_common.data.prepare.engine import Item, run_prepare
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.readers.volumes import Labels
 from recipe_common.errors import RecipeError, require
 from recipe_common.files import atomic_file, listing
@@ -39,7 +40,9 @@ def prepare_volumes(
     require("h5py")
     require("nibabel")
     cases = find_cases(root, modalities[0])
-    items = [Item(case, (folder / f"{case.name}{suffix}",)) for case in cases]
+    items = [
+        Item(case, (folder / f"{case.name}{suffix}",), files=tuple(sorted(case.glob("[!.]*.nii*")))) for case in cases
+    ]
     make = partial(_make, modalities=tuple(modalities), labels=labels)
     return run_prepare(root, items, make, workers=workers, what="cases")
 
@@ -122,8 +125,10 @@ def read_volume(path: Path) -> NDArray[Any]:
 
     Raises:
         ValueError: If it cannot be decoded, or is not three-dimensional.
+        RecipeError: If it is a git-lfs pointer, a web page or an empty file.
     """
     nibabel = require("nibabel")
+    check_file(path, f"{path} should be a NIfTI file")
     try:
         volume: NDArray[Any] = np.asanyarray(nibabel.load(path).dataobj)
     except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:

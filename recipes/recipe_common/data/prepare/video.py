@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from recipe_common.data.prepare.engine import Item, run_prepare
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.errors import RecipeError, require
 from recipe_common.files import atomic_file, atomic_folder, listing
 
@@ -129,6 +130,7 @@ def write_wav(video: Path, wav: Path, rate: int = WAV_RATE) -> None:
     """
     av, soundfile = require("av"), require("soundfile")
     resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
+    check_file(video, f"{video} should be a readable video")
     with av.open(str(video)) as container:
         frames = container.decode(audio=0) if container.streams.audio else ()
         blocks = [block.to_ndarray() for frame in frames for block in resampler.resample(_finite(frame))]
@@ -158,6 +160,7 @@ def sampled_frames(video: Path, fps: float | None) -> Iterator[tuple[int, Any]]:
         video: Any file that ffmpeg can decode.
         fps: Frames per second; None yields every frame.
     """
+    check_file(video, f"{video} should be a readable video")
     with require("av").open(str(video)) as container:
         start = None
         interval = -1

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recipe_common.data.readers.non_files import file_error
 from recipe_common.errors import RecipeError
 
 PIECE = 1_000
@@ -61,7 +62,8 @@ def _open(path: Path) -> NDArray[Any]:
         # Unlike numpy.load this has no way to unpickle: a pickle in a downloaded file can run any code.
         array = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
-        raise RecipeError(
+        raise file_error(
+            path,
             f"{path} should be a complete npy file of numbers",
             found=str(error),
             fix="unpack or download it again. An array of Python objects is a pickle, which is not opened because that "

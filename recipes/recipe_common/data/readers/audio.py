@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recipe_common.arguments import positive_float, positive_int
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
-from recipe_common.data.readers.waveforms import read_waveform, repeated, unreadable
+from recipe_common.data.readers.waveforms import check_waveform, read_waveform, repeated, unreadable
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError, require
 from recipe_common.settings.declaration import flag
@@ -151,7 +151,7 @@ class Spectrogram:
 
     def check(self, path: Path) -> Tensor:
         """Decode a file."""
-        return read_waveform(path)
+        return check_waveform(path, self.rate)
 
     def transform(self, waveform: Tensor) -> Tensor:
         """Return the spectrogram of a waveform of shape (samples,) of any length > 0."""
@@ -231,7 +231,7 @@ class WindowSpectrogram:
 
     def check(self, path: Path) -> Tensor:
         """Decode a file."""
-        return read_waveform(path)
+        return check_waveform(path, self.rate)
 
 
 @attrs.frozen

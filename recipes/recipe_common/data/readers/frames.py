@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.batches import batch_tensor
-from recipe_common.errors import RecipeError, require
+from recipe_common.errors import require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -139,14 +140,17 @@ def read_image(path: Path) -> Image.Image:
     """Decode a picture as RGB.
 
     Raises:
-        RecipeError: If the file is missing or not a whole picture.
+        RecipeError: If the file is missing, damaged, unreasonably large or not a whole picture.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except OSError as error:
-        raise RecipeError(
-            f"{path} should be a readable jpg file",
-            found=str(error),
-            fix="restore the file, or leave its clip out with `--skip-bad`",
+    # For damaged headers Pillow raises nearly every error there is: SyntaxError, struct.error, OverflowError, ...
+    except Exception as error:
+        raise file_error(
+            path,
+            f"{path} should be a readable picture",
+            found=str(error) or type(error).__name__,
+            fix="restore the file",
+            otherwise=", or leave its sample out with `--skip-bad`",
         ) from error

@@ -8,13 +8,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
 _BUILTINS = (set, frozenset, bytearray, bytes, str, int, float, complex, bool, list, tuple, dict, slice, range)
 _OTHER_FORMATS = (
-    (b"version https://git-lfs", "a git-lfs pointer, whose file was not fetched", "run `git lfs pull`"),
-    (b"<", "a web page, such as a download or log-in page", "download the file itself"),
+    (b"<", "markup, such as an error page", "download the file itself"),
     (b"\x1f\x8b", "gzip data", "gunzip it first"),
     (b"PK\x03\x04", "a zip archive, or a file of torch.save", "unpack it first, or download the pickle file"),
     (b"\x89HDF", "an HDF5 file", "download the pickle file"),
@@ -55,6 +55,7 @@ def load_pickle(path: Path) -> Any:
             found=listing(path.parent),
             fix="put the file there, or point `--data-root` to it",
         )
+    check_file(path, f"{path} should be a pickle file")
     with path.open("rb") as file:
         _check_format(path, file)
         try:
@@ -71,8 +72,6 @@ def load_pickle(path: Path) -> Any:
 def _check_format(path: Path, file: BinaryIO) -> None:
     start = file.read(64)
     file.seek(0)
-    if not start:
-        raise RecipeError(f"{path} should be a pickle file", found="an empty file", fix="download it again")
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     for magic, found, fix in _OTHER_FORMATS:
         if text.startswith(magic):

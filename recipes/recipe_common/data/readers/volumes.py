@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.sampler import Key
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError, message, require
@@ -296,8 +297,10 @@ def slices_per_case(cases: Sequence[Case]) -> int:
 
 
 def _unreadable(path: Path, found: str) -> RecipeError:
-    return RecipeError(
+    return file_error(
+        path,
         f"{path} should hold a volume and its labels",
         found=found,
-        fix="download or prepare the file again, or leave it out with `--skip-bad`",
+        fix="download or prepare the file again",
+        otherwise=", or leave it out with `--skip-bad`",
     )

@@ -1,5 +1,6 @@
 """Reads sound files as waveforms: decoding, resampling, repetition."""
 
+import math
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipe_common.data.readers.non_files import check_file, file_error
 from recipe_common.errors import RecipeError, require
+
+RATES = (500, 1_000_000)
+"""Lowest and highest sampling rates of sound in Hz; others stand in damaged headers."""
+MOST_WEIGHTS = 50_000_000
+"""Largest filter for resampling, which has a weight for each pair of phases of the two rates: 400 MB."""
+OTHERWISE = ", or leave it out with `--skip-bad`"
 
 
 def read_waveform(path: Path, rate: int | None = None) -> Tensor:
@@ -24,17 +32,37 @@ def read_waveform(path: Path, rate: int | None = None) -> Tensor:
     Raises:
         RecipeError: If the file is missing, unreadable, or holds no sample or one that is not finite.
     """
+    waveform, source_rate = _decoded(path, rate)
+    return waveform if rate in (None, source_rate) else _resampler(source_rate, rate)(waveform)
+
+
+def check_waveform(path: Path, rate: int) -> Tensor:
+    """Decode a sound file for `read_waveform` without the resampling, which takes most of the time.
+
+    Returns:
+        The waveform at the sampling rate of the file, float32 of shape (samples,).
+
+    Raises:
+        RecipeError: As `read_waveform`.
+    """
+    return _decoded(path, rate)[0]
+
+
+def _decoded(path: Path, rate: int | None) -> tuple[Tensor, int]:
     soundfile = require("soundfile")
+    # libsndfile reads half a download without an error.
+    check_file(path, f"{path} should be a readable wav file", otherwise=OTHERWISE)
     try:
         samples, source_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         raise unreadable(path, str(error)) from error
     if len(samples) == 0:
         raise unreadable(path, "no samples")
+    _check_rate(path, source_rate, rate or source_rate)
     waveform = torch.from_numpy(samples).mean(dim=1)
     if not torch.isfinite(waveform).all():
         raise unreadable(path, _not_finite(torch.from_numpy(samples)))
-    return waveform if rate in (None, source_rate) else _resampler(source_rate, rate)(waveform)
+    return waveform, source_rate
 
 
 def _not_finite(samples: Tensor) -> str:
@@ -51,6 +79,7 @@ def read_samples(path: Path, rate: int) -> Tensor:
         `rate`; float32 otherwise.
     """
     soundfile = require("soundfile")
+    check_file(path, f"{path} should be a readable wav file", otherwise=OTHERWISE)
     with suppress(soundfile.SoundFileError, OSError):  # `read_waveform` raises the error with its message
         kind = soundfile.info(path)
         if (kind.subtype, kind.channels, kind.samplerate) == ("PCM_16", 1, rate) and kind.frames > 0:
@@ -62,6 +91,14 @@ def repeated(waveform: Tensor, size: int) -> Tensor:
     """Return a waveform (n,) of any length > 0 repeated, and cut, to (size,)."""
     times, rest = divmod(size, len(waveform))
     return waveform[:size] if times == 0 else torch.cat([waveform] * times + [waveform[:rest]])
+
+
+def _check_rate(path: Path, source: int, target: int) -> None:
+    """Refuse rates of damaged headers, for which resampling takes all memory."""
+    low, high = RATES
+    divisor = math.gcd(source, target)
+    if not low <= source <= high or (source // divisor) * (target // divisor) > MOST_WEIGHTS:
+        raise unreadable(path, f"a sampling rate of {source:,} Hz, which cannot be converted to {target:,} Hz")
 
 
 @cache
@@ -80,8 +117,10 @@ def _resampler(source: int, target: int) -> Any:
 
 def unreadable(path: Path, found: str, kind: str = "wav file") -> RecipeError:
     """Return the error for a file that cannot be read."""
-    return RecipeError(
+    return file_error(
+        path,
         f"{path} should be a readable {kind}",
         found=found,
-        fix="restore the file, or leave it out with `--skip-bad`",
+        fix="restore the file",
+        otherwise=OTHERWISE,
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 from recipe_common.data.cache.pipelines import FramesPipeline, sound_pipeline
 from recipe_common.data.readers.audio import FrontEnd
 from recipe_common.data.readers.frames import FRAME_NAME, Frames, frame_files, read_image, segments
+from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
@@ -133,10 +134,12 @@ def hdf5_frames(path: Path) -> tuple[StoredJpg, ...]:
 
 
 def _bad_hdf5(path: Path, found: str) -> RecipeError:
-    return RecipeError(
+    return file_error(
+        path,
         f"{path} should be an hdf5 file with jpg bytes in `{HDF5_FRAMES}`",
         found=found,
-        fix="restore the file, or leave its clip out with `--skip-bad`",
+        fix="restore the file",
+        otherwise=", or leave its clip out with `--skip-bad`",
     )
 
 

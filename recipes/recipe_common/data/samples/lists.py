@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.errors import RecipeError
 
 HEADER = ["name", "label"]
@@ -29,6 +30,7 @@ def read_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
         RecipeError: If the file cannot be read, or has a row of another width, an unknown label or a repeated name;
             the message names the line.
     """
+    check_file(path, f"{path} should be a readable csv file", may_be_empty=True)
     rows: dict[str, Row] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:

@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch.utils.data import Dataset
 
+from recipe_common.data.readers.non_files import kinds_in
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sampler import Key
 from recipe_common.data.samples.seeding import derived_seed
@@ -136,13 +137,14 @@ class SampleFinder:
     def _part(self, part: str, rows: Sequence[Row]) -> tuple[tuple[Sample, ...], list[str], list[str]]:
         found, absent = self._find(rows)
         good, bad = drop_unreadable(found, self.sources) if self.skip_bad else (found, ())
-        line = self._counts(part, len(rows), len(good), absent, len(bad))
+        line = self._counts(part, len(rows), len(good), absent, bad)
         if rows and (not good or len(good) < self.min_found * len(rows)):
             places = " and ".join(dict.fromkeys(source.where for source in self.sources))
             raise RecipeError(
                 f"{places} should hold at least {self.min_found:.0%} of the listed samples",
                 found=line,
-                fix="complete the data, or lower `--min-found`",
+                fix=next((kind.fix for kind, _ in kinds_in(bad).most_common(1)), "complete the data")
+                + ", or lower `--min-found`",
             )
         more = [f"  ... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         lines = [line, *(f"  skipped {fault}" for fault in bad[:SHOWN]), *more]
@@ -161,13 +163,14 @@ class SampleFinder:
                 samples.append(Sample(row.name, self.classes.index(row.label), media))
         return tuple(samples), absent
 
-    def _counts(self, part: str, listed: int, found: int, absent: dict[str, list[str]], unreadable: int) -> str:
+    def _counts(self, part: str, listed: int, found: int, absent: dict[str, list[str]], bad: Sequence[str]) -> str:
         line = f"{part}: {found:,} of {listed:,} listed samples"
         for source in self.sources:
             names = absent[source.modality]
             if names:
                 line += f"; {len(names):,} without {source.what}, such as {names[0]}"
-        return line + (f"; {unreadable:,} unreadable" if unreadable else "")
+        kinds = "".join(f", {count:,} of them {kind.plural}" for kind, count in kinds_in(bad).most_common())
+        return line + (f"; {len(bad):,} unreadable{kinds}" if bad else "")
 
     def _empty_classes(self, train: Sequence[Sample]) -> list[str]:
         present = {sample.label for sample in train}

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError
@@ -80,6 +81,7 @@ def lines_of(path: Path) -> list[str]:
     Raises:
         RecipeError: If the file cannot be read.
     """
+    check_file(path, f"{path} should be a readable list", may_be_empty=True)
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

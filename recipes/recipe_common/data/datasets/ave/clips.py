@@ -9,6 +9,7 @@ import attrs
 
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
 from recipe_common.data.readers.frames import Frames
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.samples.audiovisual import existing, frames_source
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
@@ -49,6 +50,7 @@ def read_events(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
     Raises:
         RecipeError: With file and line number, for a row of another width, an unknown class or an impossible time.
     """
+    check_file(path, f"{path} should be a readable list", may_be_empty=True)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.sources import SHOWN
 from recipe_common.errors import RecipeError, message, require
 from recipe_common.files import listing
@@ -228,7 +229,8 @@ def _dataset(file: Any, path: Path, key: str) -> Any:
 
 
 def _damaged(path: Path, found: str) -> RecipeError:
-    return RecipeError(
+    return file_error(
+        path,
         f"{path} should be a whole hdf5 file of AVE features",
         found=found,
         fix="download it again, or leave damaged rows out with --skip-bad",

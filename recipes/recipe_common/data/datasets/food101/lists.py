@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split, hold_out
 from recipe_common.errors import RecipeError
@@ -236,6 +237,7 @@ def _one_line(text: str) -> str:
 
 @contextmanager
 def _readable(path: Path, kind: str) -> Iterator[None]:
+    check_file(path, f"{path} should be a readable {kind} file", may_be_empty=True)
     try:
         yield
     except (OSError, ValueError, csv.Error) as error:

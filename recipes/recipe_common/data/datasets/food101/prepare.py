@@ -18,6 +18,7 @@ from recipe_common.data.features.pictures import FrozenPictures
 from recipe_common.data.features.store import prepare_features
 from recipe_common.data.features.texts import FrozenTexts
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
+from recipe_common.data.readers.non_files import check_most, non_files
 from recipe_common.models.pretrained import local_folder
 from recipe_common.settings.declaration import flag
 
@@ -88,4 +89,7 @@ def _pictures(lists: TitleLists) -> list[Entry]:
     entries = [picture_entry_of(lists.root, row) for row in lists.rows]
     present = [entry for entry in entries if entry.stamp is not None]
     print(f"{len(present):,} of {len(entries):,} listed pictures are in {lists.root}")
+    paths = [Path(entry.content) for entry in present]
+    for line in check_most(non_files((path,) for path in paths), len(paths), "pictures", lists.root):
+        print(line)
     return present

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from recipe_common.data.cache.store import Entry
 from recipe_common.data.datasets.food101.lists import clean_title, picture_path, title
-from recipe_common.data.features.pictures import picture_entry, read_picture
+from recipe_common.data.features.pictures import picture_entry
 from recipe_common.data.features.store import find_store
 from recipe_common.data.features.texts import check_length, text_entry, tokenized
-from recipe_common.data.readers.frames import IMAGENET_MEAN, IMAGENET_STD
+from recipe_common.data.readers.frames import IMAGENET_MEAN, IMAGENET_STD, read_image
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
 from recipe_common.errors import require
@@ -50,7 +50,7 @@ class PictureTransform:
         Raises:
             RecipeError: If it cannot be decoded.
         """
-        picture = read_picture(path)
+        picture = read_image(path)
         if seed is None:
             return self._evaluation(picture)
         # torchvision draws from torch's CPU generator, whose state is restored afterwards.
@@ -102,7 +102,7 @@ def text_entry_of(row: Row) -> Entry:
 
 def picture_source(root: Path, transform: PictureTransform) -> Source:
     """Return the pictures under `root` as a source, (3, size, size) each."""
-    return Source("image", "jpg file", str(root), partial(_find_picture, root), transform, read_picture)
+    return Source("image", "jpg file", str(root), partial(_find_picture, root), transform, read_image)
 
 
 def token_source(folder: Path, length: int) -> Source:
