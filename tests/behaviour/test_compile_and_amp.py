@@ -115,6 +115,7 @@ def trained(method: str, data: list[Batch]) -> AudioVisual:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("order", [METHODS, METHODS[::-1]], ids=["none first", "none last"])
 def test_trainings_one_after_the_other_run_no_code_of_each_other(form: str, order: list[str]) -> None:
@@ -130,6 +131,7 @@ def test_trainings_one_after_the_other_run_no_code_of_each_other(form: str, orde
         assert_close(model, trained(method, data), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_trainings_that_alternate_run_no_code_of_each_other(form: str) -> None:
     data = batches(audio_visual(), 3)
@@ -143,6 +145,7 @@ def test_trainings_that_alternate_run_no_code_of_each_other(form: str) -> None:
         assert_close(model, trained(method, data), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["module", "in place"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_model_that_ran_before_the_optimizer_was_built_trains(form: str, method: str) -> None:

@@ -21,6 +21,8 @@ from recipe_common.errors import require
 from recipe_common.report.curves import Picture
 from recipes.tiny_recipe import RECIPE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:

@@ -12,6 +12,9 @@ from modbalance import BalancedOptimizer, ConfigError
 from support.ranks import on_ranks
 from support.training import batches, multimodal
 
+pytestmark = pytest.mark.slow
+
+
 METHODS = ("none", "mslr", "ogm")
 
 

@@ -15,6 +15,9 @@ from torch.optim import SGD
 from modbalance import BalancedOptimizer
 from support.training import assert_same, balanced, batches, multimodal, sgd, train
 
+pytestmark = pytest.mark.slow
+
+
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60, phases=[Phase.generate, Phase.shrink])
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 DIGITS = st.lists(st.integers(-1, 1), min_size=8, max_size=8)

@@ -14,6 +14,9 @@ from recipe_common.comparison import compare
 from recipe_common.report.curves import Picture
 from recipes.tiny_recipe import RECIPE
 
+pytestmark = pytest.mark.slow
+
+
 METHODS = ["none", "ogm_ge", "dgl", "cggm", "agm"]
 
 
