@@ -1,1 +1,1 @@
-"""What the recipes share: data, models, training and report."""
+"""Shared code of the recipes: data, models, training and report."""

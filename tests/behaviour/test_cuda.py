@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: no synchronisation in a step, mixed precision, resume of the noise."""
+"""Behaviour on a CUDA device: no synchronisation in a step, mixed precision, resume of the noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a step gets an error or one warning that names the fix, and nothing is lost by it."""
+"""Errors and warnings in a step: each names the fix, and nothing is lost by it."""
 
 from __future__ import annotations
 

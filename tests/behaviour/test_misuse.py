@@ -1,4 +1,4 @@
-"""What would train something else than is meant, silently, is an error or one warning that names the fix."""
+"""Misuse that would silently train something else is an error or one warning that names the fix."""
 
 from __future__ import annotations
 

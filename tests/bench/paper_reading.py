@@ -1,4 +1,4 @@
-"""How the papers' code reads a clip, one by one, for `test_feed.py` to compare with."""
+"""Reading of clips one by one as in the papers' code, the baseline of `test_feed.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast clips are read: as the papers' code reads them one by one, and from the cache; and how long training waits.
+"""Speed of reading clips, one by one as in the papers' code and from the cache; share of a step spent waiting.
 
 `make bench` prints the figures; ratios are from one run, on one core, of the time that the process had the core. Clips
 have the proportions of CREMA-D: 2.5 s of sound at 16 kHz, frames of 480 x 360 pixels. Each reading is measured as

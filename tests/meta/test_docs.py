@@ -1,4 +1,4 @@
-"""What the documents say is true: their code runs, their tables are those of the code, their links lead somewhere."""
+"""The documents are true: their code runs, their tables are those of the code, their links lead to files."""
 
 from __future__ import annotations
 

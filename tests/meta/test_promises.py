@@ -1,4 +1,4 @@
-"""What the repository promises about its own shape."""
+"""Structure of the repository: entry points, plugin folders, hooks, packaging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for any number of modalities, head, batch size and option."""
+"""Invariants for any number of modalities, head, batch size and option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of a comparison on a terminal."""
+"""The screen of a comparison on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every recipe: flags with values, known methods, an official protocol, a page."""
+"""Rules for every recipe: flags with values, known methods, an official protocol, a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods reported is summarized per quantity, over the runs of all seeds."""
+"""Telemetry: logged values of methods, summarized per quantity over the runs of all seeds."""
 
 from __future__ import annotations
 

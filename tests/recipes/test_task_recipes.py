@@ -1,4 +1,4 @@
-"""What a recipe may say of its data: the task, methods that do not apply, samples left out, protocols, penalties."""
+"""Declarations of a recipe on its data: the task, methods that do not apply, samples left out, protocols, penalties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What many tests do: build an optimizer around a small model, draw batches, take steps, compare weights."""
+"""Helpers for trainings in tests: an optimizer around a small model, batches, steps, comparison of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a BalancedOptimizer survives: state dicts, files, deep copies and pickles, all bit for bit."""
+"""State of a BalancedOptimizer in state dicts, files, deep copies and pickles, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What "how well does this modality do" means, per task."""
+"""Scores per task, and comparison of scores beyond rounding."""
 
 from __future__ import annotations
 

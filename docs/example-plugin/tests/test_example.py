@@ -1,4 +1,4 @@
-"""What a plugin should test: that it is found, and its formula by numbers worked by hand."""
+"""Tests of the example plugin: discovery, and its formula by numbers worked by hand."""
 
 from __future__ import annotations
 
