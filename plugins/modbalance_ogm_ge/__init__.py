@@ -90,8 +90,8 @@ class OGM(WindowedMethod):
         rho = self.discrepancy(score)
         # Eq. 10: k_i = 1 - tanh(alpha rho_i) if rho_i > 1, else 1
         k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift).clamp(min=0)), 1)
-        # x/0 saturates (k = 0), as in the authors' code. Of 0/0, or a score that is not finite, NaN is made, which the
-        # core replaces by 1 and counts.
+        # x/0 saturates (k = 0), as in the authors' code; 0/0 and scores that are not finite give NaN, which the core
+        # replaces by 1 and counts.
         k = k.where((score.sum().abs() < torch.inf) & (rho == rho), torch.nan)
         for name, ratio in zip(step.run.modalities, rho, strict=True):
             step.run.log(f"ratio/{name}", ratio)
