@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test test-fast lowest check lint format types docs bench cuda clean
+.PHONY: env demo demo-all test test-fast lowest check lint format types docs bench cuda cuda-sheet clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -53,6 +53,10 @@ bench: env
 
 cuda: env
 	$(BIN)/python -m pytest -m cuda
+
+# At most 8 minutes on a GPU; writes docs/benchmarks/cuda.md. Without one, shortened: writes runs/cuda-sheet.md.
+cuda-sheet: env
+	PYTHONPATH=tests:recipes $(BIN)/python -m bench.cuda_sheet
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
