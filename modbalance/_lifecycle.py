@@ -20,9 +20,9 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from modbalance import _reporting, gradients
+from modbalance._invariance import is_scale_invariant
 from modbalance._model.compiled import respect_hooks
 from modbalance._model.forward import Forward
 from modbalance._plugins import Hooks
@@ -389,9 +389,9 @@ class Lifecycle:
         named = [each for modality in self.modalities for each in structure.listed(modality)]
         returning = self.hooks.implementers("modbalance_coefficients")
         scaling = [method for method in returning if any(method.modulates(*each) for each in named)]
-        if scaling and _is_adam_family(optimizer):
+        if scaling and is_scale_invariant(optimizer):
             methods = " and ".join(f"`{method.name}`" for method in scaling)
-            self.notices.give(_reporting.ADAM_INVARIANCE, methods=methods, optimizer=type(optimizer).__name__)
+            self.notices.give(_reporting.SCALE_INVARIANCE, methods=methods, optimizer=type(optimizer).__name__)
 
     # Hooks
 
@@ -464,11 +464,6 @@ def _check_needs(method: Method, run: Run) -> None:
             f"Method `{method.name}` runs parts of the model itself. Found no model: pass `model=`, `modalities=` "
             "and `fusion=` to BalancedOptimizer."
         )
-
-
-def _is_adam_family(optimizer: Optimizer) -> bool:
-    """Whether the update of ``optimizer`` is nearly invariant to the scale of gradients."""
-    return any("adam" in cls.__name__.lower() for cls in type(optimizer).__mro__)
 
 
 # Checks of hook results

@@ -86,9 +86,10 @@ REPLACED_PARAMETERS = (
     "their place. Replace or shard (`fully_shard`) modules before the torch optimizer and BalancedOptimizer are built. "
     "Given once."
 )
-ADAM_INVARIANCE = (
-    "{methods} scales gradients, and {optimizer} divides them by their own running size, so that a constant scale has "
-    "almost no effect on it; what remains is the effect of changes of the scale. SGD shows the full effect."
+SCALE_INVARIANCE = (
+    "{methods} scales gradients, and the update of {optimizer} hardly depends on their size, as a scratch parameter "
+    "showed: a constant scale has almost no effect; what remains is the effect of changes of the scale. SGD shows the "
+    "full effect."
 )
 
 

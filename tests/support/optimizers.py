@@ -34,7 +34,7 @@ INNER: dict[str, Factory] = {
     "Adagrad": lambda parameters: Adagrad(parameters, lr=1e-2),
     "AdamWScheduleFree": _schedule_free,
 }
-ADAM_FAMILY = [name for name in INNER if "Adam" in name]
+SCALE_INVARIANT = [name for name in INNER if name != "SGD"]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -70,7 +70,7 @@ class Memory(Method):
 
 
 def wrap(model: nn.Module, name: str, method: Any = "ogm", **arguments: Any) -> BalancedOptimizer:
-    """Return a BalancedOptimizer around ``INNER[name]``, without the note on the Adam family."""
+    """Return a BalancedOptimizer around ``INNER[name]``, without the note on scale-invariant updates."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*almost no effect.*", ModbalanceWarning)
         return balanced(model, method, INNER[name](model.parameters()), **arguments)

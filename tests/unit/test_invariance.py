@@ -1,0 +1,83 @@
+"""Whether the update of an optimizer keeps its size under scaled gradients is measured, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adafactor, AdamW, Muon, NAdam, Optimizer, RAdam, Rprop
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from modbalance._invariance import is_scale_invariant
+
+
+class SignDescent(Optimizer):
+    """An optimizer of a user, with a name that says nothing."""
+
+    def __init__(self, params: Iterable[Any], lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "unknown_to_the_constructor": 1})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+
+
+class Adamant(SGD):
+    """Plain descent under a name that holds another one's."""
+
+
+class NeedsAModel(SGD):
+    def __init__(self, params: Iterable[Any], model: nn.Module, lr: float = 0.1) -> None:
+        super().__init__(params, lr=lr)
+
+
+def parameters() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.randn(3, 2))]
+
+
+@pytest.mark.parametrize("kind", [AdamW, NAdam, RAdam, Rprop, Adafactor, Muon, SignDescent])
+def test_optimizers_that_take_the_size_out_of_gradients(kind: Callable[..., Optimizer]) -> None:
+    assert is_scale_invariant(kind(parameters()))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
+        SGD(parameters(), lr=torch.tensor(0.1), foreach=True),
+        Adamant(parameters()),
+        NeedsAModel(parameters(), nn.Linear(1, 1)),
+    ],
+    ids=["momentum", "tensor rate", "named alike", "cannot be built again"],
+)
+def test_optimizers_whose_update_follows_the_size(optimizer: Optimizer) -> None:
+    assert not is_scale_invariant(optimizer)
+
+
+def test_a_rate_of_zero_hides_nothing() -> None:
+    assert is_scale_invariant(AdamW(parameters(), lr=0.0))
+
+
+def test_one_group_of_many_is_enough() -> None:
+    linear: dict[str, Any] = {"params": parameters(), "eps": 1e6}  # so large that the update follows the gradient
+    assert not is_scale_invariant(AdamW([linear]))
+    assert is_scale_invariant(AdamW([linear, {"params": parameters()}]))
+
+
+def test_nothing_is_left_behind() -> None:
+    called: list[Optimizer] = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: called.append(optimizer))
+    optimizer = AdamW(parameters())
+    before, state = optimizer.param_groups[0]["params"][0].detach().clone(), torch.get_rng_state()
+    assert is_scale_invariant(optimizer)
+    handle.remove()
+    after: Tensor = optimizer.param_groups[0]["params"][0]
+    assert torch.equal(after, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not optimizer.state
+    assert not called
