@@ -221,6 +221,9 @@ class Lifecycle:
         pending, active = self.pending, self.active
         if pending is None or pending.phase is Phase.MODULATED or not active:
             return
+        if self._gradients_are_none():
+            self.pending = None  # no backward followed, or its gradients were dropped: the inner step does nothing
+            return
         pending.steps = self._summed(pending, active)
         is_dry = self.training.dry_run
         harmless = gradients.sandbox(self.run.optimized_parameters()) if is_dry else nullcontext()
