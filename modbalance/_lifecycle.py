@@ -246,6 +246,11 @@ class Lifecycle:
                 self.hooks.call(step.method, "modbalance_after_step", step=step)
         self.training.steps += 1
 
+    def drop_pending(self) -> None:
+        """Forget the pending step: its gradients served a pass before the one that counts, such as the first of SAM."""
+        self.pending = None
+        self.training.watch.clear()
+
     def complete(self) -> None:
         """Note that a GradScaler decides now: if it skips the step, the next criterion call begins a new one."""
         if self.pending is not None and self.pending.phase is Phase.GATHERING:

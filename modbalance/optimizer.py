@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -158,12 +158,15 @@ class BalancedOptimizer(Wrapper):
         self._lifecycle.modulate()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step: closure, modulate, clip, inner step, commit. Returns what the closure returns."""
-        if closure is not None and _requires_closure(self._inner):
-            result = self._inner.step(lambda: self._evaluate(closure))
-        else:
-            result = self._evaluate(closure)
-            self._inner.step()
+        """Take a step: closure, modulate, clip, inner step, commit. Returns what the inner step returns.
+
+        A closure goes on to the inner optimizer, which decides when and how often it calls it; every gradient that it
+        leaves is modulated. An optimizer of two passes (SAM, with `first_step` and `second_step`) takes its first pass
+        from the gradients that stand, which are modulated as well.
+        """
+        if closure is None or hasattr(self._inner, "second_step"):
+            self._before_inner_step()
+        result = self._inner.step() if closure is None else self._inner.step(lambda: self._evaluate(closure))
         self._lifecycle.commit()
         return result
 
@@ -260,22 +263,37 @@ class BalancedOptimizer(Wrapper):
         methods = [method.name for method in self._lifecycle.methods] or ["none"]
         return f"BalancedOptimizer({'+'.join(methods)}, {self._inner!r})"
 
-    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        return self._pass(name, found) if name in ("first_step", "second_step") else found
+
+    def _pass(self, name: str, inner_pass: Callable[..., Any]) -> Callable[..., Any]:
+        """Return one of the two passes of SAM, on modulated gradients; only the second one is committed."""
+
+        @functools.wraps(inner_pass)
+        def modulated(*args: Any, **kwargs: Any) -> Any:
+            self._before_inner_step()
+            result = inner_pass(*args, **kwargs)
+            if name == "second_step":
+                self._lifecycle.commit()
+            else:
+                self._lifecycle.drop_pending()
+            return result
+
+        return modulated
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        with torch.enable_grad():
+            result = closure()
+        self._before_inner_step()
+        return result
+
+    def _before_inner_step(self) -> None:
         self._lifecycle.check_parameters()
         self._lifecycle.warn_of_missing_criterion()
         self._lifecycle.modulate()
         if self._clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(list(optimized(self._inner)), self._clip_grad_norm)
-        return result
-
-
-def _requires_closure(optimizer: Optimizer) -> bool:
-    parameter = inspect.signature(optimizer.step).parameters.get("closure")
-    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _no_loss(*args: Any) -> Tensor:
