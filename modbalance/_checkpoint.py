@@ -25,6 +25,7 @@ class Checkpoint:
 
     def save(self) -> dict[str, Any]:
         """Return the state; tensors, numbers, strings, and containers of them."""
+        self.lifecycle.warn_of_half_step()
         return {**self.inner.state_dict(), KEY: self._own()}
 
     def load(self, saved: Mapping[str, Any]) -> None:

@@ -51,14 +51,22 @@ class PendingStep:
     Attributes:
         phase: How far the step has come.
         batches: Number of batches so far.
+        follows_gradients: Whether gradients stood when the step began, such as those of the step before.
         sums: Named sums over these batches, by method.
         steps: The argument of step hooks for each method, from `modulate` on.
     """
 
     phase: Phase = Phase.GATHERING
     batches: int = 0
+    follows_gradients: bool = False
     sums: dict[str, Sums] = attrs.field(factory=dict)
     steps: list[Step] = attrs.field(factory=list)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether gradients that stand now are a part of this step, of statistics that are gathered for it."""
+        is_gathering = self.phase is Phase.GATHERING and bool(self.sums)
+        return is_gathering and (self.batches > 1 or not self.follows_gradients)
 
     def add(self, method: Method, observed: Mapping[str, Tensor]) -> None:
         """Add the named sums of one batch."""
@@ -176,8 +184,9 @@ class Lifecycle:
 
     def _begin(self) -> PendingStep:
         pending = self.pending
-        if pending is None or pending.phase is not Phase.GATHERING or self._gradients_are_none():
-            self.pending = pending = PendingStep()
+        is_clean = self._gradients_are_none()
+        if pending is None or pending.phase is not Phase.GATHERING or is_clean:
+            self.pending = pending = PendingStep(follows_gradients=not is_clean)
         self._start_epoch()
         return pending
 
@@ -287,15 +296,8 @@ class Lifecycle:
     def state_dict(self) -> dict[str, Any]:
         """Return the state that must survive a restart, as tensors, numbers and strings.
 
-        Raises:
-            CheckpointError: Between the micro-batches of one step, whose gradients no checkpoint holds.
+        It is that of the last whole step: methods take over nothing before the commit.
         """
-        is_gathering = self.pending is not None and self.pending.phase is Phase.GATHERING
-        if is_gathering and not self._gradients_are_none():
-            raise CheckpointError(
-                "The state should be saved after `opt.step()`. Found gradients of a criterion call since the last "
-                "step, which no checkpoint holds: take the step first, or drop them by `opt.zero_grad()`."
-            )
         return {
             "epoch": self.training.epoch,
             "started_epoch": self._started_epoch,
@@ -344,6 +346,11 @@ class Lifecycle:
         self._connect()
 
     # Warnings and the account of `opt.describe()`
+
+    def warn_of_half_step(self) -> None:
+        """Warn before a state is saved between the micro-batches of a step, whose gradients no checkpoint holds."""
+        if self.pending is not None and self.pending.is_half and not self._gradients_are_none():
+            self.notices.give(_reporting.SAVED_WITHIN_A_STEP)
 
     def warn_of_missing_criterion(self) -> None:
         """Warn before a step that follows a forward in training mode without a criterion call."""

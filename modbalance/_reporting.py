@@ -86,6 +86,10 @@ REPLACED_PARAMETERS = (
     "their place. Replace or shard (`fully_shard`) modules before the torch optimizer and BalancedOptimizer are built. "
     "Given once."
 )
+SAVED_WITHIN_A_STEP = (
+    "A state was saved between the micro-batches of one step: it is that of the last whole step, and the gradients "
+    "since then are in no checkpoint. Save after `opt.step()`, or repeat these micro-batches after loading. Given once."
+)
 SCALE_INVARIANCE = (
     "{methods} scales gradients, and the update of {optimizer} hardly depends on their size, as a scratch parameter "
     "showed: a constant scale has almost no effect; what remains is the effect of changes of the scale. SGD shows the "

@@ -234,8 +234,7 @@ class BalancedOptimizer(Wrapper):
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state, flat as torch's, plus the key ``modbalance``.
 
-        Raises:
-            CheckpointError: Between the micro-batches of one step.
+        At any time it is the state of the last whole step; a warning says where gradients since then are lost.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
