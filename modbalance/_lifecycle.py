@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from modbalance import _reporting, gradients
+from modbalance._in_place import GradientWatch
 from modbalance._invariance import is_scale_invariant
 from modbalance._model.compiled import respect_hooks
 from modbalance._model.forward import Forward
@@ -83,6 +84,7 @@ class Lifecycle:
         self.check_finite = check_finite
         self.notices = Notices()
         self.pending: PendingStep | None = None
+        self._gradient_watch: GradientWatch | None = None
         self._started_epoch = -1
         self._checked_epoch = -1
         self._evaluations = 0
@@ -233,6 +235,7 @@ class Lifecycle:
         if self._gradients_are_none():
             self.pending = None  # no backward followed, or its gradients were dropped: the inner step does nothing
             return
+        self._warn_of_changed_gradients()
         pending.steps = self._summed(pending, active)
         is_dry = self.training.dry_run
         harmless = gradients.sandbox(self.run.optimized_parameters()) if is_dry else nullcontext()
@@ -332,13 +335,15 @@ class Lifecycle:
 
     def detach(self) -> None:
         """Take all hooks off the model and drop all methods."""
+        if self._gradient_watch is not None:
+            self._gradient_watch.remove()
         self.training.watch.remove()
         self.pending = None
         self._use([])
         self.training.watch.enabled = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"pending": None, "hooks": self.methods}
+        return self.__dict__ | {"pending": None, "_gradient_watch": None, "hooks": self.methods}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -408,6 +413,20 @@ class Lifecycle:
             methods = " and ".join(f"`{method.name}`" for method in scaling)
             self.notices.give(_reporting.SCALE_INVARIANCE, methods=methods, optimizer=type(optimizer).__name__)
 
+    def _watched_gradient(self) -> GradientWatch | None:
+        """Watch a parameter of an encoder, if a method edits gradients between the backward and the inner step."""
+        hooks = ("modbalance_coefficients", "modbalance_gradients")
+        is_edited = any(self.hooks.implementers(hook) for hook in hooks)
+        ours = {*map(id, self.run.optimized_parameters())}
+        listed = (each for modality in self.modalities for _, each in self.training.structure.listed(modality))
+        parameter = next((each for each in listed if each.requires_grad and id(each) in ours), None)
+        return GradientWatch(parameter) if is_edited and parameter is not None else None
+
+    def _warn_of_changed_gradients(self) -> None:
+        if self._gradient_watch is not None and self._gradient_watch.was_changed():
+            methods = " and ".join(f"`{method.name}`" for method in self.methods)
+            self.notices.give(_reporting.CHANGED_GRADIENTS, methods=methods)
+
     # Hooks
 
     def _use(self, methods: Sequence[Method]) -> None:
@@ -435,6 +454,7 @@ class Lifecycle:
             respect_hooks(self.run.model)
         if self.methods:
             watch.attach()
+            self._gradient_watch = self._watched_gradient()
         self.move_to_epoch(self.training.epoch)
 
     def _edit_inputs(self, forward: Forward) -> Mapping[str, Any] | None:

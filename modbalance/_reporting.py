@@ -90,6 +90,11 @@ SAVED_WITHIN_A_STEP = (
     "A state was saved between the micro-batches of one step: it is that of the last whole step, and the gradients "
     "since then are in no checkpoint. Save after `opt.step()`, or repeat these micro-batches after loading. Given once."
 )
+CHANGED_GRADIENTS = (
+    "Gradients were changed in place between the backward and the modulation by {methods}, most likely by a clip, "
+    "which then bounds other gradients than those of the step. Call `opt.modulate()` before the clip, or switch the "
+    "clip of the framework off and pass `clip_grad_norm=` to BalancedOptimizer. Given once."
+)
 SCALE_INVARIANCE = (
     "{methods} scales gradients, and the update of {optimizer} hardly depends on their size, as a scratch parameter "
     "showed: a constant scale has almost no effect; what remains is the effect of changes of the scale. SGD shows the "

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "modbalance"
 LAYERS = (
     ("errors",),
-    ("method", "gradients", "scores", "_ranks", "_invariance", "_model.forward", "_model.compiled"),
+    ("method", "gradients", "scores", "_ranks", "_invariance", "_in_place", "_model.forward", "_model.compiled"),
     ("_reporting", "_model.structure"),
     ("_model.watch",),
     ("_model.rerun",),

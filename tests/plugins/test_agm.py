@@ -578,7 +578,7 @@ def test_a_step_that_the_scaler_skips_leaves_no_trace() -> None:
             optimizer.zero_grad()
             scaler.scale(criterion(each(*inputs), target)).backward()
             if index == bad:
-                next(each.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+                next(each.parameters()).grad.data.fill_(torch.inf)  # type: ignore[union-attr]
             scaler.step(optimizer)
             scaler.update()
         optimizers.append(optimizer)

@@ -248,7 +248,7 @@ def test_a_step_that_the_scaler_skips_leaves_no_trace() -> None:
         optimizer.zero_grad()
         scaler.scale(criterion(model(*inputs), target)).backward()
         if index == 1:
-            next(model.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+            next(model.parameters()).grad.data.fill_(torch.inf)  # type: ignore[union-attr]
         scaler.step(optimizer)
         scaler.update()
     train(expected, balanced(expected, "dgl"), [data[0], data[2]])

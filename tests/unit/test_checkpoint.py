@@ -15,16 +15,16 @@ from support.optimizers import Memory, assert_same_state
 from support.training import assert_same, balanced, batches, multimodal, train
 
 METHODS = [listing.name for listing in list_methods()]
+OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}}
 WITHOUT_STATISTICS = ("dgl", "mses", "mslr", "none", "relearning")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_within_a_step_the_state_is_that_of_the_last_whole_step(method: str) -> None:
     model, alone = multimodal(), multimodal()
-    options: dict[str, Any] = {"init": {"a": 0.5, "b": 1.5}} if method == "mslr" else {}
     first, *data = batches(model, 3)
     for each in (model, alone):
-        optimizer = balanced(each, method, **options)
+        optimizer = balanced(each, method, **OPTIONS.get(method, {}))
         criterion = optimizer.criterion(nn.CrossEntropyLoss())
         train(each, optimizer, [first], criterion)
         optimizer.zero_grad()
@@ -44,7 +44,7 @@ def test_within_a_step_the_state_is_that_of_the_last_whole_step(method: str) -> 
 def test_gradients_of_the_step_before_are_no_reason_for_a_warning(method: str) -> None:
     """As Lightning has it, which calls the criterion before `zero_grad`, when an exception asks for a checkpoint."""
     model = multimodal()
-    optimizer = balanced(model, method, **({"init": {"a": 0.5, "b": 1.5}} if method == "mslr" else {}))
+    optimizer = balanced(model, method, **OPTIONS.get(method, {}))
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     first, (inputs, target) = batches(model, 2)
     train(model, optimizer, [first], criterion)

@@ -177,7 +177,7 @@ def fp16_steps(
         optimizer.zero_grad()
         scaler.scale(criterion(model(*inputs), target)).backward()
         if index == bad:
-            next(model.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+            next(model.parameters()).grad.data.fill_(torch.inf)  # type: ignore[union-attr]
         if by_hand:
             scaler.unscale_(optimizer)
             optimizer.modulate()
@@ -207,7 +207,7 @@ def test_a_skipped_step_is_dropped_even_if_gradients_are_zeroed_in_place() -> No
     scaler = GradScaler("cpu", init_scale=1.0)
     criterion = optimizer.criterion(LOSS)
     scaler.scale(criterion(model(*first[0]), first[1])).backward()
-    next(model.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+    next(model.parameters()).grad.data.fill_(torch.inf)  # type: ignore[union-attr]
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=False)
