@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES, MELS, SpeechSplit, read_mosei, read_speech
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed
+from recipe_common.data.readers.packed_parts import MODALITIES
+from recipe_common.data.readers.packed_sequences import Packed
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.data.synthetic.sentiment import SyntheticSequences, SyntheticSpeech

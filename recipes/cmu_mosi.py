@@ -23,7 +23,8 @@ from torch import nn
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosi import FILES, PackedFile, read_mosi
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
+from recipe_common.data.readers.packed_parts import MODALITIES
+from recipe_common.data.readers.packed_sequences import Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.data.synthetic.sentiment import SyntheticSequences

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipe_common.data.datasets.cmu_mosei import MELS, clean_words, read_mosei, read_speech
-from recipe_common.data.readers.packed_sequences import Shapes
+from recipe_common.data.readers.packed_parts import Shapes
 from recipe_common.errors import RecipeError
 
 SHAPES = Shapes("small", (4, 3), (4, 2), (4, 2))

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipe_common.data.readers.non_files import file_error
-from recipe_common.data.readers.packed_sequences import SPLITS, Packed, Shapes, check_range, finite, read_packed
+from recipe_common.data.readers.packed_parts import SPLITS, Shapes, check_range, finite
+from recipe_common.data.readers.packed_sequences import Packed, read_packed
 from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing

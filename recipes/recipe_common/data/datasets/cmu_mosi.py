@@ -6,7 +6,8 @@ from pathlib import Path
 
 import attrs
 
-from recipe_common.data.readers.packed_sequences import Packed, Shapes, read_packed
+from recipe_common.data.readers.packed_parts import Shapes
+from recipe_common.data.readers.packed_sequences import Packed, read_packed
 from recipe_common.data.samples.padding import left_aligned
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, Shapes, check_range, finite, read_packed
+from recipe_common.data.readers.packed_parts import MODALITIES, Shapes, check_range, finite
+from recipe_common.data.readers.packed_sequences import Packed, read_packed
 from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.data.samples.padding import left_aligned
 from recipe_common.errors import RecipeError
