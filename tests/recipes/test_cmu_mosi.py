@@ -144,7 +144,9 @@ def test_a_folder_with_nothing_known(tmp_path: Path) -> None:
 
 def test_the_wrong_file_by_the_right_name(tmp_path: Path) -> None:
     (tmp_path / "mosi_data_noalign.pkl").write_bytes(pickle.dumps(contents("aligned")))
-    with pytest.raises(RecipeError, match=r"should hold.*audio \(N, 375, 5\).*Found .*audio \(6, 50, 5\).* in train"):
+    with pytest.raises(
+        RecipeError, match=r"should hold.*audio \(N, 375, 5\).*Found .*audio \(N, 50, 5\).*: add --features aligned"
+    ):
         load(tmp_path)
 
 

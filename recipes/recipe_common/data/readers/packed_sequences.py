@@ -124,6 +124,7 @@ def packed(
     kind: str,
     *,
     drop_empty: bool,
+    own_labels: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Packed:
     """Return a split of finite values.
 
@@ -133,6 +134,7 @@ def packed(
         ids: Names of the segments.
         kind: Name of the kind of file.
         drop_empty: Whether to leave out segments whose text is all zeros.
+        own_labels: Labels (N,) of what each modality alone expresses, by modality.
     """
     clean, repaired = {}, {}
     for modality in MODALITIES:
@@ -153,6 +155,7 @@ def packed(
         kind=kind,
         dropped=tuple(name for name, is_kept in zip(ids, kept, strict=True) if not is_kept),
         repaired=repaired,
+        own_labels={modality: torch.from_numpy(values)[keep] for modality, values in (own_labels or {}).items()},
     )
 
 
