@@ -39,7 +39,7 @@ class TokenStates:
         self._check(tokens)
         network = FrozenNetwork(self.folder, device=self.device)
         states = []
-        for batch in tokens.split(self.batch_size):
+        for batch in torch.split(tokens, self.batch_size):
             ids, mask, types = batch.unbind(dim=1)
             inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
             hidden = torch.from_numpy(network.hidden_states(inputs))

@@ -149,7 +149,9 @@ def packed(
     tensors = {modality: torch.from_numpy(clean.pop(modality))[keep] for modality in MODALITIES}
     kept = keep.tolist()
     return Packed(
-        **tensors,
+        text=tensors["text"],
+        audio=tensors["audio"],
+        vision=tensors["vision"],
         labels=torch.from_numpy(labels)[keep],
         ids=tuple(name for name, is_kept in zip(ids, kept, strict=True) if is_kept),
         kind=kind,
