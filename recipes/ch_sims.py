@@ -1,4 +1,4 @@
-"""CH-SIMS: sentiment of Chinese film and television, from -1 to 1, with a label of what each modality alone expresses.
+"""CH-SIMS: sentiment of Chinese video segments, from -1 to 1, with a label of what each modality alone expresses.
 
     python recipes/ch_sims.py --methods none ogm                        a small synthetic set, a minute on a laptop
     python recipes/ch_sims.py --data-root DIR --methods none ogm        late fusion of the authors of CH-SIMS
@@ -9,7 +9,7 @@ DIR holds `unaligned_39.pkl` of MMSA (Yu et al., ACL 2020) or, with --features v
 2022); it may also be the file itself.
 
 Beside the usual scores the recipe reports what each modality alone predicts against the joint label and against the
-label of that modality: annotators saw and heard that modality alone.
+label of that modality, which was annotated independently.
 
 Hyper-parameters are those of the network LF_DNN in MMSA. Differences from that code: a mean over time is that of the
 segment without its padding, and so is the last step of the text; training has a number of epochs instead of stopping 8

@@ -40,8 +40,8 @@ FILES = {
         "unaligned_50.pkl", Shapes("MMSA, not aligned", (50, 768), (None, 74), (None, 35)), is_mmsa=True
     ),
 }
-"""GloVe text, COVAREP audio and FACET vision. The file of MultiBench has other vision features, and seven labels: the
-sentiment and six emotions. The text of MMSA is from BERT."""
+"""GloVe text, COVAREP audio and FACET vision. The file of MultiBench has OpenFace 2 vision, and seven labels: sentiment
+and six emotions. The text of MMSA is from BERT."""
 VOCABULARY, VECTORS = "token_to_ix.pkl", "train_glove.npy"
 UNKNOWN = "UNK"
 VECTOR_SIZE = 300

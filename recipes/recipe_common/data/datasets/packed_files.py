@@ -20,6 +20,17 @@ from recipe_common.models.pretrained import local_folder
 
 SUBFOLDER = "Processed"
 """Folder of the packed files in the downloads of MMSA, beside `Raw`."""
+FOREIGN = {
+    "*.csd": "computational sequences of the CMU SDK, without padding and splits",
+    "*.hdf5": "sequences by segment, without splits",
+    "mosi.pkl": "words and features of BERT_multimodal_transformer",
+    "mosei.pkl": "words and features of BERT_multimodal_transformer",
+    "embedding_and_mapping.pt": "word vectors for the lists of words and features of MISA",
+    "ur_funny.pkl": "words and features of HKT",
+    "ch-simsv2u.pkl": "segments without labels",
+    "label.csv": "labels without features",
+}
+"""Files that people have instead, by pattern, and their content."""
 
 
 @attrs.frozen
@@ -73,11 +84,20 @@ def find_packed(root: Path, wanted: str, files: Mapping[str, PackedFile], fix: s
     present = [f"{name} ({file.name})" for name, file in files.items() if file.path(root)]
     if fix is None and present:
         fix = f"add --features {present[0].split()[0]}"
+    foreign = foreign_files(root)
+    if fix is None and foreign:
+        fix = f"download {', '.join(dict.fromkeys(file.name for file in files.values()))}; one is enough"
     raise RecipeError(
         f"{root} should hold {files[wanted].name}",
-        found=", ".join(present) or listing(root),
+        found=", ".join(present) or "; ".join([listing(root), *foreign]),
         fix=fix or "put the file there, or point --data-root at it if it has another name",
     )
+
+
+def foreign_files(root: Path) -> list[str]:
+    """Return a note on each kind of file in a folder that the recipes of sentiment and humour do not read."""
+    found = ((next(iter(sorted(root.glob(pattern))), None), content) for pattern, content in FOREIGN.items())
+    return [f"{path.name} has {content}" for path, content in found if path is not None]
 
 
 def text_states(model: str | None, wanted: str, file: PackedFile, device: str, published: str) -> TextStates | None:

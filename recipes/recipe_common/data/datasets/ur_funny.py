@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recipe_common.data.datasets.packed_files import foreign_files
 from recipe_common.data.readers.packed_parts import MODALITIES, Shapes, check_range, finite
 from recipe_common.data.readers.packed_sequences import Packed, read_packed
 from recipe_common.data.readers.pickles import load_pickle
@@ -70,6 +71,7 @@ def read_ur_funny(root: Path, shapes: Shapes = SHAPES) -> Punchlines:
     missing = [name for name in RELEASE if not (root / (language if name == LANGUAGE else name)).is_file()]
     if missing:
         found = f"of the release all but {', '.join(missing)}" if len(missing) < len(RELEASE) else listing(root)
+        found = "; ".join([found, *foreign_files(root)])
         raise RecipeError(
             f"{root} should hold {PACKED}, or the files of the release ({', '.join(RELEASE)})",
             found=found,
