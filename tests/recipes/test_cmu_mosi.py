@@ -137,8 +137,8 @@ def test_a_folder_with_another_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_nothing_known(tmp_path: Path) -> None:
-    (tmp_path / "mosei.pkl").touch()
-    with pytest.raises(RecipeError, match=r"Found .*mosei\.pkl.*: put the file there"):
+    (tmp_path / "other.pkl").touch()
+    with pytest.raises(RecipeError, match=r"Found .*other\.pkl.*: put the file there"):
         load(tmp_path)
 
 

@@ -30,7 +30,7 @@ def text(*names: str, content: bytes = b"x") -> Callable[[Path], object]:
 
 WORDS = {split: [((["a"], np.zeros((1, 20)), np.zeros((1, 5))), np.ones((1, 1)), "id")] for split in ("train", "test")}
 HDF5 = b"\x89HDF\r\n\x1a\n"
-ONE_IS_ENOUGH = "one is enough."
+ANOTHER_NAME = "or point --data-root at it if it has another name."
 
 FOLDERS: dict[str, tuple[ModuleType, Callable[[Path], object], str]] = {
     "words and features, MOSI": (cmu_mosi, dump("mosi.pkl", WORDS), "mosi.pkl has words and features of BERT_multi"),
@@ -38,8 +38,12 @@ FOLDERS: dict[str, tuple[ModuleType, Callable[[Path], object], str]] = {
     "MISA": (cmu_mosi, text("train.pkl", "dev.pkl", "test.pkl", "embedding_and_mapping.pt"), "and features of MISA"),
     "HDF5 of MultiBench": (cmu_mosi, text("mosi.hdf5", content=HDF5), "mosi.hdf5 has sequences by segment, without"),
     "CMU SDK": (cmu_mosei, text("CMU_MOSEI_COVAREP.csd", content=HDF5), "computational sequences of the CMU SDK"),
-    "labels and videos": (cmu_mosei, text("label.csv"), "label.csv has labels without features: download"),
-    "CH-SIMS videos": (ch_sims, text("label.csv"), "labels without features: download unaligned_39.pkl, ch-simsv2s"),
+    "labels and videos": (
+        cmu_mosei,
+        text("label.csv"),
+        "label.csv has labels without features: download one",
+    ),
+    "CH-SIMS videos": (ch_sims, text("label.csv"), "labels without features: download one of unaligned_39.pkl, ch-"),
     "CH-SIMS v2(u)": (ch_sims, dump("ch-simsv2u.pkl", {"text": [1]}), "ch-simsv2u.pkl has segments without labels"),
     "HKT": (ur_funny, dump("ur_funny.pkl", WORDS), "ur_funny.pkl has words and features of HKT: download the missing"),
 }
@@ -56,7 +60,7 @@ def test_a_folder_of_other_files(name: str, tmp_path: Path, capsys: pytest.Captu
     message = " ".join(capsys.readouterr().err.split())
     assert found in message
     assert message.count("error:") == 1
-    assert (ONE_IS_ENOUGH in message) == (module is not ur_funny)
+    assert (ANOTHER_NAME in message) == (module is not ur_funny)
     assert sorted(root.iterdir()) == before
     assert not (tmp_path / "out").exists()
 

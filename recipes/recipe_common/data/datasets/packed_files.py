@@ -86,7 +86,8 @@ def find_packed(root: Path, wanted: str, files: Mapping[str, PackedFile], fix: s
         fix = f"add --features {present[0].split()[0]}"
     foreign = foreign_files(root)
     if fix is None and foreign:
-        fix = f"download {', '.join(dict.fromkeys(file.name for file in files.values()))}; one is enough"
+        names = ", ".join(dict.fromkeys(file.name for file in files.values()))
+        fix = f"download one of {names}, or point --data-root at it if it has another name"
     raise RecipeError(
         f"{root} should hold {files[wanted].name}",
         found=", ".join(present) or "; ".join([listing(root), *foreign]),
