@@ -157,10 +157,16 @@ def test_an_encoder_of_another_vocabulary(tmp_path: Path) -> None:
         (lambda c: c["train"].pop("regression_labels"), r"keys text, audio, vision, regression_labels under train"),
         (lambda c: c["test"].update(audio=c["test"]["audio"][..., :3]), r"audio \(4, 14, 3\).* in test"),
         (lambda c: c["train"].update(text_bert=np.zeros((6, 2, 12))), r"token ids, mask and types \(N, 3, L\).*\(6, 2"),
+        (
+            lambda c: c["test"]["text_bert"].__setitem__((0, 0, 0), -1),
+            r"under test, text_bert\. Found some that are neg",
+        ),
         (lambda c: c["train"].update(audio_lengths=[3] * 7), r"6 numbers of steps under train, audio_lengths\. Found"),
         (lambda c: c["train"].update(vision_lengths=[-1] * 6), r"vision_lengths\. Found some that are negative"),
         (lambda c: c["valid"]["regression_labels"].__setitem__(0, 4), r"from -3 to 3\. Found 4 in row 0 of valid"),
         (lambda c: c["valid"].update(id=["a"]), "should have 3 ids in valid. Found 1"),
+        (lambda c: c["valid"].update(id=3), "should have 3 ids in valid. Found int"),
+        (lambda c: c["valid"].update(id=np.array("abc")), "should have 3 ids in valid. Found ndarray"),
     ],
 )
 def test_what_does_not_belong_is_refused(change: Any, found: str) -> None:

@@ -112,10 +112,11 @@ def _tokens(part: PackedPart, values: Any) -> Tensor | None:
     array = part.numbers(TOKENS, values)
     if array.ndim == 3 and array.shape[1] != 3 and array.shape[2] == 3:
         array = array.transpose(0, 2, 1)
-    if array.ndim != 3 or array.shape[1] != 3:
+    is_right = array.ndim == 3 and array.shape[1] == 3
+    if not is_right or not np.isfinite(array).all() or (array < 0).any():
         raise RecipeError(
             f"{part.path} should hold token ids, mask and types (N, 3, L) under {part.split}, {TOKENS}",
-            found=str(array.shape),
+            found="some that are negative or not finite" if is_right else str(array.shape),
             fix=f"take the packed file of {ORIGIN}",
         )
     return torch.from_numpy(np.ascontiguousarray(array)).long()

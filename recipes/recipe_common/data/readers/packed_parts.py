@@ -137,13 +137,15 @@ class PackedPart:
         """Return names of the segments; without values, their row numbers.
 
         Raises:
-            RecipeError: If there are not as many.
+            RecipeError: If there are not as many, or if they are no list.
         """
         if values is None:
             return tuple(f"row {row}" for row in range(count))
-        if len(values) != count:
+        is_list = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim > 0)
+        if not is_list or len(values) != count:
+            found = str(len(values)) if is_list else type(values).__name__
             raise RecipeError(
-                f"{self.path} should have {count} ids in {self.split}", found=str(len(values)), fix="download it again"
+                f"{self.path} should have {count} ids in {self.split}", found=found, fix="download it again"
             )
         return tuple(_id(value) for value in values)
 
