@@ -6,9 +6,10 @@
     python recipes/cmu_mosei.py --data-root DIR --task regression       the sentiment itself, from -3 to 3
     python recipes/cmu_mosei.py --data-root DIR --protocol agm          AGM's model of words and mel spectrograms
 
-DIR holds `mosei_senti_data.pkl` or `mosei_senti_data_noalign.pkl` (MulT, MultiBench), or the files of the AGM code
-(`train_sentences.p`, `train_mels.p`, `train_sentiment.p`, ..., `token_to_ix.pkl`, `train_glove.npy`). Pickles of
-unknown origin may run code when they are opened: the recipe admits arrays and plain containers only.
+DIR holds `mosei_senti_data.pkl` or `mosei_senti_data_noalign.pkl` (MulT, MultiBench), `mosei_raw.pkl` (MultiBench),
+`aligned_50.pkl` or `unaligned_50.pkl` (MMSA), see --features, or the files of the AGM code (`train_sentences.p`,
+`train_mels.p`, `train_sentiment.p`, ..., `token_to_ix.pkl`, `train_glove.npy`). Pickles of unknown origin may run code
+when they are opened: the recipe admits arrays and plain containers only.
 
 Hyper-parameters are those of BalanceBenchmark, or of AGM (Li et al., ICCV 2023) with `--protocol agm`. Differences
 from the former by default: padding is masked in attention, segments without text are left out, and no batch is dropped.
@@ -27,7 +28,9 @@ from torch import Tensor, nn
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES, MELS, SpeechSplit, read_mosei, read_speech
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed
+from recipe_common.data.datasets.packed_files import PackedFile, text_states
+from recipe_common.data.readers.packed_parts import MODALITIES
+from recipe_common.data.readers.packed_sequences import Packed
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.data.synthetic.sentiment import SyntheticSequences, SyntheticSpeech
@@ -52,6 +55,8 @@ SPOKEN = MODALITIES[:2]
 SIZES = {"transformer": (1024, 2), "agm": (512, 6)}
 """Width and layers of both models in the papers."""
 SYNTHETIC, SYNTHETIC_SPEECH = SyntheticSequences(), SyntheticSpeech()
+SYNTHETIC_FILE = PackedFile(FILES["aligned"].name, SYNTHETIC.shapes)
+BERT = "google-bert/bert-base-uncased"
 SPEECH_FLAGS = "--model agm"
 """Flags that select words and mel spectrograms."""
 
@@ -69,6 +74,12 @@ class MoseiSettings:
     )
     # Ours: the configuration of BalanceBenchmark takes features that are not aligned.
     features: str = flag("aligned", "packed file to read", choices=tuple(FILES))
+    text_model: str | None = flag(
+        None,
+        f"MMSA: text from `text_bert` by this frozen encoder; a folder, or a cached name such as {BERT}; default: the "
+        "features in the file",
+        metavar="DIR",
+    )
     task: str = flag("binary", "positive or not, seven classes, or a number", choices=("binary", "seven", "regression"))
     zero: str = flag(
         "positive", "class of a sentiment of 0; in a regression it selects the headline metric", choices=ZEROS
@@ -133,8 +144,9 @@ def read(
         mels = SYNTHETIC_SPEECH.mels if is_small else MELS
         speech = read_speech(root, own.tokens, mels, speech_flags=SPEECH_FLAGS)
         return speech.splits, SPOKEN, speech.vectors, Notes((f"data: {root}", *speech.summary), speech.skipped)
-    kind, shapes = ("aligned", SYNTHETIC.shapes) if is_small else (own.features, None)
-    path, splits = read_mosei(root, kind, shapes, drop_empty=own.drop_empty, speech_flags=SPEECH_FLAGS)
+    wanted, files = ("synthetic", {"synthetic": SYNTHETIC_FILE}) if is_small else (own.features, FILES)
+    states = text_states(own.text_model, wanted, files[wanted], settings.machine.device, BERT)
+    path, splits = read_mosei(root, wanted, files, drop_empty=own.drop_empty, speech_flags=SPEECH_FLAGS, states=states)
     return splits, MODALITIES, None, Notes((f"data: {path}", *(part.summary(name) for name, part in splits.items())))
 
 
@@ -185,7 +197,7 @@ def synthetic_root() -> Path:
     """
 
     def write(root: Path) -> None:
-        SYNTHETIC.write(root / FILES["aligned"][0])
+        SYNTHETIC.write(root / SYNTHETIC_FILE.name)
         SYNTHETIC_SPEECH.write(root)
 
     return synthetic_folder("cmu_mosei", (SYNTHETIC, SYNTHETIC_SPEECH), write)

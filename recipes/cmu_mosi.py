@@ -4,8 +4,9 @@
     python recipes/cmu_mosi.py --data-root DIR --methods none cggm      the paper's training
     python recipes/cmu_mosi.py --data-root DIR --protocol multibench    late fusion of three GRUs, as in MultiBench
 
-DIR holds `mosi_data_noalign.pkl` or, with --features aligned, `mosi_data.pkl`, both of the MulT authors; or, with
---features multibench, `mosi_raw.pkl` of MultiBench. It may also be the file itself.
+DIR holds `mosi_data_noalign.pkl` or, with --features aligned, `mosi_data.pkl`, both of the MulT authors; with
+--features multibench, `mosi_raw.pkl` of MultiBench; with --features mmsa_aligned or mmsa_unaligned, `aligned_50.pkl` or
+`unaligned_50.pkl` of MMSA. It may also be the file itself.
 
 Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024). Differences from their code: training
 segments are shuffled, and the test part, which their code never evaluates, is evaluated once. The best epoch is the one
@@ -22,8 +23,10 @@ from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.cmu_mosi import FILES, PackedFile, read_mosi
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
+from recipe_common.data.datasets.cmu_mosi import FILES, read_mosi
+from recipe_common.data.datasets.packed_files import PackedFile, text_states
+from recipe_common.data.readers.packed_parts import MODALITIES
+from recipe_common.data.readers.packed_sequences import Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.data.synthetic.sentiment import SyntheticSequences
@@ -45,6 +48,7 @@ HIDDEN = {"gru": 870, "transformer": 256}
 """Hidden units of the heads of MultiBench."""
 SYNTHETIC = SyntheticSequences()
 SYNTHETIC_FILE = PackedFile("mosi_data.pkl", SYNTHETIC.shapes)
+BERT = "google-bert/bert-base-uncased"
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +58,12 @@ class MosiSettings:
     title: ClassVar[str] = "CMU-MOSI"
 
     features: str = flag("noalign", "packed file to read", choices=tuple(FILES))
+    text_model: str | None = flag(
+        None,
+        f"MMSA: text from `text_bert` by this frozen encoder; a folder, or a cached name such as {BERT}; default: the "
+        "features in the file",
+        metavar="DIR",
+    )
     # Ours. The error is the training loss, needs no convention for a sentiment of 0, and drives the plateau of the CGGM
     # code, too; two-class accuracies of 229 validation segments tie and jump.
     headline: str = flag("mae", "metric that selects the epoch; all are reported", choices=HEADLINES)
@@ -69,11 +79,10 @@ class MosiSettings:
 
 def load(settings: Settings[MosiSettings]) -> Data:
     """Read the packed file; without `--data-root` that of a small synthetic set."""
-    root, validation = settings.data.data_root, settings.data.validation
-    if root is None:
-        path, splits = read_mosi(synthetic_root(), SYNTHETIC_FILE)
-    else:
-        path, splits = read_mosi(root, FILES[settings.own.features])
+    own, validation, is_small = settings.own, settings.data.validation, settings.data.is_synthetic
+    wanted, files = ("synthetic", {"synthetic": SYNTHETIC_FILE}) if is_small else (own.features, FILES)
+    states = text_states(own.text_model, wanted, files[wanted], settings.machine.device, BERT)
+    path, splits = read_mosi(settings.data.data_root or synthetic_root(), wanted, files, states)
     train = (splits["train"],) if validation else (splits["train"], splits["val"])
     val = (splits["val"],) if validation else ()
     notes = (f"data: {path}", "split: the one in the file", *(part.summary(name) for name, part in splits.items()))
@@ -85,7 +94,7 @@ def load(settings: Settings[MosiSettings]) -> Data:
         modalities=MODALITIES,
         synthetic=settings.data.is_synthetic,
         summary=notes if validation else (*notes, "validation segments are for training too"),
-        task=sentiment_regression(zero="negative", headline=settings.own.headline),
+        task=sentiment_regression(zero="negative", headline=own.headline),
         skipped=tuple(f"{name}: {id_}: no text" for name, part in splits.items() for id_ in part.dropped),
     )
 

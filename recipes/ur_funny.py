@@ -24,7 +24,8 @@ from torch import nn
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
 from recipe_common.data.datasets.ur_funny import PACKED, read_ur_funny
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, joined
+from recipe_common.data.readers.packed_parts import MODALITIES
+from recipe_common.data.readers.packed_sequences import Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.samples.padding import trim_padding
 from recipe_common.data.synthetic.folder import synthetic_folder

@@ -15,6 +15,7 @@ from cmu_mosei import RECIPE, SYNTHETIC, SYNTHETIC_SPEECH, synthetic_root
 from modbalance import list_methods
 from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES
+from recipe_common.errors import RecipeError
 from recipe_common.models.guided_attention import GuidedAttentionNet
 from recipe_common.settings.declaration import changed
 from recipe_common.training.settings import choose_methods, excluded_methods
@@ -23,6 +24,7 @@ from recipes.two_step_training import train
 
 TINY = ["--width", "8", "--layers", "1"]
 METHODS = ("none", *(each.name for each in list_methods() if each.method is not None))
+RAW_SIZES = {"text": 300, "audio": 74, "vision": 713}
 LABELS = np.array([-3, -0.5, 0, 0, 1, 3.0])
 
 
@@ -31,7 +33,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both packed files with 6 segments per split, and the real shapes."""
     folder = tmp_path_factory.mktemp("mosei")
     random = np.random.default_rng(0)
-    for name, shapes in FILES.values():
+    for features in ("aligned", "noalign"):
+        name, shapes = FILES[features].name, FILES[features].shapes
         content: dict[str, dict[str, Any]] = {}
         for split in ("train", "valid", "test"):
             sizes = {modality: getattr(shapes, modality) for modality in ("text", "audio", "vision")}
@@ -65,6 +68,40 @@ def test_the_aligned_file(real: Path) -> None:
     )
     assert any(line.startswith(train_line) for line in data.summary)
     assert "train: 2 positive, 2 of exactly 0, 1 negative" in data.summary
+
+
+def raw_file(folder: Path, labels: tuple[int, ...] = (1, 7)) -> Path:
+    """Write the file of MultiBench with 4 segments per split; the first label is the sentiment, others are emotions."""
+    random = np.random.default_rng(0)
+    content = {}
+    for split in ("train", "valid", "test"):
+        part: dict[str, Any] = {name: random.standard_normal((4, 50, size)) for name, size in RAW_SIZES.items()}
+        part["labels"] = np.full((4, *labels), 2.5)
+        part["labels"][..., 0] = np.array([-3, 0, 1, 3]).reshape(4, *[1] * (len(labels) - 1))
+        content[split] = {**part, "id": [f"video[{row}]" for row in range(4)]}
+    path = folder / "mosei_raw.pkl"
+    path.write_bytes(pickle.dumps(content, 4))
+    return path
+
+
+@pytest.mark.parametrize("labels", [(1, 7), (1, 1), (7,)])
+def test_the_file_of_multibench(tmp_path: Path, labels: tuple[int, ...]) -> None:
+    path = raw_file(tmp_path, labels)
+    for root in (tmp_path, path):
+        data = RECIPE.load(
+            settings_of(RECIPE, "--data-root", str(root), "--features", "multibench", "--task", "regression")
+        )
+        assert [tuple(values.shape) for values in data.train[0, 0][:3]] == [(50, 300), (50, 74), (50, 713)]
+        assert [data.test[0, index][-1].tolist() for index in range(4)] == [[-3.0], [0.0], [1.0], [3.0]]
+        assert any(line.startswith("train: 4 segments (MultiBench)") for line in data.summary)
+
+
+def test_the_flag_of_the_file_of_multibench_is_named(tmp_path: Path) -> None:
+    path = raw_file(tmp_path)
+    with pytest.raises(RecipeError, match=r"Found multibench \(mosei_raw\.pkl\): add --features multibench\.$"):
+        RECIPE.load(settings_of(RECIPE, "--data-root", str(tmp_path)))
+    with pytest.raises(RecipeError, match=r"Found MultiBench: .*vision \(N, 50, 713\): add --features multibench\.$"):
+        RECIPE.load(settings_of(RECIPE, "--data-root", str(path)))
 
 
 def test_the_protocol_of_balancebenchmark(real: Path) -> None:

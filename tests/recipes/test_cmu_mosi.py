@@ -137,14 +137,16 @@ def test_a_folder_with_another_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_nothing_known(tmp_path: Path) -> None:
-    (tmp_path / "mosei.pkl").touch()
-    with pytest.raises(RecipeError, match=r"Found .*mosei\.pkl.*: put the file there"):
+    (tmp_path / "other.pkl").touch()
+    with pytest.raises(RecipeError, match=r"Found .*other\.pkl.*: put the file there"):
         load(tmp_path)
 
 
 def test_the_wrong_file_by_the_right_name(tmp_path: Path) -> None:
     (tmp_path / "mosi_data_noalign.pkl").write_bytes(pickle.dumps(contents("aligned")))
-    with pytest.raises(RecipeError, match=r"should hold.*audio \(N, 375, 5\).*Found .*audio \(6, 50, 5\).* in train"):
+    with pytest.raises(
+        RecipeError, match=r"should hold.*audio \(N, 375, 5\).*Found .*audio \(N, 50, 5\).*: add --features aligned"
+    ):
         load(tmp_path)
 
 

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from recipe_common.data.datasets.cmu_mosei import MELS, clean_words, read_mosei, read_speech
-from recipe_common.data.readers.packed_sequences import Shapes
+from recipe_common.data.datasets.packed_files import PackedFile
+from recipe_common.data.readers.packed_parts import Shapes
 from recipe_common.errors import RecipeError
 
-SHAPES = Shapes("small", (4, 3), (4, 2), (4, 2))
+FILES = {
+    name: PackedFile(f"{file}.pkl", Shapes("small", (4, 3), (4, 2), (4, 2)))
+    for name, file in {"aligned": "mosei_senti_data", "noalign": "other"}.items()
+}
 FLAGS = "--model agm"
 NAMES = {"train": ("a[0]", "a[10]", "a[2]"), "valid": ("b[0]", "b[1]"), "test": ("c[0]",)}
 
@@ -76,11 +80,11 @@ def test_packed_files_by_name_or_by_path(tmp_path: Path) -> None:
     content = packed()
     content["train"]["text"][0] = 0
     dump(tmp_path / "mosei_senti_data.pkl", content)
-    path, splits = read_mosei(tmp_path, "aligned", SHAPES, drop_empty=True, speech_flags=FLAGS)
+    path, splits = read_mosei(tmp_path, "aligned", FILES, drop_empty=True, speech_flags=FLAGS)
     assert path == tmp_path / "mosei_senti_data.pkl"
     assert splits["train"].labels.tolist() == [0, 3]
     assert splits["train"].ids == ("video 0.0 1.0",) * 2
-    _, whole = read_mosei(path, "noalign", SHAPES, drop_empty=False, speech_flags=FLAGS)
+    _, whole = read_mosei(path, "noalign", FILES, drop_empty=False, speech_flags=FLAGS)
     assert whole["train"].labels.tolist() == [-3, 0, 3]
 
 

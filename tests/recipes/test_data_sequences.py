@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, Shapes, joined, read_packed
+from recipe_common.data.readers.packed_parts import MODALITIES, Shapes
+from recipe_common.data.readers.packed_sequences import Packed, joined, read_packed
 from recipe_common.data.samples.padding import left_aligned, trim_padding
 from recipe_common.errors import RecipeError
 

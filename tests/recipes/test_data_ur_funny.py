@@ -99,6 +99,49 @@ def test_all_of_the_release(tmp_path: Path) -> None:
         assert not getattr(train, modality)[0, 3:].any()
 
 
+def version_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Rename and change the files of version 2 to those of version 1."""
+    features = content["openface_features_sdk.pkl"]
+    of_version_1 = {
+        id_: {"punchline_features": [row[:75] for row in entry["punchline_features"]]}
+        for id_, entry in features.items()
+    }
+    indexes = {
+        id_: {"punchline_embedding_indexes": [[index] for index in of_id["punchline_embedding_indexes"]]}
+        for id_, of_id in content.pop("language_sdk.pkl").items()
+    }
+    return {
+        **content,
+        "word_embedding_indexes_sdk.pkl": indexes,
+        "openface_features_sdk.pkl": of_version_1,
+    }
+
+
+def test_all_of_version_1(tmp_path: Path) -> None:
+    content = version_1(release())
+    humor = read_ur_funny(write(tmp_path, content))
+    assert humor.skipped == ()
+    train = humor.splits["train"]
+    assert (train.text.shape, train.audio.shape, train.vision.shape) == ((3, 50, 300), (3, 50, 81), (3, 50, 75))
+    vectors = np.array(content["word_embedding_list.pkl"], np.float32)
+    np.testing.assert_array_equal(train.text[0, :3], vectors[[3, 1, 8]])
+    assert train.summary("train") == "train: 3 segments (release, version 1)"
+
+
+def test_the_name_of_version_1_for_the_text_of_version_2(tmp_path: Path) -> None:
+    write(tmp_path, release())
+    (tmp_path / "language_sdk.pkl").rename(tmp_path / "word_embedding_indexes_sdk.pkl")
+    train = read_ur_funny(tmp_path).splits["train"]
+    assert (train.kind, train.vision.shape) == ("release", (3, 50, 371))
+
+
+def test_features_of_both_versions_are_not_mixed(tmp_path: Path) -> None:
+    content = version_1(release())
+    content["openface_features_sdk.pkl"][4] = release()["openface_features_sdk.pkl"][4]
+    with pytest.raises(RecipeError, match=r"features \(T, 75\) for 4\. Found \(2, 371\): take version 2"):
+        read_ur_funny(write(tmp_path, content))
+
+
 def test_what_the_release_lacks_is_left_out_and_listed(tmp_path: Path) -> None:
     content = release()
     del content["covarep_features_sdk.pkl"][1], content["humor_label_sdk.pkl"][1]

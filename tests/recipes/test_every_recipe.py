@@ -13,6 +13,7 @@ import pytest
 import av_mnist
 import ave
 import brats
+import ch_sims
 import cmu_mosei
 import cmu_mosi
 import cremad
@@ -31,7 +32,7 @@ from recipes.call import settings_of
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
-    *(av_mnist, ave, brats, cmu_mosei, cmu_mosi, cremad),
+    *(av_mnist, ave, brats, ch_sims, cmu_mosei, cmu_mosi, cremad),
     *(food101, iemocap, kinetics_sounds, ucf101, ur_funny, vggsound),
 )
 RECIPES = [*(module.RECIPE for module in MODULES), ave.EVENTS]

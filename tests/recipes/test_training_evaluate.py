@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from recipe_common.data.samples.in_memory import TensorSet
 from recipe_common.data.samples.sampler import ResumableBatchSampler
 from recipe_common.tasks.task import classification, classification_metrics
 from recipe_common.training.evaluate import Evaluator
@@ -56,6 +57,27 @@ def test_evaluation_zeroes_the_features_of_the_other_modality() -> None:
     expected["val_accuracy_audio"] = classification_metrics(heard, target)["accuracy"]
     expected["val_accuracy_visual"] = classification_metrics(seen, target)["accuracy"]
     assert scores.as_row("val") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_modality_is_scored_against_labels_of_its_own_too(limit: int | None) -> None:
+    torch.manual_seed(0)
+    model, samples = TinyNet(), [TinyDataset(10)[0, index] for index in range(10)]
+    inputs = [torch.stack([torch.as_tensor(sample[number]) for sample in samples]) for number in (0, 1)]
+    joint, own = torch.tensor([sample[2] for sample in samples]), torch.randint(3, (10,))
+    data = TensorSet(inputs, joint, {"visual": own})
+    loader = DataLoader(data, batch_sampler=ResumableBatchSampler(10, 4, seed=0, shuffle=False))
+    row = Evaluator(model, model.head, ("audio", "visual"), classification(3), CPU)(loader, limit).as_row("val")
+    shown = slice(None if limit is None else 4 * limit)
+    with torch.no_grad():
+        visual = model.visual_net(inputs[1][shown])
+        logits = model.head(torch.zeros_like(visual), visual)
+    for ending, target in (("visual", joint), ("visual_own", own)):
+        expected = {
+            f"val_{name}_{ending}": value for name, value in classification_metrics(logits, target[shown]).items()
+        }
+        assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert [name for name in row if name.endswith("_audio")] == ["val_accuracy_audio"]
 
 
 def test_evaluation_runs_each_encoder_once_per_batch_and_draws_nothing() -> None:

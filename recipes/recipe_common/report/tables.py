@@ -14,6 +14,8 @@ from rich.table import Table
 
 from recipe_common.errors import RecipeError
 from recipe_common.report.folder import write_text
+from recipe_common.report.own_labels import TITLE as OWN_TITLE
+from recipe_common.report.own_labels import own_rows, own_summary
 from recipe_common.report.results import ALONE_NOTE, Outcome, Result, Run, failures_of, results_of
 from recipe_common.report.summary import COSTS, Marks, Summary, cells, header
 from recipe_common.report.view import Row
@@ -56,6 +58,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         table = _table([row[: -len(COSTS)] for row in rows])
     console.print("\nTest split, scored with the weights of the best epoch", style="bold")
     console.print(table)
+    _print_own(console, own_summary(summary))
     for note in notes(summary):
         console.print(note, style="dim", soft_wrap=True, markup=False)
 
@@ -71,7 +74,14 @@ def print_scores(console: Console, rows: Mapping[str, Row], modalities: Sequence
         table.add_row(split, f"{row[f'{split}_loss']:.4f}", *together, *alone)
     console.print(f"\n{title}", style="bold", markup=False)
     console.print(table)
+    _print_own(console, own_rows(rows, modalities, task))
     console.print(ALONE_NOTE, style="dim", soft_wrap=True)
+
+
+def _print_own(console: Console, rows: Sequence[Sequence[str]]) -> None:
+    if rows:
+        console.print(f"\n{OWN_TITLE}", style="bold")
+        console.print(_table([rows[0], *([escape(cell) for cell in row] for row in rows[1:])]))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Table:
@@ -86,11 +96,16 @@ def _table(rows: Sequence[Sequence[str]]) -> Table:
 
 def markdown(summary: Summary) -> str:
     """Return the table and its notes in Markdown."""
-    titles = header(summary, summary.columns)
-    rows = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    rows = [header(summary, summary.columns)]
     rows += [cells(summary, line, summary.columns, MARKDOWN) for line in summary.lines]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return "\n\n".join([*notes(summary), table]) + "\n"
+    own = [[MARKDOWN.escape(cell) for cell in row] for row in own_summary(summary)]
+    tables = [_in_markdown(rows), *([f"{OWN_TITLE}:", _in_markdown(own)] if own else [])]
+    return "\n\n".join([*notes(summary), *tables]) + "\n"
+
+
+def _in_markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *others = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *others])
 
 
 def latex(summary: Summary) -> str:

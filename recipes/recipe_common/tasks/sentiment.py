@@ -141,11 +141,11 @@ def regression_metrics(prediction: Tensor, target: Tensor, zero: str = "positive
     }
     return {
         **found,
-        **_f1(*classes[zero]),
+        **f1_of_classes(*classes[zero]),
         "acc7": _share(_rounded(prediction, HIGHEST) == _rounded(target, HIGHEST)),
         "acc5": _share(_rounded(prediction, 2) == _rounded(target, 2)),
         "mae": (prediction - target).abs().mean().item(),
-        "corr": _correlation(prediction, target),
+        "corr": correlation(prediction, target),
     }
 
 
@@ -160,7 +160,8 @@ def _share(is_right: Tensor) -> float:
     return is_right.double().mean().item() if is_right.numel() else 0.0
 
 
-def _f1(prediction: Tensor, target: Tensor) -> dict[str, float]:
+def f1_of_classes(prediction: Tensor, target: Tensor) -> dict[str, float]:
+    """Return ``weighted_f1`` and ``macro_f1`` of predicted and true classes (N,); 0 without segments."""
     from sklearn.metrics import f1_score
 
     if not target.numel():
@@ -176,7 +177,8 @@ def _rounded(sentiment: Tensor, bound: int) -> Tensor:
     return sentiment.clamp(-bound, bound).round()
 
 
-def _correlation(prediction: Tensor, target: Tensor) -> float:
+def correlation(prediction: Tensor, target: Tensor) -> float:
+    """Return the Pearson correlation of N numbers each; 0 where one of them is constant."""
     centred, centred_target = prediction - prediction.mean(), target - target.mean()
     scale = (centred.square().sum() * centred_target.square().sum()).sqrt()
     return ((centred * centred_target).sum() / scale).item() if scale > 0 else 0.0

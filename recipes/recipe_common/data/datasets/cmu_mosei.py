@@ -1,4 +1,4 @@
-"""Readers of CMU-MOSEI: packed features (MulT, MultiBench), and files of words and mel spectrograms.
+"""Readers of CMU-MOSEI: packed features (MulT, MultiBench, MMSA), and files of words and mel spectrograms.
 
 The latter are the files of the code of Li et al. (ICCV 2023). N segments, L words, T audio steps, V words in the
 vocabulary.
@@ -17,18 +17,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recipe_common.data.datasets.packed_files import PackedFile, find_packed, read_variant
+from recipe_common.data.readers.mmsa import TextStates
 from recipe_common.data.readers.non_files import file_error
-from recipe_common.data.readers.packed_sequences import SPLITS, Packed, Shapes, check_range, finite, read_packed
+from recipe_common.data.readers.packed_parts import SPLITS, Shapes, check_range, finite
+from recipe_common.data.readers.packed_sequences import Packed
 from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
 LABEL_RANGE = (-3.0, 3.0)
 FILES = {
-    "aligned": ("mosei_senti_data.pkl", Shapes("aligned by word", (50, 300), (50, 74), (50, 35))),
-    "noalign": ("mosei_senti_data_noalign.pkl", Shapes("not aligned", (50, 300), (500, 74), (500, 35))),
+    "aligned": PackedFile("mosei_senti_data.pkl", Shapes("aligned by word", (50, 300), (50, 74), (50, 35))),
+    "noalign": PackedFile("mosei_senti_data_noalign.pkl", Shapes("not aligned", (50, 300), (500, 74), (500, 35))),
+    "multibench": PackedFile(
+        "mosei_raw.pkl", Shapes("MultiBench", (50, 300), (50, 74), (50, 713)), label_columns=(1, 7)
+    ),
+    "mmsa_aligned": PackedFile(
+        "aligned_50.pkl", Shapes("MMSA, aligned by token", (50, 768), (50, 74), (50, 35)), is_mmsa=True
+    ),
+    "mmsa_unaligned": PackedFile(
+        "unaligned_50.pkl", Shapes("MMSA, not aligned", (50, 768), (None, 74), (None, 35)), is_mmsa=True
+    ),
 }
-"""GloVe text, COVAREP audio and FACET vision."""
+"""GloVe text, COVAREP audio and FACET vision. The file of MultiBench has OpenFace 2 vision, and seven labels: sentiment
+and six emotions. The text of MMSA is from BERT."""
 VOCABULARY, VECTORS = "token_to_ix.pkl", "train_glove.npy"
 UNKNOWN = "UNK"
 VECTOR_SIZE = 300
@@ -38,34 +51,34 @@ SPACES = re.compile(r"[-/]")
 
 
 def read_mosei(
-    root: Path, kind: str, shapes: Shapes | None = None, *, drop_empty: bool, speech_flags: str
+    root: Path,
+    wanted: str,
+    files: Mapping[str, PackedFile] = FILES,
+    *,
+    drop_empty: bool,
+    speech_flags: str,
+    states: TextStates | None = None,
 ) -> tuple[Path, dict[str, Packed]]:
     """Read a packed file.
 
     Args:
         root: The file under any name, or the folder that holds it under its own.
-        kind: One of `FILES`.
-        shapes: Shapes of its arrays; default: those of the real file.
+        wanted: Key of the file in `files`.
+        files: All variants that are read.
         drop_empty: Whether segments without text are left out.
         speech_flags: Flags for words and mel spectrograms, named in a message where these are in the folder.
+        states: Function that computes the text features of a file of MMSA from its `text_bert`.
 
     Returns:
         The path of the file, and the splits `train`, `val` and `test`.
 
     Raises:
-        RecipeError: If the file is absent, or see `read_packed`.
+        RecipeError: If the file is absent or of another variant, or see `read_packed` and `read_mmsa`.
     """
-    name, real = FILES[kind]
-    path = root if root.is_file() else root / name
-    if not path.is_file():
-        present = [other for other, (file, _) in FILES.items() if (root / file).is_file()]
-        fix = f"add --features {present[0]}" if present else "put the file there"
-        if (root / "train_mels.p").is_file():
-            fix = f"add {speech_flags} for the words and mel spectrograms that are there"
-        raise RecipeError(
-            f"{root} should hold {name}", found=listing(root), fix=f"{fix}, or point --data-root at the file itself"
-        )
-    return path, read_packed(path, [shapes or real], LABEL_RANGE, drop_empty=drop_empty)
+    has_speech = (root / "train_mels.p").is_file()
+    fix = f"add {speech_flags} for the words and mel spectrograms that are there" if has_speech else None
+    path = find_packed(root, wanted, files, fix)
+    return path, read_variant(path, wanted, files, LABEL_RANGE, drop_empty=drop_empty, states=states)
 
 
 @attrs.frozen

@@ -1,4 +1,4 @@
-"""Readers of UR-FUNNY (version 2): the packed file of MultiBench, and the six files of the release.
+"""Readers of UR-FUNNY: the packed file of MultiBench (version 2), and the six files of the release (versions 1 and 2).
 
 A segment is a punchline. N segments, T words.
 """
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed, Shapes, check_range, finite, read_packed
+from recipe_common.data.datasets.packed_files import foreign_files
+from recipe_common.data.readers.packed_parts import MODALITIES, Shapes, check_range, finite
+from recipe_common.data.readers.packed_sequences import Packed, read_packed
 from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.data.samples.padding import left_aligned
 from recipe_common.errors import RecipeError
@@ -24,6 +26,10 @@ PACKED = "humor.pkl"
 FOLDS, WORDS, LANGUAGE = "data_folds.pkl", "word_embedding_list.pkl", "language_sdk.pkl"
 AUDIO, VISION, LABELS = "covarep_features_sdk.pkl", "openface_features_sdk.pkl", "humor_label_sdk.pkl"
 RELEASE = (FOLDS, LANGUAGE, WORDS, AUDIO, VISION, LABELS)
+LANGUAGE_1 = "word_embedding_indexes_sdk.pkl"
+"""Name in version 1 of what is LANGUAGE in version 2."""
+VISION_1 = 75
+"""OpenFace features in version 1."""
 STEPS = 50
 SIZES = {"text": 300, "audio": 81, "vision": 371}
 """GloVe, COVAREP and OpenFace 2 features, in the order of the modalities."""
@@ -47,7 +53,7 @@ class Punchlines:
 
 
 def read_ur_funny(root: Path, shapes: Shapes = SHAPES) -> Punchlines:
-    """Read the packed file, or else the release.
+    """Read the packed file, or else the release: version 2, or version 1 with 75 features of the face.
 
     Args:
         root: The packed file, or the folder that holds it or the release.
@@ -61,29 +67,39 @@ def read_ur_funny(root: Path, shapes: Shapes = SHAPES) -> Punchlines:
         return Punchlines(
             path, {name: left_aligned(part) for name, part in read_packed(path, (shapes,), LABEL_RANGE).items()}
         )
-    missing = [name for name in RELEASE if not (root / name).is_file()]
+    language = LANGUAGE_1 if (root / LANGUAGE_1).is_file() and not (root / LANGUAGE).is_file() else LANGUAGE
+    missing = [name for name in RELEASE if not (root / (language if name == LANGUAGE else name)).is_file()]
     if missing:
         found = f"of the release all but {', '.join(missing)}" if len(missing) < len(RELEASE) else listing(root)
+        found = "; ".join([found, *foreign_files(root)])
         raise RecipeError(
             f"{root} should hold {PACKED}, or the files of the release ({', '.join(RELEASE)})",
             found=found,
             fix="download the missing files, point --data-root at the packed file, or leave it out to train on a small "
             "synthetic set",
         )
-    return _read_release(root)
+    return _read_release(root, language)
 
 
-def _read_release(root: Path) -> Punchlines:
-    files = {name: _read_dict(root / name) for name in (FOLDS, LANGUAGE, AUDIO, VISION, LABELS)}
+def _read_release(root: Path, language: str) -> Punchlines:
+    files = {name: _read_dict(root / name) for name in (FOLDS, language, AUDIO, VISION, LABELS)}
+    sizes = {**SIZES, "vision": _vision_size(files[VISION])}
     vectors = _read_vectors(root / WORDS)
     splits, skipped = {}, []
     for ours, theirs in (("train", "train"), ("val", "dev"), ("test", "test")):
         if theirs not in files[FOLDS]:
             raise _unexpected(root / FOLDS, "the keys train, dev and test", ", ".join(map(str, files[FOLDS])))
-        segments, faults = _read_segments(root, files, vectors, files[FOLDS][theirs])
-        splits[ours] = _pack(root / LABELS, ours, segments)
+        segments, faults = _read_segments(root, language, files, vectors, files[FOLDS][theirs], sizes)
+        splits[ours] = _pack(root / LABELS, ours, segments, sizes)
         skipped += [f"{ours}: {fault}" for fault in faults]
     return Punchlines(root, splits, tuple(skipped))
+
+
+def _vision_size(features: Mapping[Any, Any]) -> int:
+    """Return the number of OpenFace features of the first punchline that has words: that of version 1, or else of 2."""
+    rows = (entry.get("punchline_features") for entry in features.values() if isinstance(entry, dict))
+    first = next((row for row in rows if row is not None and len(row)), None)
+    return VISION_1 if first is not None and np.shape(first[0]) == (VISION_1,) else SIZES["vision"]
 
 
 def _read_dict(path: Path) -> Mapping[Any, Any]:
@@ -112,18 +128,23 @@ class _Segment:
 
 
 def _read_segments(
-    root: Path, files: Mapping[str, Mapping[Any, Any]], vectors: NDArray[np.float32], ids: Any
+    root: Path,
+    language: str,
+    files: Mapping[str, Mapping[Any, Any]],
+    vectors: NDArray[np.float32],
+    ids: Any,
+    sizes: Mapping[str, int],
 ) -> tuple[list[_Segment], list[str]]:
     segments, faults = [], []
     for id_ in ids:
-        absent = [name for name in (LANGUAGE, AUDIO, VISION, LABELS) if id_ not in files[name]]
+        absent = [name for name in (language, AUDIO, VISION, LABELS) if id_ not in files[name]]
         if absent:
             faults.append(f"{id_}: not in {', '.join(absent)}")
             continue
         features = {
-            "text": _vectors_of(root / LANGUAGE, id_, files[LANGUAGE][id_], vectors),
-            "audio": _features_of(root / AUDIO, id_, files[AUDIO][id_], SIZES["audio"]),
-            "vision": _features_of(root / VISION, id_, files[VISION][id_], SIZES["vision"]),
+            "text": _vectors_of(root / language, id_, files[language][id_], vectors),
+            "audio": _features_of(root / AUDIO, id_, files[AUDIO][id_], sizes["audio"]),
+            "vision": _features_of(root / VISION, id_, files[VISION][id_], sizes["vision"]),
         }
         counts = {modality: len(values) for modality, values in features.items()}
         if len(set(counts.values())) > 1:
@@ -157,14 +178,14 @@ def _entry(path: Path, id_: Any, entry: Any, key: str) -> Any:
     return entry[key]
 
 
-def _pack(path: Path, split: str, segments: list[_Segment]) -> Packed:
+def _pack(path: Path, split: str, segments: list[_Segment], sizes: Mapping[str, int]) -> Packed:
     """Pack the first `STEPS` words of every segment, with zeros after the last one."""
     without_text = tuple(segment.name for segment in segments if not segment.features["text"][:STEPS].any())
     segments = [segment for segment in segments if segment.features["text"][:STEPS].any()]
     tensors: dict[str, Any] = {}
     repaired: dict[str, int] = {}
     for modality in MODALITIES:
-        padded = np.zeros((len(segments), STEPS, SIZES[modality]), np.float32)
+        padded = np.zeros((len(segments), STEPS, sizes[modality]), np.float32)
         bad = 0
         for row, segment in enumerate(segments):
             values, count = finite(segment.features[modality][:STEPS])
@@ -179,7 +200,7 @@ def _pack(path: Path, split: str, segments: list[_Segment]) -> Packed:
         **tensors,
         labels=torch.from_numpy(labels),
         ids=tuple(segment.name for segment in segments),
-        kind="release",
+        kind="release" if sizes == SIZES else "release, version 1",
         dropped=without_text,
         repaired=repaired,
     )

@@ -1,6 +1,6 @@
 """Dataset of samples in memory, such as the features of a packed file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,12 +16,20 @@ class TensorSet(Dataset[tuple[Any, ...]]):
     Args:
         inputs: For each modality its values by sample: a tensor (N, ...), a memory-mapped array or a sequence.
         targets: Targets by sample, N of them.
+        own_targets: Targets of what each modality alone expresses, (N, ...) by modality. Evaluations compare the
+            predictions from each modality alone with them too.
 
     Raises:
         RecipeError: If there are not as many values of every modality as targets.
     """
 
-    def __init__(self, inputs: Sequence[Sequence[Any] | Tensor], targets: Sequence[Any] | Tensor) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[Sequence[Any] | Tensor],
+        targets: Sequence[Any] | Tensor,
+        own_targets: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.own_targets = own_targets or {}
         sizes = [len(values) for values in (*inputs, targets)]
         if len(set(sizes)) > 1:
             raise RecipeError(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from recipe_common.data.readers.packed_sequences import MODALITIES, Packed
+from recipe_common.data.readers.packed_parts import MODALITIES
+from recipe_common.data.readers.packed_sequences import Packed
 from recipe_common.errors import RecipeError
 
 

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from recipe_common.data.readers.packed_sequences import MODALITIES, SPLITS, Shapes
+from recipe_common.data.readers.packed_parts import MODALITIES, SPLITS, Shapes
 
 Array = NDArray[np.float64]
 FIFTHS = 15
