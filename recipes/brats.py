@@ -161,7 +161,7 @@ def check_sizes(settings: Settings[BratsSettings], num_train: int) -> None:
     """Check that the networks can process crops and batches.
 
     Raises:
-        RecipeError: For crops that are no multiple of 16, or a batch of one slice with --model deeplab.
+        RecipeError: For crops that are no multiple of 16, or a batch of one slice where batch norm sees a single value.
     """
     own, batch_size = settings.own, settings.optimisation.batch_size
     for name, size in (("--crop", own.crop), ("--eval-crop", own.eval_crop)):
@@ -170,9 +170,12 @@ def check_sizes(settings: Settings[BratsSettings], num_train: int) -> None:
                 f"`{name}` should be a multiple of 16", found=str(size), fix=f"try {name} {size + -size % 16}"
             )
     last = num_train % batch_size
-    if own.model == "deeplab" and (batch_size == 1 or (last == 1 and settings.data.drop_last == "none")):
+    single = "DeepLab's pooled feature" if own.model == "deeplab" else "the lowest level of the U-Net, one pixel wide"
+    if (own.model == "deeplab" or own.crop == unet.DEEPEST) and (
+        batch_size == 1 or (last == 1 and settings.data.drop_last == "none")
+    ):
         raise RecipeError(
-            "Every training batch should have at least 2 slices, for the batch norm of DeepLab's pooled feature",
+            f"Every training batch should have at least 2 slices, for the batch norm of {single}",
             found=f"1 in the last of batches of {batch_size} from {num_train:,} cases",
             fix="add --drop-last train, or choose another --batch-size of at least 2",
         )

@@ -184,7 +184,7 @@ def test_cases_of_validation_data_are_counted_and_left_out(tmp_path: Path, capsy
             (folder / f"{name}_seg.nii").unlink()
     assert prepare(tmp_path) == 0
     message = said(capsys)
-    assert "2 cases have no segmentation, such as BraTS20_Validation_001: they are left out" in message
+    assert "cases without a segmentation, which are left out: 2, such as BraTS20_Validation_001" in message
     assert "1 of 1 cases are ready" in message
     (tmp_path / "BraTS20_Training_001").rename(tmp_path.parent / "moved")
     assert prepare(tmp_path) == 2

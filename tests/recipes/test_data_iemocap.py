@@ -49,8 +49,9 @@ def test_the_corpus_as_released_is_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "kind"),
     [
-        ("IEMOCAP_features_raw.pkl", "one vector per utterance, as models of dialogues"),
-        ("iemocap_multimodal_features.pkl", "one vector per utterance, as models of dialogues"),
+        ("IEMOCAP_features_raw.pkl", "one vector per utterance, which is read where --data-root is the file itself"),
+        ("iemocap_multimodal_features.pkl", "one vector per utterance, which is read where --data-root is the file"),
+        ("IEMOCAP_features_raw_4way.pkl", "one vector per utterance, as GCNet"),
         ("features/wav2vec-large-c-UTT/Ses01F_impro01_F000.npy", "one vector per utterance, as GCNet"),
         ("iemocap_data_noalign.pkl", "the sequences of MulT"),
         ("IEMOCAP_COVAREP.csd", "computational sequences of the CMU SDK"),

@@ -32,7 +32,8 @@ FOLDERS = (".", "IEMOCAP_features_2021")
 OTHERS = {
     "Session1": "the corpus as released",
     "IEMOCAP_full_release*": "the corpus as released",
-    "*features*.pkl": "one vector per utterance, as models of dialogues such as DialogueRNN take them",
+    "*features_raw_?way.pkl": "one vector per utterance, as GCNet takes them",
+    "*features*.pkl": "one vector per utterance, which is read where --data-root is the file itself",
     "features/*-UTT": "one vector per utterance, as GCNet takes them",
     "iemocap_data*.pkl": "the sequences of MulT, where each of four emotions is a yes or no of its own",
     "*.csd": "computational sequences of the CMU SDK",
@@ -57,7 +58,7 @@ def find_root(root: Path) -> Path:
     hint = "" if kind is None else f"; that is {kind}, and these features are another download"
     raise RecipeError(
         f"{root} should hold {', '.join(needed)}",
-        found=f"all but {', '.join(missing[best])}{hint}",
+        found=("none of them" if len(missing[best]) == len(needed) else f"all but {', '.join(missing[best])}") + hint,
         fix="unpack the features of MMIN there",
     )
 

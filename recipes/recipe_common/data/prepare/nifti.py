@@ -79,7 +79,7 @@ def prepare_volumes(
         )
     if len(labelled) < len(cases):
         first = min(set(cases) - set(labelled)).name
-        print(f"{len(cases) - len(labelled):,} cases have no segmentation, such as {first}: they are left out")
+        print(f"cases without a segmentation, which are left out: {len(cases) - len(labelled):,}, such as {first}")
     items = [
         Item(
             case,
