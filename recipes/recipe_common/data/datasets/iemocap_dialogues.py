@@ -82,8 +82,7 @@ def read_dialogues(path: Path, modalities: Sequence[str], seed: int) -> Dialogue
     left_out = 0
     for part, dialogues in parts.items():
         for dialogue in dialogues:
-            found = _utterances(path, entries, dialogue, modalities)
-            for name, label, vectors in found:
+            for name, label, vectors in _utterances(path, entries, dialogue, modalities):
                 if label is None:
                     left_out += 1
                     continue
