@@ -58,10 +58,11 @@ def test_commas_without_quotes_belong_to_the_title(root: Path) -> None:
     assert title(read_titles(root, CLASSES).train[0]) == "easy, quick, good"
 
 
+@pytest.mark.parametrize("ending", ["jpg", "txt"])
 @pytest.mark.parametrize("below", [1, 5_000])
-def test_a_quote_that_never_closes_swallows_no_row(root: Path, below: int) -> None:
+def test_a_quote_that_never_closes_swallows_no_row(root: Path, below: int, ending: str) -> None:
     """As in the list on Kaggle: the rows below count, although a csv reader takes them for a part of the title."""
-    rows = "".join(f"b{number}.jpg,the {number}. of many,gyoza\n" for number in range(below))
+    rows = "".join(f"b{number}.{ending},the {number}. of many,gyoza\n" for number in range(below))
     train_list(root).write_text(f'a.jpg,"an open one, ever,gyoza\n{rows}c.jpg,"two\nlines",gyoza\nd.jpg,z,gyoza\n')
     lists = read_titles(root, CLASSES)
     assert [row.name for row in lists.train] == [
@@ -70,9 +71,11 @@ def test_a_quote_that_never_closes_swallows_no_row(root: Path, below: int) -> No
     assert [title(row) for row in (*lists.train[:2], *lists.train[-2:])] == [
         "an open one, ever", "the 0. of many", "two lines", "z"
     ]  # fmt: skip
-    assert lists.notes == (
-        f"rows with an unpaired quote, each read as one line: 1 in {train_list(root)}, such as a.jpg",
+    assert lists.notes[0] == (
+        f"rows with an unpaired quote, each read as one line: 1 in {train_list(root)}, such as a.jpg"
     )
+    assert [note for note in lists.notes[1:] if f"{below:,} in" not in note] == []
+    assert len(lists.notes) == 1 + (ending == "txt")
 
 
 def test_rows_that_name_text_files_stand_for_the_pictures(root: Path) -> None:
