@@ -1,10 +1,11 @@
-"""BraTS 2021: segmentation of brain tumours and their parts in four kinds of MRI.
+"""BraTS: segmentation of brain tumours and their parts in four kinds of MRI.
 
     python recipes/brats.py --methods none cggm                      a small synthetic set, minutes on a laptop
     python recipes/brats.py prepare --data-root DIR                  h5 files from the NIfTI files, once
     python recipes/brats.py --data-root DIR --methods none cggm      the paper's training
 
-DIR is a download of the training data, `CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz` at any depth, of which `prepare` makes
+DIR is a download of the training data, `CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz` (2017 to 2021) or
+`CASE/CASE-{t2f,t1n,t1c,t2w,seg}.nii.gz` (BraTS-GLI, from 2023 on) at any depth, of which `prepare` makes
 `h5/CASE_mri_norm2.h5`; or it holds the folders of the CGGM code, `train`, `valid` and `test`, with `CASE_mri_norm2.h5`.
 
 Model and hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024): DeepLabV3+ on axial slices, four
@@ -23,7 +24,8 @@ from torch import nn
 
 from recipe_common.arguments import positive_int, seed_int
 from recipe_common.cli import main
-from recipe_common.data.datasets.brats import CLASSES, FILES, LABELS, MODALITIES, SUFFIX
+from recipe_common.data.datasets.brats import FILES, MODALITIES, SUFFIX, find_raw
+from recipe_common.data.datasets.brats_releases import CLASSES, prepared_labels, raw_labels
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
 from recipe_common.data.prepare.nifti import prepare_volumes
 from recipe_common.data.readers.volumes import (
@@ -87,12 +89,29 @@ class BratsSettings:
     width: int = flag(32, "unet: channels of the first level", number=positive_int, metavar="CHANNELS")
 
 
+@attrs.frozen(kw_only=True)
+class BratsPreparation(Preparation):
+    """Settings of `prepare`."""
+
+    cavity: str = flag(
+        "refuse",
+        "cases after treatment (BraTS 2024), whose label 4 is the resection cavity: refuse, or read it as background",
+        choices=("refuse", "background"),
+    )
+    enhancing: str = flag(
+        "release",
+        "value of the enhancing tumour in the segmentations; release: 4 up to 2021, 3 from 2023 on, told by the names",
+        choices=("release", "3", "4"),
+    )
+
+
 def load(settings: Settings[BratsSettings]) -> Data:
     """Find, split and open the cases; without `--data-root` those of a small synthetic set."""
     own, skip_bad = settings.own, settings.data.skip_bad
     root = settings.data.data_root or synthetic_folder("brats", SYNTHETIC, SYNTHETIC.write)
-    files, origin = FILES.find(root, own.split_seed)
-    opened = {part: open_cases(paths, len(MODALITIES), LABELS, skip_bad=skip_bad) for part, paths in files.items()}
+    files, origin, release = FILES.find(root, own.split_seed)
+    labels = prepared_labels(release)
+    opened = {part: open_cases(paths, len(MODALITIES), labels, skip_bad=skip_bad) for part, paths in files.items()}
     cases = {part: found for part, (found, _) in opened.items()}
     counts = ", ".join(f"{part} {len(cases[part]):,} of {len(files[part]):,}" for part in files)
     if not settings.data.validation:
@@ -114,7 +133,13 @@ def load(settings: Settings[BratsSettings]) -> Data:
         classes=CLASSES,
         modalities=MODALITIES,
         synthetic=settings.data.is_synthetic,
-        summary=(f"data: {root}", f"split: {origin}", f"cases: {counts}", f"evaluation: {scored}"),
+        summary=(
+            f"data: {root}",
+            f"release: {release.name}",
+            f"split: {origin}",
+            f"cases: {counts}",
+            f"evaluation: {scored}",
+        ),
         task=segmentation(
             REGIONS,
             TITLES,
@@ -136,7 +161,7 @@ def check_sizes(settings: Settings[BratsSettings], num_train: int) -> None:
     """Check that the networks can process crops and batches.
 
     Raises:
-        RecipeError: For crops that are no multiple of 16, or a batch of one slice with --model deeplab.
+        RecipeError: For crops that are no multiple of 16, or a batch of one slice where batch norm sees a single value.
     """
     own, batch_size = settings.own, settings.optimisation.batch_size
     for name, size in (("--crop", own.crop), ("--eval-crop", own.eval_crop)):
@@ -145,9 +170,12 @@ def check_sizes(settings: Settings[BratsSettings], num_train: int) -> None:
                 f"`{name}` should be a multiple of 16", found=str(size), fix=f"try {name} {size + -size % 16}"
             )
     last = num_train % batch_size
-    if own.model == "deeplab" and (batch_size == 1 or (last == 1 and settings.data.drop_last == "none")):
+    single = "DeepLab's pooled feature" if own.model == "deeplab" else "the lowest level of the U-Net, one pixel wide"
+    if (own.model == "deeplab" or own.crop == unet.DEEPEST) and (
+        batch_size == 1 or (last == 1 and settings.data.drop_last == "none")
+    ):
         raise RecipeError(
-            "Every training batch should have at least 2 slices, for the batch norm of DeepLab's pooled feature",
+            f"Every training batch should have at least 2 slices, for the batch norm of {single}",
             found=f"1 in the last of batches of {batch_size} from {num_train:,} cases",
             fix="add --drop-last train, or choose another --batch-size of at least 2",
         )
@@ -156,13 +184,15 @@ def check_sizes(settings: Settings[BratsSettings], num_train: int) -> None:
 def prepare_main(arguments: list[str]) -> int:
     """Run `prepare`; return 1 if there were cases that could not be read."""
     settings = parse_preparation(
-        Preparation, "brats.py prepare", "One h5 file per case, normalised inside the brain.", arguments
+        BratsPreparation, "brats.py prepare", "One h5 file per case, normalised inside the brain.", arguments
     )
     root, workers = settings.data_root, settings.workers
     if settings.verify:
         return verify(root, workers=workers)
+    cases, names, release = find_raw(root)
+    labels = raw_labels(release, settings.cavity, settings.enhancing)
     return prepare_volumes(
-        root, root / FILES.prepared, modalities=MODALITIES, labels=LABELS, suffix=SUFFIX, workers=workers
+        root, root / FILES.prepared, cases, names=names, labels=labels, suffix=SUFFIX, workers=workers
     )
 
 
@@ -178,7 +208,7 @@ def balance(settings: Settings[BratsSettings]) -> Mapping[str, Any]:
 
 RECIPE = Recipe(
     name="brats",
-    title="BraTS 2021: brain tumour segmentation",
+    title="BraTS: brain tumour segmentation",
     settings=BratsSettings,
     defaults={
         # run/brats_run.py of the CGGM code; its learning rate changes after every step.

@@ -6,7 +6,8 @@
     python recipes/food101.py --data-root DIR --protocol end-to-end --text-model BERT           both networks trained
 
 DIR is the copy on Kaggle, `texts/{train,test}_titles.csv` and `images/{train,test}/CLASS/*.jpg`, with or without a
-header in the lists, or that of the CGGM code: `train.json`, `dev.json`, `test.json` and the pictures listed in them.
+header in the lists, or that of the CGGM code: `train.json`, `dev.json`, `test.json` and the pictures listed in them,
+or that of MMBT and QMF: the same with `.jsonl`.
 VIT and BERT are folders with the weights of ViT-B/16-224 and BERT-base; nothing is downloaded.
 
 Hyper-parameters are those of the CGGM authors (Guo et al., NeurIPS 2024): a small transformer on all hidden states of
@@ -123,7 +124,11 @@ class FoodSettings:
         "frozen: a transformer on features of frozen networks; end-to-end: ResNet-18 and a text encoder",
         choices=TRAIN,
     )
-    lists: str = flag("auto", "lists to read where there are several; auto: csv", choices=("auto", *FORMATS))
+    lists: str = flag(
+        "auto",
+        "lists to read where there are several; auto: the first of these that is there",
+        choices=("auto", *FORMATS),
+    )
     # Ours: the CGGM code has no validation part.
     val_share: float = flag(
         0.1, "share of every class of the training list that is held out to select with", number=share_float

@@ -3,6 +3,7 @@
     python recipes/iemocap.py --methods none cggm                       a small synthetic set, minutes on a laptop
     python recipes/iemocap.py --data-root DIR --methods none cggm       the paper's training on fold 1
     python recipes/iemocap.py --data-root DIR --fold 4                  another one of the 10 folds
+    python recipes/iemocap.py --data-root IEMOCAP_features.pkl          vectors of whole utterances, of DialogueRNN
 
 DIR is the feature archive of the MMIN code, `IEMOCAP_features_2021`, or its parent folder: `L/bert_large.h5`,
 `A/comparE.h5`, `A/comparE_mean_std.h5`, `V/denseface.h5`, and `target/<fold>/{trn,val,tst}_{label,int2name}.npy`.
@@ -24,10 +25,12 @@ from torch import nn
 from recipe_common.arguments import positive_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.datasets.iemocap import find_root, read_split, sources
+from recipe_common.data.datasets.iemocap_dialogues import dialogue_sources, read_dialogues
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.splits import Split
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.data.synthetic.iemocap import SyntheticUtterances
+from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import describe
 from recipe_common.models.msa import Dropouts, MSANet
 from recipe_common.recipe import Data, Recipe
@@ -39,6 +42,8 @@ CLASSES = ("angry", "happy", "neutral", "sad")
 SIZES = {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084}
 """Utterances of each class in the whole corpus, for a check of that order."""
 MODALITIES = ("text", "audio", "vision")
+SPLIT_SEED = 0
+"""Seed of the validation part of files without one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -68,6 +73,8 @@ class IemocapSettings:
 def load(settings: Settings[IemocapSettings]) -> Data:
     """Open the features of a fold; without `--data-root` those of a small synthetic set."""
     own, given = settings.own, settings.data.data_root
+    if given is not None and given.suffix == ".pkl":
+        return load_dialogues(settings, given)
     root = synthetic_root() if given is None else find_root(given)
     split = read_split(root, own.fold, CLASSES)
     notes = (f"data: {root}", f"split: fold {own.fold}", *check_sizes(split))
@@ -75,6 +82,25 @@ def load(settings: Settings[IemocapSettings]) -> Data:
     lengths = {"text": own.text_length, "audio": own.audio_length, "vision": own.vision_length}
     read = sources(root, own.fold, lengths)
     return open_samples(settings, root, CLASSES, split, read, notes, min_found=own.min_found)
+
+
+def load_dialogues(settings: Settings[IemocapSettings], path: Path) -> Data:
+    """Open a file with a vector per utterance and modality; it lists the dialogues for training and for testing."""
+    own = settings.own
+    if own.fold != 1:
+        raise RecipeError(
+            f"`--fold` should be left out for {path.name}, which has one split", found=str(own.fold), fix="leave it out"
+        )
+    dialogues = read_dialogues(path, MODALITIES, SPLIT_SEED)
+    notes = (
+        f"data: {path}",
+        f"split: as listed, a tenth of the dialogues for training held out for validation, seed {SPLIT_SEED}",
+        f"utterances of other classes, which are left out: {dialogues.left_out:,}",
+    )
+    split = dialogues.split if settings.data.validation else dialogues.split.without_validation()
+    return open_samples(
+        settings, path.parent, CLASSES, split, dialogue_sources(dialogues), notes, min_found=own.min_found
+    )
 
 
 def check_sizes(split: Split) -> tuple[str, ...]:

@@ -58,3 +58,33 @@ def write_raw(root: Path, number: int, shape: tuple[int, ...] = SHAPE, suffix: s
         nibabel.save(nibabel.Nifti1Image(volume.astype(np.int16), np.eye(4)), case / f"{case.name}_{name}{suffix}")
     nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), case / f"{case.name}_seg{suffix}")
     return case
+
+
+UNDERSCORES = {"flair": "_flair", "t1ce": "_t1ce", "t1": "_t1", "t2": "_t2", "seg": "_seg"}
+HYPHENS = {"flair": "-t2f", "t1ce": "-t1c", "t1": "-t1n", "t2": "-t2w", "seg": "-seg"}
+
+
+def write_release(
+    root: Path,
+    case: str,
+    endings: Mapping[str, str],
+    labels: tuple[int, ...],
+    *,
+    suffix: str = ".nii.gz",
+    shape: tuple[int, ...] = SHAPE,
+) -> Path:
+    """As downloaded from one of the releases: modalities of different means, and exactly these labels."""
+    folder = root / case
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(len(case))
+    brain = np.zeros(shape, bool)
+    brain[3:17, 4:20] = True
+    label = np.zeros(shape, np.uint8)
+    label[6:14, 8:16, 1:] = random.choice(labels, (8, 8, shape[2] - 1))
+    label[6, 8 : 8 + len(labels), 1] = labels
+    for number, name in enumerate(("flair", "t1ce", "t1", "t2")):
+        volume = np.where(brain, random.integers(1, 900, shape) * 4 + number, 0)  # its remainder tells the modality
+        image = nibabel.Nifti1Image(volume.astype(np.int16), np.eye(4))
+        nibabel.save(image, folder / f"{case}{endings[name]}{suffix}")
+    nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), folder / f"{case}{endings['seg']}{suffix}")
+    return folder

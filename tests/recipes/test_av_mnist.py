@@ -124,6 +124,36 @@ def test_a_packed_download_is_to_be_unpacked(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("file", "fix"),
+    [
+        ("audio/0_jackson_0.wav", "recordings are not read"),
+        ("avmnist_audio_raw.tar.gz", "unpack"),
+        ("train-images-idx3-ubyte.gz", "MNIST alone has no sound"),
+        ("train_subset.csv", "another build of the set"),
+    ],
+)
+def test_other_builds_are_named(tmp_path: Path, file: str, fix: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(RecipeError, match=f"missing: image/train_data.*: .*{fix}"):
+        load(tmp_path)
+
+
+def test_a_root_one_folder_too_deep_is_explained(root: Path) -> None:
+    with pytest.raises(RecipeError, match="point --data-root to the folder above"):
+        load(root / "image")
+
+
+def test_pictures_rebuilt_from_principal_components_keep_their_sign(root: Path) -> None:
+    """The mean is not added back by the script that makes the set, so half of the values are below 0."""
+    path = root / "image" / "train_data.npy"
+    pictures = np.load(path) - 120.0
+    np.save(path, pictures)
+    *_, image, _ = load(root).train[0, 0]
+    np.testing.assert_allclose(image.numpy().reshape(-1), pictures[0] / 255, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["image/train_data.npy", "audio/train_data.npy", "train_labels.npy"])
 def test_files_of_different_lengths_are_refused(root: Path, name: str) -> None:
     np.save(root / name, np.load(root / name)[:-1])

@@ -204,7 +204,9 @@ def test_a_training_batch_of_one_slice_is_refused_where_batch_norm_cannot_take_i
     with pytest.raises(RecipeError, match="batches of 1"):
         load(root, batch_size=1, drop_last="train")
     assert load(root, batch_size=4, drop_last="train").train is not None
-    assert load(root, batch_size=4, model="unet").train is not None
+    with pytest.raises(RecipeError, match="the lowest level of the U-Net, one pixel wide"):
+        load(root, batch_size=4, model="unet")
+    assert brats.load(settings(root, batch_size=4, model="unet", crop=32, eval_crop=32)).train is not None
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def spoil(root: Path) -> str:
     return name
 
 
-@pytest.mark.parametrize("sound", [SOUND, FRONT_ENDS["filter banks"]], ids=["waveform", "tensor"])
+@pytest.mark.parametrize("sound", [FRONT_ENDS["window"], SOUND], ids=["waveform", "tensor"])
 def test_sound_with_a_value_that_is_not_finite_is_named_and_can_be_left_out(root: Path, sound: Any) -> None:
     name = spoil(root)
     sources = sources_of(root, sound)
@@ -155,7 +155,7 @@ def test_sound_with_a_value_that_is_not_finite_is_named_and_can_be_left_out(root
     assert [line for line in found.skipped if name in line and "not finite" in line]
 
 
-@pytest.mark.parametrize("sound", [SOUND, FRONT_ENDS["filter banks"]], ids=["waveform", "tensor"])
+@pytest.mark.parametrize("sound", [FRONT_ENDS["window"], SOUND], ids=["waveform", "tensor"])
 def test_values_in_an_older_cache_that_are_not_finite_are_named(root: Path, sound: Any) -> None:
     source = sources_of(root, sound)[0]
     assert source.pipeline is not None
@@ -163,6 +163,29 @@ def test_values_in_an_older_cache_that_are_not_finite_are_named(root: Path, soun
     kept = [torch.full((600,), torch.nan)]
     with pytest.raises(RecipeError, match=rf"{path.name}.*not finite, kept in the cache.*--skip-bad"):
         pipeline.pick(kept, path, None)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_the_check_of_cached_values_is_about_each_of_them(root: Path, value: float) -> None:
+    source = sources_of(root, SOUND)[0]
+    assert source.pipeline is not None
+    pipeline, path = source.pipeline(0), root / "audio" / f"{names(1)[0]}.wav"
+    overflows = torch.full((1, 3, 4), 3e38)  # finite, but not their sum
+    assert torch.equal(pipeline.pick([overflows], path, None), overflows)
+    for place in range(12):
+        bad = torch.zeros(1, 3, 4)
+        bad.view(-1)[place] = value
+        bad.view(-1)[place - 1] = -value
+        with pytest.raises(RecipeError, match="not finite, kept in the cache"):
+            pipeline.pick([bad], path, None)
+
+
+def test_a_spectrogram_of_the_whole_sound_is_kept_as_it_reaches_the_model(root: Path) -> None:
+    dataset = cached(root, sources_of(root))
+    kept = {name: shard[at][0] for shard in shards(root, "audio") for at, (name, _) in enumerate(shard.keys)}
+    for index, sample in enumerate(dataset.samples):
+        assert torch.equal(kept[sample.name], SOUND(root / "audio" / f"{sample.name}.wav"))
+        assert torch.equal(dataset[0, index][0], kept[sample.name])
 
 
 def test_stored_spectrograms_come_back_as_they_are(root: Path) -> None:
@@ -222,13 +245,18 @@ def test_workers_and_continuing_in_the_middle_change_nothing(root: Path, in_work
         assert all(torch.equal(x, y) for x, y in zip(left, right, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("sound", "kept"), [(FRONT_ENDS["window"], torch.int16), (SOUND, torch.float32)], ids=["waveform", "tensor"]
+)
 @pytest.mark.parametrize("training", [True, False])
-def test_transforms_on_the_device_equal_those_on_the_cpu_to_one_level(root: Path, training: bool) -> None:
-    dataset = cached(root, sources_of(root), training=training)
+def test_transforms_on_the_device_equal_those_on_the_cpu_to_one_level(
+    root: Path, training: bool, sound: Any, kept: torch.dtype
+) -> None:
+    dataset = cached(root, sources_of(root, sound), training=training)
     keys = [(epoch, index) for epoch in range(4) for index in range(len(dataset))]
     audio, visual, labels = batch(dataset, keys)
     packed = dataset.pack_batch(dataset.__getitems__(keys))
-    assert packed[0][0].dtype == torch.int16
+    assert packed[0][0].dtype == kept
     assert packed[1][0].dtype == torch.uint8
     found = dataset.finish_packed(packed)
     torch.testing.assert_close(found[0], audio, atol=1e-5, rtol=0)
@@ -291,7 +319,7 @@ def test_a_shard_is_as_documented(root: Path) -> None:
 
 
 def expected_sound(root: Path, name: str) -> Any:
-    return soundfile.read(root / "audio" / f"{name}.wav", dtype="int16")[0][None]
+    return SOUND(root / "audio" / f"{name}.wav")[None].numpy()
 
 
 def expected_frames(root: Path, name: str) -> Any:
@@ -388,12 +416,16 @@ def test_a_changed_file_is_decoded_anew_and_nothing_else(root: Path, monkeypatch
 
 
 def test_a_changed_setting_makes_another_cache_and_keeps_the_old_one(root: Path) -> None:
+    cached(root, sources_of(root, FRONT_ENDS["window"]))
+    cached(root, sources_of(root, WindowSpectrogram(rate=800, seconds=0.2, n_fft=32, hop=20)), cache_size=10)
+    assert len(shards(root, "audio")) == len(shards(root, "visual")) == 2
+    # windows and steps of the spectrogram of a part, and the size of crops, are applied to what is kept
+    cached(root, sources_of(root, WindowSpectrogram(rate=1000, seconds=0.3, n_fft=64, hop=10), Frames(1, 8)))
+    assert len(shards(root, "audio")) == len(shards(root, "visual")) == 2
+    # a spectrogram of the whole sound is kept itself
     cached(root, sources_of(root))
-    cached(root, sources_of(root, FRONT_ENDS["spectrogram, resampled"]), cache_size=10)
-    assert len(shards(root, "audio")) == len(shards(root, "visual")) == 2
-    # windows and steps of the spectrogram, and the size of crops, are applied to what is kept
-    cached(root, sources_of(root, Spectrogram(rate=1000, seconds=0.4, n_fft=64, hop=10), Frames(1, 8)))
-    assert len(shards(root, "audio")) == len(shards(root, "visual")) == 2
+    cached(root, sources_of(root, Spectrogram(rate=1000, seconds=0.5, n_fft=64, hop=20)))
+    assert (len(shards(root, "audio")), len(shards(root, "visual"))) == (4, 2)
 
 
 def test_another_format_makes_another_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,10 +450,10 @@ def test_a_file_that_is_cut_off_is_noticed(root: Path, kept: int) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        (b"waveform", b"wavefarm", "its metadata are damaged"),
+        (b"Spectrogram", b"Spectrogrom", "its metadata are damaged"),
         (b"00003/000000", b"00093/000000", "out of range"),
         (b"00003/000000", b"abcde/000000", "invalid literal"),
-        (b'"dtype":"I16"', b'"dtype":"F32"', "header"),
+        (b'"dtype":"F32"', b'"dtype":"F64"', "header"),
         (b'"cache"', b'"cachE"', "cache"),
         (b"__metadata__", b"__metatada__", "header"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,95 @@ def test_commas_without_quotes_belong_to_the_title(root: Path) -> None:
     assert title(read_titles(root, CLASSES).train[0]) == "easy, quick, good"
 
 
-def test_a_quote_that_never_closes_is_found(root: Path) -> None:
-    train_list(root).write_text('a.jpg,"an open one,gyoza\nb.jpg,"x",gyoza\nc.jpg,y,gyoza\n')
-    with pytest.raises(RecipeError, match=r"other rows in the title of a\.jpg"):
-        read_titles(root, CLASSES)
+@pytest.mark.parametrize("ending", ["jpg", "txt"])
+@pytest.mark.parametrize("below", [1, 5_000])
+def test_a_quote_that_never_closes_swallows_no_row(root: Path, below: int, ending: str) -> None:
+    """As in the list on Kaggle: the rows below count, although a csv reader takes them for a part of the title."""
+    rows = "".join(f"b{number}.{ending},the {number}. of many,gyoza\n" for number in range(below))
+    train_list(root).write_text(f'a.jpg,"an open one, ever,gyoza\n{rows}c.jpg,"two\nlines",gyoza\nd.jpg,z,gyoza\n')
+    lists = read_titles(root, CLASSES)
+    assert [row.name for row in lists.train] == [
+        f"train/{name}.jpg" for name in ("a", *(f"b{number}" for number in range(below)), "c", "d")
+    ]
+    assert [title(row) for row in (*lists.train[:2], *lists.train[-2:])] == [
+        "an open one, ever", "the 0. of many", "two lines", "z"
+    ]  # fmt: skip
+    assert lists.notes[0] == (
+        f"rows with an unpaired quote, each read as one line: 1 in {train_list(root)}, such as a.jpg"
+    )
+    assert [note for note in lists.notes[1:] if f"{below:,} in" not in note] == []
+    assert len(lists.notes) == 1 + (ending == "txt")
+
+
+def test_rows_that_name_text_files_stand_for_the_pictures(root: Path) -> None:
+    train_list(root).write_text("gyoza_0.txt,x,gyoza\ngyoza_1.jpg,y,gyoza\n")
+    lists = read_titles(root, CLASSES)
+    assert [picture_path(row) for row in lists.train] == [
+        "images/train/gyoza/gyoza_0.jpg",
+        "images/train/gyoza/gyoza_1.jpg",
+    ]
+    note = "rows that name a text file, read as the picture of the same name"
+    assert lists.notes == (f"{note}: 1 in {train_list(root)}, such as gyoza_0.txt",)
+
+
+def write_jsonl(root: Path, parts: Mapping[str, int]) -> None:
+    """As MMBT and QMF have them: names of pictures repeat the class."""
+    for part, count in parts.items():
+        lines = [
+            json.dumps(
+                {
+                    "id": f"{label}_{label}_{number}.jpg",
+                    "label": label,
+                    "text": f"{label}, | best  site",
+                    "img": f"images/{part}/{label}/{label}_{number}.jpg",
+                }
+            )
+            for label in CLASSES
+            for number in range(count)
+        ]
+        (root / f"{part}.jsonl").write_text("\n".join(lines) + "\n\n")
+
+
+def test_jsonl_lists_are_read(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, {"train": 4, "dev": 1, "test": 2})
+    lists = read_titles(tmp_path, CLASSES)
+    assert (lists.kind, len(lists.train), len(lists.dev), len(lists.test)) == ("jsonl", 16, 4, 8)
+    row = lists.test[2]
+    assert (row.label, title(row)) == ("cheese_plate", "cheese_plate, | best site")
+    assert picture_path(row) == "images/test/cheese_plate/cheese_plate_0.jpg"
+    assert split_titles(lists, 0.1, 0)[1] == "as listed, dev.jsonl for validation"
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ('{"id": "a", "label": "gyoza", "img": "a.jpg"}', r"train\.jsonl:1 should have img, label, text.*no text"),
+        ('{"img": "a.jpg", "label": "pizza", "text": "x"}', r"train\.jsonl:1 should have one of the labels"),
+        ("{", r"train\.jsonl should be a readable jsonl file"),
+        ("", r"train\.jsonl should have rows"),
+    ],
+)
+def test_damaged_jsonl_lists_are_explained(tmp_path: Path, content: str, match: str) -> None:
+    write_jsonl(tmp_path, {"train": 1, "test": 1})
+    (tmp_path / "train.jsonl").write_text(content)
+    with pytest.raises(RecipeError, match=match):
+        read_titles(tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("texts_txt/gyoza/gyoza_0.txt", "one text file per picture"),
+        ("my_train_food.txt", "lists of MLA, without titles"),
+        ("data/train-00000-of-00008.parquet", "ETH Food-101, another dataset"),
+        ("food101_train.arrow", "arrow files of missing_aware_prompts"),
+    ],
+)
+def test_other_variants_are_named(tmp_path: Path, file: str, kind: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(RecipeError, match=rf"; that is .*{kind}"):
+        read_titles(tmp_path, CLASSES)
 
 
 def test_what_is_odd_is_said(root: Path) -> None:

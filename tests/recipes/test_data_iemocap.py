@@ -46,6 +46,23 @@ def test_the_corpus_as_released_is_recognised(tmp_path: Path) -> None:
     assert "the corpus as released" in error_of(find_root, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("IEMOCAP_features_raw.pkl", "one vector per utterance, which is read where --data-root is the file itself"),
+        ("iemocap_multimodal_features.pkl", "one vector per utterance, which is read where --data-root is the file"),
+        ("IEMOCAP_features_raw_4way.pkl", "one vector per utterance, as GCNet"),
+        ("features/wav2vec-large-c-UTT/Ses01F_impro01_F000.npy", "one vector per utterance, as GCNet"),
+        ("iemocap_data_noalign.pkl", "the sequences of MulT"),
+        ("IEMOCAP_COVAREP.csd", "computational sequences of the CMU SDK"),
+    ],
+)
+def test_other_forms_of_the_corpus_are_named(tmp_path: Path, file: str, kind: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    assert f"; that is {kind}" in error_of(find_root, tmp_path)
+
+
 def test_a_fold_has_three_parts_of_names_and_classes(tmp_path: Path) -> None:
     utterances = write_tree(tmp_path)
     split = read_split(tmp_path, 1, CLASSES)

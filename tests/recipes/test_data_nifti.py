@@ -11,19 +11,24 @@ import numpy as np
 import pytest
 
 from recipe_common.data.prepare.engine import verify
-from recipe_common.data.prepare.nifti import find_cases, find_volume, normalised, prepare_volumes, read_volume
+from recipe_common.data.prepare.nifti import VolumeNames, find_cases, normalised, prepare_volumes, read_volume
 from recipe_common.data.readers.volumes import Labels, open_case
 from recipe_common.errors import RecipeError
 
 from .brats_tree import SHAPE, case_name, write_raw
 
 MODALITIES = ("flair", "t1ce", "t1", "t2")
+NAMES = VolumeNames({name: f"_{name}" for name in MODALITIES})
 LABELS = Labels(4, stored={4: 3})
 SUFFIX = "_mri_norm2.h5"
 
 
+def found_in(root: Path) -> list[Path]:
+    return find_cases(root, [NAMES], advice={"*.tar": "unpack"})[NAMES]
+
+
 def prepare(root: Path) -> int:
-    return prepare_volumes(root, root / "h5", modalities=MODALITIES, labels=LABELS, suffix=SUFFIX, workers=1)
+    return prepare_volumes(root, root / "h5", found_in(root), names=NAMES, labels=LABELS, suffix=SUFFIX, workers=1)
 
 
 def volume(case: Path, name: str) -> np.ndarray:
@@ -104,9 +109,9 @@ def test_prepare_makes_h5_files_and_lists_bad_cases(tmp_path: Path) -> None:
 def test_a_folder_without_cases_is_explained(tmp_path: Path) -> None:
     (tmp_path / "BraTS2021_Training_Data.tar").touch()
     with pytest.raises(RecipeError, match=r"CASE_flair\.nii\.gz\. Found .*\.tar: unpack"):
-        find_cases(tmp_path, "flair")
+        found_in(tmp_path)
     with pytest.raises(RecipeError, match="no such folder"):
-        find_cases(tmp_path / "nowhere", "flair")
+        found_in(tmp_path / "nowhere")
 
 
 def test_files_of_another_case_or_hidden_ones_make_no_case(tmp_path: Path) -> None:
@@ -114,7 +119,7 @@ def test_files_of_another_case_or_hidden_ones_make_no_case(tmp_path: Path) -> No
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / f"{case.name}_flair.nii.gz").touch()
     (case / f"._{case.name}_flair.nii.gz").touch()
-    assert find_cases(tmp_path, "flair") == (case,)
+    assert found_in(tmp_path) == [case]
 
 
 def test_a_volume_must_be_whole_and_have_three_axes(tmp_path: Path) -> None:
@@ -125,5 +130,17 @@ def test_a_volume_must_be_whole_and_have_three_axes(tmp_path: Path) -> None:
     path.write_bytes(b"no volume")
     with pytest.raises(ValueError, match=r"a\.nii\.gz: "):
         read_volume(path)
-    with pytest.raises(ValueError, match="there is no"):
-        find_volume(tmp_path, "t1")
+
+
+def test_a_folder_of_the_name_of_a_file_is_read_if_it_holds_one(tmp_path: Path) -> None:
+    case = write_raw(tmp_path, 1, suffix=".nii")
+    inner = case / f"{case.name}_t1.nii"
+    content = inner.read_bytes()
+    inner.unlink()
+    inner.mkdir()
+    assert NAMES.find(case, "_t1") is None
+    (inner / "00000057_brain_t1.nii").write_bytes(content)
+    assert NAMES.find(case, "_t1") == inner / "00000057_brain_t1.nii"
+    assert prepare(tmp_path) == 0
+    (inner / "another.nii").touch()
+    assert NAMES.find(case, "_t1") is None

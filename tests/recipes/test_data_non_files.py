@@ -18,7 +18,7 @@ from recipe_common.data.datasets.ave import clips as ave_clips
 from recipe_common.data.datasets.ave import segment_features
 from recipe_common.data.datasets.food101.lists import read_titles
 from recipe_common.data.datasets.food101.prepare import _pictures
-from recipe_common.data.prepare.nifti import prepare_volumes, read_volume
+from recipe_common.data.prepare.nifti import VolumeNames, prepare_volumes, read_volume
 from recipe_common.data.prepare.video import sampled_frames
 from recipe_common.data.readers.arrays import ArrayFile
 from recipe_common.data.readers.audio import WindowSpectrogram
@@ -150,7 +150,15 @@ def test_cases_of_pointers_stop_prepare(tmp_path: Path) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(LFS)
     with pytest.raises(RecipeError, match=r"The 2 cases of .* should be whole files\. Found 2 git-lfs pointers: run"):
-        prepare_volumes(tmp_path, tmp_path, modalities=["flair"], labels=Labels(4), suffix=".h5", workers=1)
+        prepare_volumes(
+            tmp_path,
+            tmp_path,
+            [tmp_path / "one", tmp_path / "two"],
+            names=VolumeNames({"flair": "_flair"}),
+            labels=Labels(4),
+            suffix=".h5",
+            workers=1,
+        )
 
 
 def test_pictures_that_are_pointers_stop_the_encoding_and_few_are_counted(

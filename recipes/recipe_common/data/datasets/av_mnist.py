@@ -21,6 +21,15 @@ FILES = (
     *(f"{part}_labels.npy" for part in ("train", "test")),
 )
 Rows = NDArray[np.int64]
+FIXES = {
+    "*.tar*": "unpack avmnist.tar.gz",
+    "*.zip": "unpack the archive",
+    "audio/*.wav": "recordings are not read; take the spectrograms of avmnist.tar.gz",
+    "*idx3-ubyte*": "MNIST alone has no sound; take avmnist.tar.gz",
+    "*.csv": "lists of pictures and recordings belong to another build of the set; take avmnist.tar.gz",
+    "../train_labels.npy": "point --data-root to the folder above",
+}
+"""What to do, by pattern of files that are found in place of the six."""
 
 
 def find_digit_files(root: Path) -> Path:
@@ -32,7 +41,8 @@ def find_digit_files(root: Path) -> Path:
     folder = next((place for place in (root / "avmnist", root) if (place / "image").is_dir()), root)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        step = "unpack avmnist.tar.gz" if any(root.glob("*.tar*")) else "point --data-root to the unpacked data"
+        steps = (step for pattern, step in FIXES.items() if any(folder.glob(pattern)))
+        step = next(steps, "point --data-root to the unpacked data")
         raise RecipeError(
             f"{folder} should hold {', '.join(FILES)}",
             found=f"{listing(folder)}; missing: {', '.join(missing)}",

@@ -29,6 +29,16 @@ FILES = {"text": "L/bert_large.h5", "audio": "A/comparE.h5", "vision": "V/densef
 STATISTICS = "A/comparE_mean_std.h5"
 PARTS = {"train": "trn", "val": "val", "test": "tst"}
 FOLDERS = (".", "IEMOCAP_features_2021")
+OTHERS = {
+    "Session1": "the corpus as released",
+    "IEMOCAP_full_release*": "the corpus as released",
+    "*features_raw_?way.pkl": "one vector per utterance, as GCNet takes them",
+    "*features*.pkl": "one vector per utterance, which is read where --data-root is the file itself",
+    "features/*-UTT": "one vector per utterance, as GCNet takes them",
+    "iemocap_data*.pkl": "the sequences of MulT, where each of four emotions is a yes or no of its own",
+    "*.csd": "computational sequences of the CMU SDK",
+}
+"""Other forms of the corpus, by pattern of their files."""
 
 
 def find_root(root: Path) -> Path:
@@ -43,10 +53,12 @@ def find_root(root: Path) -> Path:
         if not missing[folder]:
             return root / folder
     best = min(FOLDERS, key=lambda folder: len(missing[folder]))
-    hint = "; that is the corpus as released, and the features are another download" * (root / "Session1").is_dir()
+    kinds = (kind for pattern, kind in OTHERS.items() if next(root.glob(pattern), None) is not None)
+    kind = next(kinds, None)
+    hint = "" if kind is None else f"; that is {kind}, and these features are another download"
     raise RecipeError(
         f"{root} should hold {', '.join(needed)}",
-        found=f"all but {', '.join(missing[best])}{hint}",
+        found=("none of them" if len(missing[best]) == len(needed) else f"all but {', '.join(missing[best])}") + hint,
         fix="unpack the features of MMIN there",
     )
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,15 +19,45 @@ from recipe_common.files import atomic_file, listing
 SUFFIXES = (".nii.gz", ".nii")
 
 
-def prepare_volumes(
-    root: Path, folder: Path, *, modalities: Sequence[str], labels: Labels, suffix: str, workers: int
-) -> int:
-    """Make `<folder>/<case><suffix>` of every `<case>/<case>_<modality>.nii.gz` and `<case>/<case>_seg.nii.gz`.
+@attrs.frozen
+class VolumeNames:
+    """Names of the files of a case: the name of its folder, an ending, then `.nii.gz` or `.nii`.
+
+    A folder of such a name is read as well if it holds one file, as some archives are unpacked.
 
     Args:
-        root: Folder of the dataset, for the manifest; cases may be anywhere below it.
+        modalities: Ending of each modality, in the order of `image`.
+        labels: Ending of the segmentation.
+        exceptions: Files of other names, by the name that they should have; both without suffix.
+    """
+
+    modalities: Mapping[str, str] = attrs.field(hash=False)
+    labels: str = "_seg"
+    exceptions: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+
+    def find(self, case: Path, ending: str) -> Path | None:
+        """Return the file of a case with an ending, or None if there is none."""
+        name = f"{case.name}{ending}"
+        for stem in filter(None, (name, self.exceptions.get(name))):
+            for path in (case / f"{stem}{suffix}" for suffix in SUFFIXES):
+                inner = sorted(path.glob("[!.]*.nii*")) if path.is_dir() else [path] if path.is_file() else []
+                if len(inner) == 1:
+                    return inner[0]
+        return None
+
+
+def prepare_volumes(
+    root: Path, folder: Path, cases: Sequence[Path], *, names: VolumeNames, labels: Labels, suffix: str, workers: int
+) -> int:
+    """Make `<folder>/<case><suffix>` of the volumes and the segmentation of each case.
+
+    Cases without a segmentation, as those of validation data, are counted in a line and left out.
+
+    Args:
+        root: Folder of the dataset, for the manifest.
         folder: Folder of the h5 files.
-        modalities: Names in the order of `image`.
+        cases: Folders of the cases, as `find_cases` returns them.
+        names: Names of their files.
         labels: Values that the segmentation may have.
         suffix: End of the names of the h5 files.
         workers: Number of processes.
@@ -35,34 +66,57 @@ def prepare_volumes(
         The exit status of `run_prepare`.
 
     Raises:
-        RecipeError: If there is no case.
+        RecipeError: If no case has a segmentation.
     """
     require("h5py")
     require("nibabel")
-    cases = find_cases(root, modalities[0])
+    labelled = [case for case in cases if names.find(case, names.labels)]
+    if not labelled:
+        raise RecipeError(
+            f"The cases of {root} should have segmentations",
+            found=f"none in {len(cases):,} cases, such as {cases[0].name}",
+            fix="point `--data-root` to the training data; those for validation are published without",
+        )
+    if len(labelled) < len(cases):
+        first = min(set(cases) - set(labelled)).name
+        print(f"cases without a segmentation, which are left out: {len(cases) - len(labelled):,}, such as {first}")
     items = [
-        Item(case, (folder / f"{case.name}{suffix}",), files=tuple(sorted(case.glob("[!.]*.nii*")))) for case in cases
+        Item(
+            case,
+            (folder / f"{case.name}{suffix}",),
+            files=tuple(sorted(filter(Path.is_file, case.rglob("[!.]*.nii*")))),
+        )
+        for case in labelled
     ]
-    make = partial(_make, modalities=tuple(modalities), labels=labels)
-    return run_prepare(root, items, make, workers=workers, what="cases")
+    return run_prepare(root, items, partial(_make, names=names, labels=labels), workers=workers, what="cases")
 
 
-def find_cases(root: Path, modality: str) -> tuple[Path, ...]:
-    """Return the folders `<case>` with a file `<case>_<modality>.nii.gz`, sorted.
+def find_cases(root: Path, names: Sequence[VolumeNames], *, advice: Mapping[str, str]) -> dict[VolumeNames, list[Path]]:
+    """Return the folders `<case>` with a file of the first modality, sorted, by the names of their files.
+
+    Args:
+        root: Folder that is searched, at any depth.
+        names: Names of files that there may be.
+        advice: Where no case is found: what to do, by pattern of files that stand there in their place.
 
     Raises:
-        RecipeError: If there is none.
+        RecipeError: If there is no case.
     """
-    files = [path for suffix in SUFFIXES for path in root.rglob(f"[!.]*_{modality}{suffix}")]
-    cases = {path.parent for path in files if path.name.startswith(f"{path.parent.name}_{modality}.")}
-    if not cases:
-        is_packed = any(root.glob("*.tar")) or any(root.glob("*.zip"))
+    found = {each: sorted(_cases(root, next(iter(each.modalities.values())))) for each in names}
+    if not any(found.values()):
+        examples = " or ".join(f"CASE{next(iter(each.modalities.values()))}.nii.gz" for each in names)
+        fixes = (fix for pattern, fix in advice.items() if next(root.rglob(pattern), None) is not None)
         raise RecipeError(
-            f"{root} should hold folders CASE with CASE_{modality}.nii.gz",
+            f"{root} should hold folders CASE with {examples}",
             found=listing(root),
-            fix="unpack the archive" if is_packed else "point `--data-root` to their folder",
+            fix=next(fixes, "point `--data-root` to their folder"),
         )
-    return tuple(sorted(cases))
+    return {each: cases for each, cases in found.items() if cases}
+
+
+def _cases(root: Path, ending: str) -> set[Path]:
+    files = [path for suffix in SUFFIXES for path in root.rglob(f"[!.]*{ending}{suffix}")]
+    return {path.parent for path in files if path.name.startswith(f"{path.parent.name}{ending}.")}
 
 
 def normalised(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -100,24 +154,25 @@ def write_case(path: Path, image: NDArray[np.float32], label: NDArray[np.uint8])
             file.create_dataset(name, data=values, chunks=(*values.shape[:-1], 1), **options)
 
 
-def _make(item: Item, modalities: Sequence[str], labels: Labels) -> None:
-    volumes = {name: read_volume(find_volume(item.source, name)) for name in (*modalities, "seg")}
-    _check_shapes({name: volume.shape for name, volume in volumes.items()})
-    image: NDArray[np.float32] = np.stack([volumes[name] for name in modalities]).astype(np.float32)
-    write_case(item.outputs[0], normalised(image), labels.classes(volumes["seg"]).astype(np.uint8))
+def _make(item: Item, names: VolumeNames, labels: Labels) -> None:
+    paths = {name: _existing(item.source, names, ending) for name, ending in names.modalities.items()}
+    path = _existing(item.source, names, names.labels)
+    segmentation = read_volume(path)
+    try:
+        classes = labels.classes(segmentation).astype(np.uint8)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    volumes = {name: read_volume(each) for name, each in paths.items()}
+    _check_shapes({name: volume.shape for name, volume in {**volumes, "seg": segmentation}.items()})
+    image: NDArray[np.float32] = np.stack(list(volumes.values())).astype(np.float32)
+    write_case(item.outputs[0], normalised(image), classes)
 
 
-def find_volume(case: Path, name: str) -> Path:
-    """Return `<case>_<name>.nii.gz` or `.nii` in the folder of a case.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    paths = [case / f"{case.name}_{name}{suffix}" for suffix in SUFFIXES]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        raise ValueError(f"there is no {paths[0].name}")
-    return found
+def _existing(case: Path, names: VolumeNames, ending: str) -> Path:
+    path = names.find(case, ending)
+    if path is None:
+        raise ValueError(f"there is no {case.name}{ending}{SUFFIXES[0]}")
+    return path
 
 
 def read_volume(path: Path) -> NDArray[Any]:

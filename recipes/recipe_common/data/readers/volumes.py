@@ -34,10 +34,14 @@ class Labels:
     Args:
         count: Number of classes, 0 to count - 1; 0 is background.
         stored: Classes of other values on disk, by value.
+        absent: Values below `count` that stand for no class on disk.
+        fix: What to do where a file has other values; None: nothing is said.
     """
 
     count: int
     stored: dict[int, int] = attrs.field(factory=dict)
+    absent: frozenset[int] = frozenset()
+    fix: str | None = None
 
     def classes(self, values: NDArray[Any]) -> NDArray[np.int64]:
         """Return the class of each value.
@@ -45,11 +49,12 @@ class Labels:
         Raises:
             ValueError: If a value is no class.
         """
-        known = np.isin(values, [*range(self.count), *self.stored])
+        expected = sorted({*range(self.count), *self.stored} - self.absent)
+        known = np.isin(values, expected)
         if not known.all():
-            found = ", ".join(map(str, np.unique(values[~known])[:5]))
-            expected = ", ".join(map(str, sorted({*range(self.count), *self.stored})))
-            raise ValueError(f"labels {found}, where {expected} are known")
+            wrong, found = (", ".join(map(str, np.unique(each)[:8])) for each in (values[~known], values))
+            advice = "" if self.fix is None else f" (found {found}): {self.fix}"
+            raise ValueError(f"labels {wrong}, where {', '.join(map(str, expected))} are known{advice}")
         classes = values.astype(np.int64)
         for value, index in self.stored.items():
             classes[values == value] = index

@@ -1,6 +1,7 @@
-"""Lists of UPMC Food-101, pictures with a title and a class each: csv files (Kaggle) or json files.
+"""Lists of UPMC Food-101, pictures with a title and a class each: csv files (Kaggle), json files or jsonl files.
 
-The json files are those of the code of Guo et al. (NeurIPS 2024).
+The json files are those of the code of Guo et al. (NeurIPS 2024), the jsonl files those of MMBT (Kiela et al., 2019)
+and of the code that builds on it, such as QMF (Zhang et al., ICML 2023).
 """
 
 from __future__ import annotations
@@ -21,14 +22,27 @@ from recipe_common.data.samples.splits import Split, hold_out
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
-FORMATS = ("csv", "json")
+FORMATS = ("csv", "json", "jsonl")
 FILES = {
     "csv": {"train": "texts/train_titles.csv", "test": "texts/test_titles.csv"},
     "json": {"train": "train.json", "dev": "dev.json", "test": "test.json"},
+    "jsonl": {"train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl"},
 }
 HEADER = ["image_path", "text", "label"]
-JSON_KEYS = ("id", "img_path", "label", "text_tokens")
-SWALLOWED_ROW = re.compile(r"\n[^,\n]+\.(jpe?g|png),", re.IGNORECASE)
+JSON_KEYS = {"json": ("id", "img_path", "label", "text_tokens"), "jsonl": ("img", "img", "label", "text")}
+"""Keys of name, picture, class and title in a record."""
+SWALLOWED_ROW = re.compile(r"\n[^,\n]+\.(jpe?g|png|txt),", re.IGNORECASE)
+LONGEST_ROW = 200
+"""Lines of a row at most, line breaks in its title included."""
+HINTS = {
+    "meta": "the layout of ETH Food-101, another dataset, which has no texts",
+    "meta.json": "the layout of ETH Food-101, another dataset, which has no texts",
+    "data/train-00000-*.parquet": "a copy of ETH Food-101, another dataset, which has no texts",
+    "texts_txt": "the first release with one text file per picture, whose titles stand in the lists on Kaggle",
+    "my_train_food.txt": "lists of MLA, without titles; those on Kaggle have them",
+    "food101_train.arrow": "arrow files of missing_aware_prompts, made of the lists on Kaggle",
+}
+"""What a folder without lists is, by pattern of its files."""
 UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
 LINK = re.compile(r"https?://\S+")
 RETWEET = re.compile(r"^RT\s+")
@@ -86,18 +100,18 @@ def read_titles(root: Path, classes: Sequence[str], wanted: str = "auto") -> Tit
     Args:
         root: Folder of the dataset, with `texts` and `images`, or with `train.json` and `test.json`.
         classes: Labels that may occur.
-        wanted: One of `FORMATS`, or `auto`: csv if these lists exist, else json.
+        wanted: One of `FORMATS`, or `auto`: the first of them whose lists exist.
 
     Raises:
         RecipeError: With file and line, for a missing or damaged list, an unknown label, or a picture with two labels.
     """
     chosen, notes = _choose(root, wanted)
-    read = _read_csv if chosen == "csv" else _read_json
+    read = _READERS[chosen]
     parts: dict[str, tuple[Row, ...]] = {"dev": ()}
     for part, name in FILES[chosen].items():
         path = root / name
         if part != "dev" or path.is_file():
-            parts[part], repeated = _without_repetition(read(path, part, classes), path)
+            parts[part], repeated = _without_repetition(read(path, part, classes, notes), path)
             notes += [f"repeated rows, which count once: {repeated:,} in {path}"] * (repeated > 0)
     lists = TitleLists(root, chosen, **parts, notes=())
     _check_disjoint(lists.train, lists.test, root)
@@ -107,25 +121,26 @@ def read_titles(root: Path, classes: Sequence[str], wanted: str = "auto") -> Tit
 def split_titles(lists: TitleLists, share: float, seed: int, *, validation: bool = True) -> tuple[Split, str]:
     """Return train, validation and test, and a line about the origin of the validation part.
 
-    `dev.json` is the validation part if none of its pictures is in `test.json`; otherwise, and without that file,
-    `share` of every class of the training list is held out. Pictures of `dev.json` are not trained on.
+    The list `dev` is the validation part if none of its pictures is in the test list; otherwise, and without that list,
+    `share` of every class of the training list is held out. Pictures of `dev` are not trained on.
 
     Args:
         lists: Lists as `read_titles` returns them.
         share: Share of every class that is held out, above 0 and below 1.
         seed: Seed of the choice of samples that are held out.
         validation: Whether there is a validation part; otherwise all of the training list is for training, and
-            `dev.json` is not used.
+            `dev` is not used.
 
     Raises:
         RecipeError: If `share` is out of range, or if it rounds to no sample at all.
     """
     if not validation:
         return Split(lists.train, (), lists.test), "as listed; nothing held out for validation"
+    listed = FILES[lists.kind].get("dev", "")
     dev, test = ({picture_path(row) for row in rows} for rows in (lists.dev, lists.test))
     if dev and not dev & test:
         train = tuple(row for row in lists.train if picture_path(row) not in dev)
-        return Split(train, lists.dev, lists.test), "as listed, dev.json for validation"
+        return Split(train, lists.dev, lists.test), f"as listed, {listed} for validation"
     if not 0 < share < 1:
         raise RecipeError(
             "`--val-share` should be above 0 and below 1", found=f"--val-share {share}", fix="try --val-share 0.1"
@@ -137,7 +152,7 @@ def split_titles(lists: TitleLists, share: float, seed: int, *, validation: bool
             found=f"none, as --val-share {share} of each class rounds to 0",
             fix="raise --val-share",
         )
-    reason = "; dev.json shares pictures with test.json and is not used" if dev else ""
+    reason = f"; {listed} shares pictures with {FILES[lists.kind]['test']} and is not used" if dev else ""
     return Split(train, val, lists.test), f"for validation {share:.0%} of every class of train, seed {seed}{reason}"
 
 
@@ -147,8 +162,11 @@ def _choose(root: Path, wanted: str) -> tuple[str, list[str]]:
     if wanted in complete:
         return wanted, []
     if wanted == "auto" and complete:
-        both = ["there are csv and json lists; the csv lists are read (--lists json: the others)"] * (len(complete) > 1)
-        return complete[0], both
+        first, *others = complete
+        found = (
+            f"there are {' and '.join(complete)} lists; the {first} lists are read (--lists {' or '.join(others)}: the "
+        )
+        return first, [f"{found}others)"] * bool(others)
     raise RecipeError(
         f"{root} should hold {' or '.join(_layout(name) for name in FORMATS if wanted in ('auto', name))}",
         found=listing(root) + _hint(root, present),
@@ -163,8 +181,9 @@ def _layout(name: str) -> str:
 
 def _hint(root: Path, present: dict[str, list[str]]) -> str:
     """Return a clause about a likely mistake with the data root, or ""."""
-    if (root / "meta").is_dir() or (root / "meta.json").is_file():
-        return "; that is the layout of ETH Food-101, another dataset, which has no texts"
+    kind = next((kind for pattern, kind in HINTS.items() if next(root.glob(pattern), None) is not None), None)
+    if kind is not None:
+        return f"; that is {kind}"
     incomplete = [path for paths in present.values() for path in paths]
     if incomplete:
         return f"; of the lists there is only {' and '.join(incomplete)}"
@@ -172,16 +191,53 @@ def _hint(root: Path, present: dict[str, list[str]]) -> str:
     return f"; the lists are in {root.parent}" if above else ""
 
 
-def _read_csv(path: Path, part: str, classes: Sequence[str]) -> Iterator[tuple[Row, str]]:
-    with _readable(path, "csv"), path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        reader = csv.reader(lines)
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            if not any(cell.strip() for cell in cells):
+def _read_csv(path: Path, part: str, classes: Sequence[str], notes: list[str]) -> Iterator[tuple[Row, str]]:
+    with _readable(path, "csv"), path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = file.readlines()
+    unpaired: list[str] = []
+    texts: list[str] = []
+    with _readable(path, "csv"):
+        for number, cells in _csv_rows(lines, unpaired):
+            where = f"{path}:{number}"
+            if not any(cell.strip() for cell in cells) or (
+                number == 1 and [cell.strip().lower() for cell in cells] == HEADER
+            ):
                 continue
-            if reader.line_num == 1 and [cell.strip().lower() for cell in cells] == HEADER:
-                continue
+            if cells[0].strip().lower().endswith(".txt"):
+                texts.append(cells[0].strip())
+                cells[0] = f"{texts[-1][:-4]}.jpg"
             yield _csv_row(cells, part, classes, where), where
+    for found, meaning in (
+        (unpaired, "rows with an unpaired quote, each read as one line"),
+        (texts, "rows that name a text file, read as the picture of the same name"),
+    ):
+        notes += [f"{meaning}: {len(found):,} in {path}, such as {found[0]}"] if found else []
+
+
+def _csv_rows(lines: Sequence[str], unpaired: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the last line of each row, and its cells.
+
+    A row whose title would swallow rows below is one line without quoting, so that none of them is lost.
+
+    Args:
+        lines: Lines of the file, with their ends.
+        unpaired: Gets the name of each row that is read as one line.
+    """
+    start = 0
+    while start < len(lines):
+        reader = csv.reader(lines[start : start + (LONGEST_ROW if '"' in lines[start] else 1)])
+        try:
+            cells = next(reader)
+            swallows = bool(SWALLOWED_ROW.search(",".join(cells)))
+        except csv.Error:
+            if not SWALLOWED_ROW.search("".join(lines[start : start + LONGEST_ROW])):
+                raise
+            swallows = True
+        if swallows:
+            cells = lines[start].replace(',"', ",", 1).rstrip("\r\n").split(",")
+            unpaired.append(cells[0])
+        start += 1 if swallows else reader.line_num
+        yield start, cells
 
 
 def _csv_row(cells: list[str], part: str, classes: Sequence[str], where: str) -> Row:
@@ -189,40 +245,46 @@ def _csv_row(cells: list[str], part: str, classes: Sequence[str], where: str) ->
     if len(cells) < 3:
         raise RecipeError(f"{where} should be `file,title,class`", found=repr(",".join(cells)), fix="correct the line")
     name, label, text = cells[0].strip(), cells[-1].strip(), ",".join(cells[1:-1])
-    if SWALLOWED_ROW.search(text):
-        raise RecipeError(
-            "Quotes should come in pairs",
-            found=f"other rows in the title of {name}, up to {where}, which an unpaired quote opens",
-            fix="write such a quote twice",
-        )
     _check_label(label, classes, where)
     return Row(f"{part}/{name}", label, (f"images/{part}/{label}/{name}", _one_line(text)))
 
 
-def _read_json(path: Path, part: str, classes: Sequence[str]) -> Iterator[tuple[Row, str]]:
+def _read_json(path: Path, part: str, classes: Sequence[str], notes: list[str]) -> Iterator[tuple[Row, str]]:
     with _readable(path, "json"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, list):
         raise RecipeError(f"{path} should hold a list of records", found=type(content).__name__, fix="restore the file")
     for number, record in enumerate(content):
         where = f"{path}, record {number:,}"
-        yield _json_row(record, classes, where), where
+        yield _json_row(record, "json", classes, where), where
 
 
-def _json_row(record: Any, classes: Sequence[str], where: str) -> Row:
-    missing = [key for key in JSON_KEYS if not isinstance(record, dict) or key not in record]
+def _read_jsonl(path: Path, part: str, classes: Sequence[str], notes: list[str]) -> Iterator[tuple[Row, str]]:
+    with _readable(path, "jsonl"), path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                yield _json_row(json.loads(line), "jsonl", classes, where), where
+
+
+def _json_row(record: Any, kind: str, classes: Sequence[str], where: str) -> Row:
+    keys = JSON_KEYS[kind]
+    missing = [key for key in dict.fromkeys(keys) if not isinstance(record, dict) or key not in record]
     if missing:
         raise RecipeError(
-            f"{where} should have {', '.join(JSON_KEYS)}",
+            f"{where} should have {', '.join(dict.fromkeys(keys))}",
             found=f"no {', '.join(missing)}",
             fix="download the file again",
         )
-    label, words = str(record["label"]), record["text_tokens"]
-    _check_label(label, classes, where)
+    name, picture, label, words = (record[key] for key in keys)
+    _check_label(str(label), classes, where)
     if not isinstance(words, str | list):
-        raise RecipeError(f"{where} should have words in text_tokens", found=repr(words), fix="correct the record")
+        raise RecipeError(f"{where} should have words in {keys[-1]}", found=repr(words), fix="correct the record")
     text = words if isinstance(words, str) else " ".join(map(str, words))
-    return Row(str(record["id"]), label, (str(record["img_path"]), _one_line(text)))
+    return Row(str(name), str(label), (str(picture), _one_line(text)))
+
+
+_READERS = {"csv": _read_csv, "json": _read_json, "jsonl": _read_jsonl}
 
 
 def _check_label(label: str, classes: Sequence[str], where: str) -> None:

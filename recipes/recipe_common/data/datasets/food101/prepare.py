@@ -33,7 +33,11 @@ class EncodeSettings(Preparation):
     features: Path | None = flag(None, "folder of the features; default: DATA_ROOT/features", metavar="DIR")
     image_model: str | None = flag(None, "folder, or cached name; default: %(default)s", metavar="DIR")
     text_model: str | None = flag(None, "folder, or cached name; default: %(default)s", metavar="DIR")
-    lists: str = flag("auto", "lists to read where there are several; auto: csv", choices=("auto", *FORMATS))
+    lists: str = flag(
+        "auto",
+        "lists to read where there are several; auto: the first of these that is there",
+        choices=("auto", *FORMATS),
+    )
     keep: str = flag("all", "hidden states of all tokens, or of the first one alone", choices=KEEP)
     normalize: bool = flag(
         True,
