@@ -1,4 +1,4 @@
-"""Measures whether an optimizer's update keeps its size when the gradients are scaled, on a scratch parameter.
+"""Measures what remains of an optimizer's update when the gradients are scaled, on a scratch parameter.
 
 A method that scales gradients by a coefficient then has almost no effect: Adam, RMSprop, Lion, Muon and others divide
 gradients by their own running size, take their sign, or make them orthogonal.
@@ -7,6 +7,7 @@ gradients by their own running size, take their sign, or make them orthogonal.
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,30 +17,31 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 COEFFICIENT = 0.01
-KEPT = 0.5
-"""Share of its size that the update of a scale-invariant optimizer keeps under `COEFFICIENT`, at least."""
+MOST = 0.5
+"""From this share on the update counts as one that does not follow the gradients."""
 STEPS = 20
 """Number of scratch steps, of which the second half is measured: some optimizers begin otherwise, as RAdam does."""
 _CHANGED = {"lr": 0.01, "weight_decay": 0.0, "foreach": None, "fused": None, "capturable": False}
 """Settings of the scratch optimizers: a scheduler may begin at 0, and decay moves a parameter without any gradient."""
 
 
-def is_scale_invariant(optimizer: Optimizer) -> bool:
-    """Return whether most of the update remains, in any parameter group, when all gradients are multiplied by 0.01.
+def kept_update(optimizer: Optimizer) -> float:
+    """Return how far a parameter moves with all gradients multiplied by 0.01, over how far it moves without.
 
-    Further optimizers of the same class and settings step a scratch matrix. The optimizer itself, its state and the
-    global random state stay as they are. Classes that cannot be built from parameters and settings alone, and those
-    whose step needs a closure, count as not invariant.
+    0.01 for SGD, 1 for Adam, and 100 for optimizers whose update is inverse to the gradient; the largest of several
+    parameter groups. Further optimizers of the same class and settings step a scratch matrix: the optimizer itself, its
+    state and the global random state stay as they are. Classes that cannot be built from parameters and settings alone,
+    and those whose step needs a closure, count as 0.
     """
     groups = {repr(settings): settings for settings in map(_settings, optimizer.param_groups)}
-    return any(_keeps_its_size(type(optimizer), optimizer.defaults, settings) for settings in groups.values())
+    return max((_kept(type(optimizer), optimizer.defaults, each) for each in groups.values()), default=0.0)
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _CHANGED.get(name, value) for name, value in group.items() if name != "params"}
 
 
-def _keeps_its_size(kind: type[Optimizer], defaults: Mapping[str, Any], group: Mapping[str, Any]) -> bool:
+def _kept(kind: type[Optimizer], defaults: Mapping[str, Any], group: Mapping[str, Any]) -> float:
     parameters = inspect.signature(kind).parameters
     arguments = {name: value for name, value in _settings(defaults).items() if name in parameters}
 
@@ -47,11 +49,12 @@ def _keeps_its_size(kind: type[Optimizer], defaults: Mapping[str, Any], group: M
         return kind([{**group, "params": [scratch]}], **arguments)
 
     try:
-        return bool(_update(build, COEFFICIENT) > KEPT * _update(build, 1.0))
+        share = float(_update(build, COEFFICIENT) / _update(build, 1.0))
     except Exception:
         # The class is the user's: what it needs beyond its settings, and what it raises without, cannot be known.
         # Nor can anything be read under FakeTensorMode.
-        return False
+        return 0.0
+    return share if math.isfinite(share) else 0.0
 
 
 def _update(build: Callable[[nn.Parameter], Optimizer], coefficient: float) -> Tensor:

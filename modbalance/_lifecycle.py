@@ -23,7 +23,7 @@ from torch import Tensor
 
 from modbalance import _reporting, gradients
 from modbalance._in_place import GradientWatch
-from modbalance._invariance import is_scale_invariant
+from modbalance._invariance import MOST, kept_update
 from modbalance._model.compiled import respect_hooks
 from modbalance._model.forward import Forward
 from modbalance._plugins import Hooks
@@ -409,9 +409,12 @@ class Lifecycle:
         named = [each for modality in self.modalities for each in structure.listed(modality)]
         returning = self.hooks.implementers("modbalance_coefficients")
         scaling = [method for method in returning if any(method.modulates(*each) for each in named)]
-        if scaling and is_scale_invariant(optimizer):
+        share = kept_update(optimizer) if scaling else 0.0
+        if share > MOST:
             methods = " and ".join(f"`{method.name}`" for method in scaling)
-            self.notices.give(_reporting.SCALE_INVARIANCE, methods=methods, optimizer=type(optimizer).__name__)
+            self.notices.give(
+                _reporting.SCALE_INVARIANCE, methods=methods, optimizer=type(optimizer).__name__, share=f"{share:.2g}"
+            )
 
     def _watched_gradient(self) -> GradientWatch | None:
         """Watch a parameter of an encoder, if a method edits gradients between the backward and the inner step."""

@@ -1,4 +1,4 @@
-"""Whether the update of an optimizer keeps its size under scaled gradients is measured, and leaves nothing behind."""
+"""What remains of an optimizer's update under scaled gradients is measured, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW, Muon, NAdam, Optimizer, RAdam, Rprop
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from modbalance._invariance import is_scale_invariant
+from modbalance._invariance import MOST, kept_update
 
 
 class SignDescent(Optimizer):
@@ -25,6 +25,16 @@ class SignDescent(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+
+
+class InverseDescent(SignDescent):
+    """An update that grows as gradients shrink, as that of KATE does."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad / parameter.grad.norm() ** 2, alpha=group["lr"])
 
 
 class Adamant(SGD):
@@ -42,7 +52,7 @@ def parameters() -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("kind", [AdamW, NAdam, RAdam, Rprop, Adafactor, Muon, SignDescent])
 def test_optimizers_that_take_the_size_out_of_gradients(kind: Callable[..., Optimizer]) -> None:
-    assert is_scale_invariant(kind(parameters()))
+    assert 0.7 < kept_update(kind(parameters())) < 1.5
 
 
 @pytest.mark.parametrize(
@@ -56,17 +66,21 @@ def test_optimizers_that_take_the_size_out_of_gradients(kind: Callable[..., Opti
     ids=["momentum", "tensor rate", "named alike", "cannot be built again"],
 )
 def test_optimizers_whose_update_follows_the_size(optimizer: Optimizer) -> None:
-    assert not is_scale_invariant(optimizer)
+    assert kept_update(optimizer) < 0.02
+
+
+def test_an_update_that_grows_as_gradients_shrink() -> None:
+    assert kept_update(InverseDescent(parameters())) == pytest.approx(100, rel=1e-3)
 
 
 def test_a_rate_of_zero_hides_nothing() -> None:
-    assert is_scale_invariant(AdamW(parameters(), lr=0.0))
+    assert kept_update(AdamW(parameters(), lr=0.0)) == pytest.approx(1, rel=1e-3)
 
 
 def test_one_group_of_many_is_enough() -> None:
     linear: dict[str, Any] = {"params": parameters(), "eps": 1e6}  # so large that the update follows the gradient
-    assert not is_scale_invariant(AdamW([linear]))
-    assert is_scale_invariant(AdamW([linear, {"params": parameters()}]))
+    assert kept_update(AdamW([linear])) < MOST
+    assert kept_update(AdamW([linear, {"params": parameters()}])) == pytest.approx(1, rel=1e-3)
 
 
 def test_nothing_is_left_behind() -> None:
@@ -74,7 +88,7 @@ def test_nothing_is_left_behind() -> None:
     handle = register_optimizer_step_pre_hook(lambda optimizer, *_: called.append(optimizer))
     optimizer = AdamW(parameters())
     before, state = optimizer.param_groups[0]["params"][0].detach().clone(), torch.get_rng_state()
-    assert is_scale_invariant(optimizer)
+    assert kept_update(optimizer) == pytest.approx(1, rel=1e-3)
     handle.remove()
     after: Tensor = optimizer.param_groups[0]["params"][0]
     assert torch.equal(after, before)
