@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from modbalance._joint import JointOptimizer
+
 COEFFICIENT = 0.01
 MOST = 0.5
 """From this share on the update counts as one that does not follow the gradients."""
@@ -33,6 +35,8 @@ def kept_update(optimizer: Optimizer) -> float:
     state and the global random state stay as they are. Classes that cannot be built from parameters and settings alone,
     and those whose step needs a closure, count as 0.
     """
+    if isinstance(optimizer, JointOptimizer):
+        return max(map(kept_update, optimizer.optimizers))
     groups = {repr(settings): settings for settings in map(_settings, optimizer.param_groups)}
     return max((_kept(type(optimizer), optimizer.defaults, each) for each in groups.values()), default=0.0)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from modbalance import _reporting, gradients
 from modbalance._in_place import GradientWatch
 from modbalance._invariance import MOST, kept_update
+from modbalance._joint import name_of
 from modbalance._model.compiled import respect_hooks
 from modbalance._model.forward import Forward
 from modbalance._plugins import Hooks
@@ -392,7 +393,7 @@ class Lifecycle:
         clip = "no clip" if clip_grad_norm is None else f"clip to norm {clip_grad_norm}"
         dry_run = " (dry run)" if training.dry_run else ""
         lines = [
-            f"step: modulate, {clip}, {type(training.optimizer).__name__}.step{dry_run}",
+            f"step: modulate, {clip}, {name_of(training.optimizer)}.step{dry_run}",
             f"unimodal logits: {training.unimodal.kind}; epoch {training.epoch}; {training.steps} modulated steps "
             "taken",
         ]
@@ -413,7 +414,7 @@ class Lifecycle:
         if share > MOST:
             methods = " and ".join(f"`{method.name}`" for method in scaling)
             self.notices.give(
-                _reporting.SCALE_INVARIANCE, methods=methods, optimizer=type(optimizer).__name__, share=f"{share:.2g}"
+                _reporting.SCALE_INVARIANCE, methods=methods, optimizer=name_of(optimizer), share=f"{share:.2g}"
             )
 
     def _watched_gradient(self) -> GradientWatch | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad
 
+from modbalance._joint import JointOptimizer
 from modbalance._model import compiled
 from modbalance._model.forward import Forward, map_tensors
 from modbalance._model.rerun import preserved
@@ -152,7 +153,9 @@ class Run:
     @property
     def can_clear_optimizer_state(self) -> bool:
         """Whether the inner optimizer makes the state of a parameter anew; Adagrad does so only when it is built."""
-        return not isinstance(self._training.optimizer, Adagrad)
+        optimizer = self._training.optimizer
+        each = optimizer.optimizers if isinstance(optimizer, JointOptimizer) else (optimizer,)
+        return not any(isinstance(one, Adagrad) for one in each)
 
     def clear_optimizer_state(self, parameters: Iterable[Tensor]) -> None:
         """Drop the inner optimizer's state of some parameters, such as momentum."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modbalance._checkpoint import Checkpoint
+from modbalance._joint import JointOptimizer
 from modbalance._lifecycle import Lifecycle
 from modbalance._model.forward import Inputs, Place
 from modbalance._model.rerun import Rerun
@@ -48,7 +49,7 @@ class BalancedOptimizer(Wrapper):
     groups, state and defaults are those of the inner optimizer, shared, not copied.
 
     Args:
-        inner: The optimizer that updates the parameters.
+        inner: The optimizer that updates the parameters, or several with disjoint parameters, such as Muon and AdamW.
         method: A name (`modbalance list` shows them; ``"none"`` changes nothing), a `Method` object, or a list of
             either. Methods of a list act in its order.
         model: The model: bare, wrapped by DDP or compiled. Paths are those of the bare module.
@@ -77,7 +78,7 @@ class BalancedOptimizer(Wrapper):
 
     def __init__(
         self,
-        inner: Optimizer,
+        inner: Optimizer | Sequence[Optimizer],
         method: MethodSpec,
         *,
         model: nn.Module | None = None,
@@ -94,13 +95,7 @@ class BalancedOptimizer(Wrapper):
         check_finite: bool = False,
         **options: Any,
     ) -> None:
-        if not isinstance(inner, Optimizer):
-            raise ConfigError(f"Parameter `inner` should be a torch optimizer. Found {type(inner).__name__}.")
-        if isinstance(inner, BalancedOptimizer):
-            raise ConfigError(
-                "Parameter `inner` should be the optimizer itself. Found BalancedOptimizer: pass a list of methods, "
-                "`method=[...]`, to one BalancedOptimizer."
-            )
+        inner = _one_optimizer(inner)
         if apply != "gradient":
             raise ConfigError(f"Parameter `apply` should be 'gradient'. Found `apply = {apply!r}`.")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
@@ -293,6 +288,24 @@ class BalancedOptimizer(Wrapper):
         self._lifecycle.modulate()
         if self._clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(list(optimized(self._inner)), self._clip_grad_norm)
+
+
+def _one_optimizer(inner: Any) -> Optimizer:
+    """Return the optimizer to wrap, several as one."""
+    several = list(inner) if isinstance(inner, list | tuple) else [inner]
+    for each in several:
+        if isinstance(each, BalancedOptimizer):
+            raise ConfigError(
+                "Parameter `inner` should be the optimizer itself. Found BalancedOptimizer: pass a list of methods, "
+                "`method=[...]`, to one BalancedOptimizer."
+            )
+        if not isinstance(each, Optimizer):
+            raise ConfigError(
+                f"Parameter `inner` should be a torch optimizer, or a list of them. Found {type(each).__name__}."
+            )
+    if not several:
+        raise ConfigError("Parameter `inner` should be a torch optimizer, or a list of them. Found an empty list.")
+    return several[0] if len(several) == 1 else JointOptimizer(several)
 
 
 def _no_loss(*args: Any) -> Tensor:

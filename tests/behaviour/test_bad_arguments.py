@@ -68,7 +68,7 @@ def test_a_preset_beside_method_objects() -> None:
 
 @pytest.mark.parametrize("inner", [None, "SGD", SGD, [nn.Parameter(torch.ones(1))]])
 def test_inner_is_no_optimizer(inner: Any) -> None:
-    with pytest.raises(ConfigError, match=r"`inner` should be a torch optimizer. Found "):
+    with pytest.raises(ConfigError, match=r"`inner` should be a torch optimizer, or a list of them. Found "):
         BalancedOptimizer(inner, "none")
 
 

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "modbalance"
 LAYERS = (
     ("errors",),
-    ("method", "gradients", "scores", "_ranks", "_invariance", "_in_place", "_model.forward", "_model.compiled"),
-    ("_reporting", "_model.structure"),
+    ("method", "gradients", "scores", "_ranks", "_in_place", "_model.forward", "_model.compiled"),
+    ("_reporting", "_joint", "_model.structure"),
+    ("_invariance",),
     ("_model.watch",),
     ("_model.rerun",),
     ("_model.unimodal",),
