@@ -23,13 +23,15 @@ from torch import nn
 from recipe_common.arguments import positive_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import FeedSettings
-from recipe_common.data.datasets.cremad import CLASS_ORDERS, Folders, layout_of, listed_split
+from recipe_common.data.datasets.cremad import CLASS_ORDERS, Folders, clip_name, layout_of, listed_split
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
 from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
 from recipe_common.data.readers.audio import Spectrogram
 from recipe_common.data.readers.frames import Frames
 from recipe_common.data.samples.assemble import open_samples
-from recipe_common.data.samples.audiovisual import audio_source, frames_source
+from recipe_common.data.samples.audiovisual import audio_source, frames_source, index_files
+from recipe_common.data.samples.faulty import fault_lines
 from recipe_common.data.samples.splits import Split, random_split, speaker_split
 from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.models.clips import audio_visual_net
@@ -81,12 +83,16 @@ def load(settings: Settings[CremadSettings]) -> Data:
     classes = CLASS_ORDERS[own.class_order]
     folders = layout_of(own.fps).find(root)
     split, origin = choose_split(settings, folders, classes)
+    sound = Spectrogram(own.audio_rate, own.audio_seconds, own.n_fft, own.hop)
     sources = (
-        audio_source([folders.audio], Spectrogram(own.audio_rate, own.audio_seconds, own.n_fft, own.hop)),
-        frames_source([folders.frames], Frames(own.frames, own.image_size)),
+        audio_source([folders.audio], sound, key=clip_name),
+        frames_source([folders.frames], Frames(own.frames, own.image_size), key=clip_name),
     )
     lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
-    return open_samples(settings, root, classes, split, sources, lines, min_found=own.min_found, feeding=own.feed)
+    faults = KNOWN_FAULTS["cremad"].samples
+    return open_samples(
+        settings, root, classes, split, sources, lines, min_found=own.min_found, feeding=own.feed, faults=faults
+    )
 
 
 def choose_split(settings: Settings[CremadSettings], folders: Folders, classes: tuple[str, ...]) -> tuple[Split, str]:
@@ -112,8 +118,15 @@ def prepare_main(arguments: list[str]) -> int:
     layout = layout_of(settings.fps)
     audio, frames = layout.audio_folder(settings.data_root), settings.data_root / layout.frames
     videos = find_videos(settings.data_root, [f"{layout.videos}/*.flv"])
-    jobs = [VideoJob(video, frames / video.stem, audio / f"{video.stem}.wav") for video in videos]
-    return prepare_videos(settings.data_root, jobs, fps=settings.fps, workers=settings.workers)
+    sound = index_files([audio], (".wav",), clip_name) if audio.is_dir() else {}
+    jobs = [
+        VideoJob(video, frames / video.stem, sound.get(video.stem, audio / f"{video.stem}.wav")) for video in videos
+    ]
+    status = prepare_videos(settings.data_root, jobs, fps=settings.fps, workers=settings.workers)
+    kept = (job.frames.name for job in jobs if job.frames.is_dir())
+    for line in fault_lines(KNOWN_FAULTS["cremad"].samples, kept):
+        print(line)
+    return status
 
 
 def build_model(settings: Settings[CremadSettings], data: Data) -> nn.Module:

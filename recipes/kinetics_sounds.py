@@ -27,6 +27,7 @@ from torch import nn
 
 from recipe_common.cli import main
 from recipe_common.data.datasets.kinetics_sounds import CLASSES, LAYOUT, read_split, video_jobs
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import prepare_videos
 from recipe_common.data.samples.clips import (
@@ -62,7 +63,9 @@ def load(settings: Settings[KineticsSettings]) -> Data:
     folders = LAYOUT.find(root, own.clips)
     listed, origin = read_split(root, own.train_list, own.test_list)
     split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
-    return open_clips(settings, own.clips, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
+    lines = (f"data: {root}", f"split: {origin}")
+    faults = KNOWN_FAULTS["kinetics_sounds"].samples
+    return open_clips(settings, own.clips, root, folders, split, CLASSES, lines, faults=faults)
 
 
 def prepare_main(arguments: list[str]) -> int:

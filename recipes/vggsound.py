@@ -27,6 +27,7 @@ from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.datasets.vggsound import LAYOUT, read_split, video_job
 from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import find_videos, prepare_videos
@@ -36,6 +37,8 @@ from recipe_common.data.samples.clips import (
     open_clips,
     with_validation,
 )
+from recipe_common.data.samples.faulty import fault_lines
+from recipe_common.data.samples.youtube import clip_key
 from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_root
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import audio_visual_net
@@ -68,7 +71,9 @@ def load(settings: Settings[VggsoundSettings]) -> Data:
         )
     folders = LAYOUT.find(root, own.clips)
     split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
-    return open_clips(settings, own.clips, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
+    lines = (f"data: {root}", f"split: {origin}")
+    faults = KNOWN_FAULTS["vggsound"].samples
+    return open_clips(settings, own.clips, root, folders, split, classes, lines, faults=faults)
 
 
 def prepare_main(arguments: list[str]) -> int:
@@ -80,7 +85,11 @@ def prepare_main(arguments: list[str]) -> int:
     if settings.verify:
         return verify(root, workers=workers)
     jobs = [video_job(root, video) for video in find_videos(root, LAYOUT.videos)]
-    return prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
+    status = prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
+    kept = (clip_key(job.video.stem) for job in jobs if job.frames.is_dir())
+    for line in fault_lines(KNOWN_FAULTS["vggsound"].samples, kept):
+        print(line)
+    return status
 
 
 def build_model(settings: Settings[VggsoundSettings], data: Data) -> nn.Module:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.samples.lists import Row, read_list
 from recipe_common.data.samples.splits import VAL_SHARE, Split, check_disjoint, hold_out
 from recipe_common.errors import RecipeError
@@ -17,6 +18,11 @@ CLASS_ORDERS = {
     # Wei et al. (ECCV 2024), MMPareto.
     "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
 }
+
+
+def clip_name(name: str) -> str:
+    """Return the name of a clip in today's copy; that of one wav file was another before October 2022."""
+    return KNOWN_FAULTS["cremad"].renamed.get(name, name)
 
 
 @attrs.frozen
@@ -70,7 +76,8 @@ class Layout:
 
     def rows(self, folders: "Folders", classes: tuple[str, ...]) -> tuple[Row, ...]:
         """List every clip that has a wav file or a frame folder; the class is a part of its name."""
-        names = {path.stem for path in folders.audio.glob("*.wav")} | {path.name for path in folders.frames.iterdir()}
+        found = {path.stem for path in folders.audio.glob("*.wav")} | {path.name for path in folders.frames.iterdir()}
+        names = set(map(clip_name, found))
         matches = [match for name in sorted(names) if (match := self.name.fullmatch(name)) and match[1] in classes]
         if not matches:
             raise RecipeError(

@@ -1,7 +1,7 @@
 """Shared parts of the recipes for audio-visual clips: settings, folders, the data of a run, and `prepare`."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,8 @@ def open_clips(
     split: Split,
     classes: tuple[str, ...],
     lines: Sequence[str],
+    *,
+    faults: Mapping[str, str],
 ) -> Data:
     """Find and open the clips of a split.
 
@@ -178,6 +180,7 @@ def open_clips(
         split: The listed clips of each part.
         classes: Class names in the order of their indices.
         lines: First lines of the summary of the data.
+        faults: Known faults by `clip_key`; the summary names the clips that are kept.
     """
     read = front_end(clips.audio, settings.optimisation.seed)
     check_kind(folders.audio, read)
@@ -185,7 +188,11 @@ def open_clips(
         audio_source(folders.audio, read, key=clip_key),
         frames_source(folders.frames, Frames(clips.frames, clips.image_size), key=clip_key, choice=clips.frame_choice),
     )
-    return open_samples(settings, root, classes, split, sources, lines, min_found=clips.min_found, feeding=clips.feed)
+    rows = (row.name for part in (split.train, split.val, split.test) for row in part)
+    known = {name: faults[key] for name in rows if (key := clip_key(name)) in faults}
+    return open_samples(
+        settings, root, classes, split, sources, lines, min_found=clips.min_found, feeding=clips.feed, faults=known
+    )
 
 
 def check_kind(folders: Sequence[Path], read: FrontEnd) -> None:
