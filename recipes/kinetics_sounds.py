@@ -26,7 +26,8 @@ import attrs
 from torch import nn
 
 from recipe_common.cli import main
-from recipe_common.data.datasets.kinetics_sounds import CLASSES, LAYOUT, read_split, video_jobs
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, LAYOUT, read_split
+from recipe_common.data.datasets.kinetics_videos import video_jobs
 from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import prepare_videos

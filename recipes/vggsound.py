@@ -30,7 +30,7 @@ from recipe_common.cli import main
 from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.datasets.vggsound import LAYOUT, read_split, video_job
 from recipe_common.data.prepare.engine import parse_preparation, verify
-from recipe_common.data.prepare.video import find_videos, prepare_videos
+from recipe_common.data.prepare.video import prepare_videos
 from recipe_common.data.samples.clips import (
     ClipPreparation,
     ClipSettings,
@@ -84,7 +84,7 @@ def prepare_main(arguments: list[str]) -> int:
     root, workers = settings.data_root, settings.workers
     if settings.verify:
         return verify(root, workers=workers)
-    jobs = [video_job(root, video) for video in find_videos(root, LAYOUT.videos)]
+    jobs = [video_job(root, video) for video in LAYOUT.find_videos(root)]
     status = prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
     kept = (clip_key(job.video.stem) for job in jobs if job.frames.is_dir())
     for line in fault_lines(KNOWN_FAULTS["vggsound"].samples, kept):

@@ -217,3 +217,46 @@ def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "ogm_ge" / "best.pt").is_file()
     saved = torch.load(tmp_path / "ogm_ge" / "best.pt", weights_only=True)
     assert tuple(saved["classes"]) == SYNTHETIC_LABELS
+
+
+@pytest.mark.parametrize("name", ["{}_{}000_{}000", "{}_{:06d}"])
+@pytest.mark.parametrize("folder", ["video", "VGGSound_final/video", "vggsound/video"])
+def test_videos_of_the_published_archive_and_of_downloaders(tmp_path: Path, name: str, folder: str) -> None:
+    write_csv(tmp_path)
+    for identity, start, _, part in CLIPS[16:20]:
+        write_video(tmp_path / folder / f"{name.format(identity, start, start + 10)}.mp4", codec="mpeg4")
+        assert part in ("train", "test")
+    with pytest.raises(RecipeError, match=rf"not prepared yet.*vggsound\.py prepare --data-root {tmp_path}"):
+        load(RECIPE, tmp_path, num_classes=3)
+    assert vggsound.prepare_main(["--data-root", str(tmp_path), "--workers", "1", "--short-side", "8"]) == 0
+    data = load(RECIPE, tmp_path, num_classes=3, min_found=0.0, validation=False, select="test")
+    assert names_of(data.test) == TEST[:2]
+    assert len(names_of(data.train)) == 2
+
+
+def test_starts_in_milliseconds_without_end_are_read(root: Path) -> None:
+    for folder in ("test-audios/test-set", "test-videos/test-set-img/Image-01-FPS"):
+        for path in (root / folder).iterdir():
+            identity, start = path.name[:11], int(path.name[12:].split(".")[0])
+            path.rename(path.with_name(f"{identity}_{start}000{path.suffix}"))
+    assert [clip_key(name) for name in names_of(load(RECIPE, root, num_classes=3).test)] == TEST
+
+
+def test_an_archive_that_is_unpacked_with_all_its_folders_is_found(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    inner = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
+    write_video(tmp_path / inner / f"{TEST[0]}.mp4", codec="mpeg4")
+    assert vggsound.prepare_main(["--data-root", str(tmp_path), "--workers", "1"]) == 0
+    assert (tmp_path / "visual" / TEST[0]).is_dir()
+
+
+def test_sound_of_another_kind_beside_videos_is_explained(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    for identity, start, _, _ in CLIPS:
+        write_frames(tmp_path / "visual" / f"{identity}_{start}")
+        (tmp_path / "audio").mkdir(exist_ok=True)
+        (tmp_path / "audio" / f"{identity}_{start}000_{start + 10}000.flac").touch()
+    with pytest.raises(
+        RecipeError, match=r"Found \d+ \.flac files: convert them to wav.*or run `prepare` on the videos"
+    ):
+        load(RECIPE, tmp_path, num_classes=3)

@@ -18,8 +18,11 @@ LAYOUT = ClipLayout(
         *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
         *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
     ),
-    videos=(*(f"{part}-videos/{part}-set/*.mp4" for part in PARTS), "videos/*.mp4"),
-    bases=(".", "vggsound", "VGGSound", "data/VGGSound"),
+    videos=("videos/*.mp4", "video/*.mp4", *(f"{part}-videos/{part}-set/*.mp4" for part in PARTS)),
+    bases=(
+        *(".", "vggsound", "VGGSound", "data/VGGSound", "data/vggsound", "VGGSound_final"),
+        "scratch/shared/beegfs/hchen/train_data/VGGSound_final",  # in the archive of the authors
+    ),
     prepare="python recipes/vggsound.py prepare --data-root {root}",
 )
 COLUMNS = "video id, start second, label, train or test"
@@ -88,7 +91,7 @@ def read_named_list(path: Path) -> tuple[Row, ...]:
 
 
 def video_job(root: Path, video: Path) -> VideoJob:
-    """Return a job for frames and sound in the layout of Peng et al. (CVPR 2022), or in a flat one for videos/."""
+    """Return a job for frames and sound in the layout of Peng et al. (CVPR 2022), or in a flat one for other videos."""
     part = video.parent.name.removesuffix("-set")
     if part not in PARTS:
         return flat_job(root, video)

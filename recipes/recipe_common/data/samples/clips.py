@@ -1,5 +1,6 @@
 """Shared parts of the recipes for audio-visual clips: settings, folders, the data of a run, and `prepare`."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,14 @@ import attrs
 from recipe_common.arguments import positive_int, seed_int, share_float
 from recipe_common.data.cache.feed import FeedSettings
 from recipe_common.data.prepare.engine import Preparation
-from recipe_common.data.prepare.video import VideoJob
+from recipe_common.data.prepare.video import VideoJob, find_videos
 from recipe_common.data.readers.audio import AudioSettings, FrontEnd, front_end
 from recipe_common.data.readers.frames import Frames
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.assemble import open_samples
 from recipe_common.data.samples.audiovisual import (
     FRAME_CHOICES,
+    HDF5_ENDING,
     audio_source,
     existing,
     frames_source,
@@ -24,7 +26,7 @@ from recipe_common.data.samples.audiovisual import (
     listed,
 )
 from recipe_common.data.samples.splits import Split, hold_out
-from recipe_common.data.samples.youtube import clip_key
+from recipe_common.data.samples.youtube import ListedKey, clip_key
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 from recipe_common.models.fusion import FUSIONS
@@ -32,6 +34,10 @@ from recipe_common.recipe import Data
 from recipe_common.settings.declaration import flag, group
 from recipe_common.settings.shared import Settings
 
+VIDEOS_SHOWN = 3
+"""Patterns of videos in messages, the first ones of a layout."""
+OTHER_SOUND = (".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
+"""Endings of sound files that downloaders write and no front end reads."""
 VAL_SHARE = 0.1
 """Share of every class of the training list that is held out where there is no list for validation."""
 SHORT_SIDE = "scale frames down until their shorter side has this many pixels; default: keep them, as the papers do"
@@ -86,13 +92,14 @@ class ClipLayout:
         Raises:
             RecipeError: If there are none; if there are videos, the fix is `prepare`.
         """
+        frames = existing(root, settings.visual_dir or self._below(self.frames))
         folders = Folders(
             existing(root, settings.audio_dir or self._below(self.audio)),
-            existing(root, settings.visual_dir or self._below(self.frames)),
+            frames if settings.visual_dir else tuple(filter(_holds_clips, frames)),
         )
         if folders.audio and folders.frames:
             return folders
-        if any(path.is_file() for pattern in self.videos for path in root.glob(pattern)):
+        if any(path.is_file() for pattern in self._below(self.videos) for path in root.glob(pattern)):
             raise RecipeError(
                 f"{root} should hold audio and frames",
                 found="videos that are not prepared yet",
@@ -107,10 +114,18 @@ class ClipLayout:
             if not found
         ]
         raise RecipeError(
-            f"{root} should hold {'; '.join(missing)}; or videos in {' or '.join(self.videos)}",
+            f"{root} should hold {'; '.join(missing)}; or videos in {' or '.join(self.videos[:VIDEOS_SHOWN])}",
             found=listing(root),
             fix="point `--data-root` to the folder that holds them, or leave it out to train on a small synthetic set",
         )
+
+    def find_videos(self, root: Path) -> tuple[Path, ...]:
+        """List the videos in order.
+
+        Raises:
+            RecipeError: If there are none.
+        """
+        return find_videos(root, self._below(self.videos), shown=self.videos[:VIDEOS_SHOWN])
 
     def find_file(self, root: Path, names: Sequence[str]) -> Path | None:
         """Return the first file with one of these names, relative to the root or one of the bases."""
@@ -119,6 +134,12 @@ class ClipLayout:
 
     def _below(self, patterns: Sequence[str]) -> list[str]:
         return [pattern if base == "." else f"{base}/{pattern}" for base in self.bases for pattern in patterns]
+
+
+def _holds_clips(folder: Path) -> bool:
+    """Return whether a folder has folders of frames or hdf5 files; some copies keep videos in one of the same name."""
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() or entry.name.endswith(HDF5_ENDING) for entry in entries)
 
 
 @attrs.frozen
@@ -184,12 +205,13 @@ def open_clips(
     """
     read = front_end(clips.audio, settings.optimisation.seed)
     check_kind(folders.audio, read)
+    names = [row.name for part in (split.train, split.val, split.test) for row in part]
+    key = ListedKey.of(names)
     sources = (
-        audio_source(folders.audio, read, key=clip_key),
-        frames_source(folders.frames, Frames(clips.frames, clips.image_size), key=clip_key, choice=clips.frame_choice),
+        audio_source(folders.audio, read, key=key),
+        frames_source(folders.frames, Frames(clips.frames, clips.image_size), key=key, choice=clips.frame_choice),
     )
-    rows = (row.name for part in (split.train, split.val, split.test) for row in part)
-    known = {name: faults[key] for name in rows if (key := clip_key(name)) in faults}
+    known = {name: faults[clip_key(name)] for name in names if clip_key(name) in faults}
     return open_samples(
         settings, root, classes, split, sources, lines, min_found=clips.min_found, feeding=clips.feed, faults=known
     )
@@ -210,6 +232,8 @@ def check_kind(folders: Sequence[Path], read: FrontEnd) -> None:
         fix = "read the spectrograms with `--audio-frontend stored`"
     elif ".wav" in others:
         fix = "read the wav files with `--audio-frontend fbank` or `stft16k`"
+    elif set(others) & set(OTHER_SOUND):
+        fix = "convert them to wav, for example with ffmpeg, or run `prepare` on the videos, which writes wav files"
     raise RecipeError(f"{listed(folders)} should hold {' or '.join(read.endings)} files", found=found, fix=fix)
 
 
