@@ -217,8 +217,13 @@ def open_clips(
     )
 
 
-def check_kind(folders: Sequence[Path], read: FrontEnd) -> None:
+def check_kind(folders: Sequence[Path], read: FrontEnd, *, named: str | None = None) -> None:
     """Check that there are files for a front end.
+
+    Args:
+        folders: Folders of sound.
+        read: The front end.
+        named: Folder to complete, for a recipe whose folders have no flag.
 
     Raises:
         RecipeError: If there are none; the message names a front end that fits the files in the folders.
@@ -227,11 +232,11 @@ def check_kind(folders: Sequence[Path], read: FrontEnd) -> None:
         return
     others = Counter(path.suffix for folder in folders for path in folder.iterdir() if path.is_file())
     found = ", ".join(f"{count:,} {ending} files" for ending, count in others.items()) or "none"
-    fix = "complete the data, or name the folder with `--audio-dir`"
+    fix = f"complete {named}" if named else "complete the data, or name the folder with `--audio-dir`"
     if set(others) & set(StoredSpectrogram.endings):
         fix = "read the spectrograms with `--audio-frontend stored`"
     elif ".wav" in others:
-        fix = "read the wav files with `--audio-frontend fbank` or `stft16k`"
+        fix = "read the wav files with another `--audio-frontend`, such as fbank or stft16k"
     elif set(others) & set(OTHER_SOUND):
         fix = "convert them to wav, for example with ffmpeg, or run `prepare` on the videos, which writes wav files"
     raise RecipeError(f"{listed(folders)} should hold {' or '.join(read.endings)} files", found=found, fix=fix)
