@@ -541,3 +541,25 @@ def test_a_start_in_milliseconds_without_end_is_told_by_the_list() -> None:
     assert key(f"{video_id(2)}_30000") == f"{video_id(2)}_30000"
     assert key(f"{video_id(3)}_30000") == f"{video_id(3)}_30000"
     assert key(f"{video_id(1)}_000030_000040") == f"{video_id(1)}_30"
+
+
+@pytest.mark.parametrize("base", [".", "kinsound"])
+def test_the_folders_of_mla(tmp_path: Path, base: str) -> None:
+    for part, clips in (("train", TRAIN), ("test", TEST)):
+        write_lines(tmp_path / f"my_{part}_ks.txt", [f"{name}.mp4 playing guitar" for name in clips])
+        for name in clips:
+            write_stored(tmp_path / base / f"audio/{part}_fbank/{name}.npy")
+            write_frames(tmp_path / base / f"visual/{part}_imgs/Image-01-FPS/{name}")
+    data = load(RECIPE, tmp_path, audio_frontend="stored")
+    assert names_of(data.test) == TEST
+    assert set(labels_of(data.test)) == {12}
+
+
+def test_the_folders_of_inforeg(tmp_path: Path) -> None:
+    for part, frames, clips in (("train", "train", TRAIN), ("test", "val", TEST)):
+        write_lines(tmp_path / f"ks_{part}_overlap.txt", [f"{name} {label(index)}" for index, name in enumerate(clips)])
+        for name in clips:
+            write_stored(tmp_path / f"{part}_spec/{name}.npy")
+            write_frames(tmp_path / f"{frames}-frames-1fps/{part}/{name}")
+    data = load(RECIPE, tmp_path, audio_frontend="stored")
+    assert (names_of(data.test), labels_of(data.test)) == (TEST, [12, 5, 30, 12])

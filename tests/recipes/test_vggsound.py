@@ -260,3 +260,10 @@ def test_sound_of_another_kind_beside_videos_is_explained(tmp_path: Path) -> Non
         RecipeError, match=r"Found \d+ \.flac files: convert them to wav.*or run `prepare` on the videos"
     ):
         load(RECIPE, tmp_path, num_classes=3)
+
+
+def test_videos_in_class_folders_are_prepared_by_name(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    write_video(tmp_path / "test/air horn" / f"{TEST[0]}.mp4", codec="mpeg4")
+    assert vggsound.prepare_main(["--data-root", str(tmp_path), "--workers", "1"]) == 0
+    assert (tmp_path / "visual" / TEST[0]).is_dir()

@@ -49,6 +49,7 @@ CLASSES = (
 BASES = (
     *(".", "kinect_sound", "data", "data/KineticSound", "data/kinect_sound"),
     *("k400", "kinetics400", "data/kinetics400"),  # of the CVDF copy of Kinetics-400 and of its official archive
+    *("kinsound", "KS_2023"),
 )
 VIDEO_PARTS = {"train": "train", "val": "test", "test": "test", "videos_train": "train", "videos_val": "test"}
 """Part of the videos in each folder of Kinetics-400; its validation part is the test part here."""
@@ -68,8 +69,12 @@ LAYOUT = ClipLayout(
         "audio/test",
         "audio/train/*",
         "audio/test/*",
+        *("audio/*_fbank", "audio/*_spec"),  # of Zhang et al. (CVPR 2024)
     ),
-    frames=("visual", "hdf5", "visual/train_img/Image-01-FPS/*", "visual/val_img/Image-01-FPS/*"),
+    frames=(
+        *("visual", "hdf5", "visual/train_img/Image-01-FPS/*", "visual/val_img/Image-01-FPS/*"),
+        *("visual/*_imgs/Image-01-FPS", "*-frames-1fps/*"),  # of Zhang et al. and of Huang et al. (CVPR 2025)
+    ),
     videos=(
         *("videos/*.mp4", "train/*.mp4", "train/*/*.mp4", "videos/*/*.mp4"),
         *(f"{part}/{clips}" for clips in ("*.mp4", "*/*.mp4") for part in VIDEO_PARTS if part != "train"),
@@ -79,7 +84,10 @@ LAYOUT = ClipLayout(
     bases=BASES,
     prepare="python recipes/kinetics_sounds.py prepare --data-root {root}",
 )
-LISTS = {"train": "my_train.txt", "test": "my_test.txt"}
+LISTS = {
+    "train": ("my_train.txt", "ks_train_overlap.txt", "my_train_ks.txt"),
+    "test": ("my_test.txt", "ks_test_overlap.txt", "my_test_ks.txt"),
+}
 ANNOTATIONS = {
     "train": ("annotations/train.csv", "train.csv"),
     "test": ("annotations/val.csv", "annotations/validate.csv", "val.csv", "validate.csv"),
@@ -111,7 +119,7 @@ def read_split(root: Path, train_list: str | None, test_list: str | None) -> tup
     if train or test or not all(parts.values()):
         found = train or test or f"{len(parts['train'])} and {len(parts['test'])} clips in such folders"
         raise RecipeError(
-            f"{root} should hold {' and '.join(LISTS.values())}, or {' or '.join(DATABASES)}, or folders such as "
+            f"{root} should hold my_train.txt and my_test.txt, or {' or '.join(DATABASES)}, or folders such as "
             "audio/train/CLASS and audio/test/CLASS, or annotations/train.csv and val.csv of Kinetics-400",
             found=str(found),
             fix="add the missing files, or pass the lists with --train-list and --test-list",
@@ -131,7 +139,7 @@ def read_clip_list(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
     """Read a list of clips whose columns are recognised by their content.
 
     A line holds, separated by commas or spaces, one clip name and one label, which is a class name in any column or
-    else a class index in the last one: `ID_000012_000022,10,17`, `ID_45 3`, `playing_piano,ID_45`. A header, a
+    else a class index in the last one: `ID_000012_000022,10,17`, `ID_45 3`, `ID_45.mp4 playing piano`. A header, a
     byte-order mark, CRLF and empty lines are accepted. A clip that is listed twice with one label counts once.
 
     Args:
@@ -260,7 +268,8 @@ def _row(cells: Sequence[str], classes: Sequence[str], where: str) -> Row:
             found=repr(",".join(cells)),
             fix="correct the line",
         )
-    named = [class_name(cell) for cell in cells if class_name(cell) in classes]
+    others = " ".join(cell for cell in cells if cell != names[0])  # a class of several words, if spaces separate cells
+    named = [class_name(cell) for cell in (*cells, others) if class_name(cell) in classes]
     if named:
         return Row(names[0].removesuffix(".mp4"), named[0])
     if not cells[-1].isdigit() or int(cells[-1]) >= len(classes):
@@ -274,4 +283,4 @@ def _row(cells: Sequence[str], classes: Sequence[str], where: str) -> Row:
 
 def list_files(root: Path, given: Mapping[str, str | None]) -> list[Path | None]:
     """Return the training and the test list: those given by flags, else those under the root, else None."""
-    return [Path(path) if (path := given[part]) else LAYOUT.find_file(root, [name]) for part, name in LISTS.items()]
+    return [Path(path) if (path := given[part]) else LAYOUT.find_file(root, names) for part, names in LISTS.items()]

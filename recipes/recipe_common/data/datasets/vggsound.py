@@ -18,7 +18,11 @@ LAYOUT = ClipLayout(
         *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
         *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
     ),
-    videos=("videos/*.mp4", "video/*.mp4", *(f"{part}-videos/{part}-set/*.mp4" for part in PARTS)),
+    videos=(
+        *("videos/*.mp4", "video/*.mp4"),
+        *(f"{part}-videos/{part}-set/*.mp4" for part in PARTS),
+        *(f"{part}/*/*.mp4" for part in ("train", "val", "test")),  # of Asano et al. (NeurIPS 2020), by class
+    ),
     bases=(
         *(".", "vggsound", "VGGSound", "data/VGGSound", "data/vggsound", "VGGSound_final"),
         "scratch/shared/beegfs/hchen/train_data/VGGSound_final",  # in the archive of the authors
