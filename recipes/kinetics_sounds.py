@@ -9,9 +9,9 @@ DIR holds one of
                                                                                  .pkl with --audio-frontend stored
     audio/{train,test}/CLASS/NAME.wav, visual/{train_img,val_img}/Image-01-FPS/CLASS/NAME/*.jpg       the DGL code
     KS.json or KS_train_val.json, audio/NAME.pkl, visual/NAME.hdf5               the BML (OGM-GE, TPAMI 2024) code
-or videos/NAME.mp4 with the lists, or {train,val}/CLASS/NAME.mp4 of Kinetics-400, for `prepare`. NAME is `<YouTube
-id>_<start>_<end>` or `<id>_<start>`; zeros before a number do not matter. Other folders: --audio-dir, --visual-dir,
---train-list, --test-list.
+or for `prepare` videos/NAME.mp4 with the lists, or Kinetics-400: {train,val}/CLASS/NAME.mp4, or {train,val}/NAME.mp4
+with these lists or with annotations/{train,val}.csv. NAME is `<YouTube id>_<start>_<end>` or `<id>_<start>`; zeros
+before a number do not matter. Other folders: --audio-dir, --visual-dir, --train-list, --test-list.
 
 Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Differences from their code: the best epoch
 is selected on a tenth of the training list, a frame of each third of a clip is drawn in training, and clips that lack a

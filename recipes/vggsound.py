@@ -8,9 +8,9 @@ DIR holds `vggsound.csv` (video id, start second, label, train or test; no heade
     train-audios/train-set/NAME.wav, train-videos/train-set-img/Image-01-FPS/NAME.mp4/*.jpg, test-...    (OGM-GE code)
     audio/train-audios/train-set/NAME.wav, video/train-set-img/Image-01-FPS/NAME.mp4/*.jpg, test-...     (DGL code)
     audio/NAME.wav (or .npy with --audio-frontend stored), visual/NAME/*.jpg                (BalanceBenchmark code)
-or {train,test}-videos/{train,test}-set/NAME.mp4, or videos/NAME.mp4, for `prepare`. NAME is `<YouTube id>_<start>`;
-zeros before the start do not matter. Other folders: --audio-dir, --visual-dir. Without vggsound.csv, train.csv and
-test.csv of lines `NAME.mp4,label` are read.
+or {train,test}-videos/{train,test}-set/NAME.mp4, videos/NAME.mp4 or video/NAME.mp4, for `prepare`. NAME is `<YouTube
+id>_<start>`; zeros before the start do not matter. Other folders: --audio-dir, --visual-dir. Without vggsound.csv,
+train.csv and test.csv of lines `NAME.mp4,label` are read.
 
 Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Differences from their code: classes are the
 sorted labels of the csv file, not those of the clips that happen to be on disk; the best epoch is selected on a tenth

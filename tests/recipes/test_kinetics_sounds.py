@@ -563,3 +563,24 @@ def test_the_folders_of_inforeg(tmp_path: Path) -> None:
             write_frames(tmp_path / f"{frames}-frames-1fps/{part}/{name}")
     data = load(RECIPE, tmp_path, audio_frontend="stored")
     assert (names_of(data.test), labels_of(data.test)) == (TEST, [12, 5, 30, 12])
+
+
+def test_the_folders_of_bmmal(tmp_path: Path) -> None:
+    write_lists(tmp_path)
+    for part, clips in (("train", TRAIN), ("test", TEST)):
+        for name in clips:
+            write_sound(tmp_path / f"{part}/audio/playing guitar/{name}.wav")
+            write_frames(tmp_path / f"{part}/video/playing guitar/{name}", pattern="frame_{}.jpg")
+    data = load(RECIPE, tmp_path)
+    assert (names_of(data.test), labels_of(data.test)) == (TEST, [12, 5, 30, 12])
+
+
+def test_the_folders_of_valuate_and_enhance(tmp_path: Path) -> None:
+    for part, clips in (("train", TRAIN), ("test", TEST)):
+        lines = [f"{name} 1 {label(index)}" for index, name in enumerate(clips)]
+        write_lines(tmp_path / f"ks_audio/{part}_1fps_path.txt", lines)
+        for name in clips:
+            write_stored(tmp_path / f"ks_audio/{part}/{name}.npy")
+            write_frames(tmp_path / f"ks_visual/{part}/{name}")
+    data = load(RECIPE, tmp_path, audio_frontend="stored")
+    assert (names_of(data.test), labels_of(data.test)) == (TEST, [12, 5, 30, 12])

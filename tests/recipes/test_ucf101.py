@@ -272,3 +272,17 @@ def test_frames_in_class_folders_are_found(root: Path) -> None:
             target.parent.mkdir(exist_ok=True)
             clip.rename(target)
     assert len(samples_of(load(root).test)) == 18
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_frames_without_flow_are_told_the_way_to_it(root: Path, raw: bool) -> None:
+    if raw:
+        move_to_raw_frames(root, by_class=True)
+        for path in (root / "rawframes").glob("*/*/flow_*.jpg"):
+            path.unlink()
+    else:
+        (root / "tvl1_flow").rename(root / "elsewhere")
+    with pytest.raises(
+        RecipeError, match=r"should hold optical flow in u/ and v/.*: unpack the archive of the flow"
+    ):
+        load(root)

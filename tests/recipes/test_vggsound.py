@@ -267,3 +267,27 @@ def test_videos_in_class_folders_are_prepared_by_name(tmp_path: Path) -> None:
     write_video(tmp_path / "test/air horn" / f"{TEST[0]}.mp4", codec="mpeg4")
     assert vggsound.prepare_main(["--data-root", str(tmp_path), "--workers", "1"]) == 0
     assert (tmp_path / "visual" / TEST[0]).is_dir()
+
+
+def test_the_folders_of_bmmal(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    for identity, start, label, part in CLIPS:
+        write_sound(tmp_path / f"audio/{part}/{label}/{identity}_{start}_{start + 10}.wav")
+        write_frames(tmp_path / f"frames/{part}/{label}/{identity}_{start}_{start + 10}", pattern="frame_{}.jpg")
+    assert names_of(load(RECIPE, tmp_path, num_classes=3).test) == TEST
+
+
+def test_a_header_of_the_csv_file_is_skipped(root: Path) -> None:
+    path = root / "vggsound.csv"
+    path.write_text("YTID,start_seconds,positive_labels,split\n" + path.read_text())
+    assert len(names_of(load(RECIPE, root, num_classes=3).test)) == 3
+    path.write_text("x,y\n" + path.read_text())
+    with pytest.raises(RecipeError, match=r"vggsound\.csv:1 should be"):
+        load(RECIPE, root, num_classes=3)
+
+
+def test_messages_list_the_first_folders_of_a_layout(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    with pytest.raises(RecipeError, match=r"frames in visual or video or .* names another folder") as error:
+        load(RECIPE, tmp_path, num_classes=3)
+    assert len(str(error.value)) < 600 + 2 * len(str(tmp_path))

@@ -175,9 +175,9 @@ def read_clips(path: Path, classes: Sequence[str]) -> tuple[Row, ...]:
 def listed_split(folder: Path, classes: Sequence[str], seed: int, *, validation: bool = True) -> tuple[Split, str]:
     """Read `train.csv` and `test.csv`, and `val.csv` and `my_train.csv` (the rest of train.csv) where they exist.
 
-    `list_names` has the other names. Without `val.csv`, one ninth of every class of the training list is held out:
-    for CREMA-D 744 clips, as many as in test.csv.
-    Without `validation`, all of it is for training.
+    `list_names` has other names of the first two; `val.csv` may be `valid.csv`. Without it, one ninth of every class of
+    the training list is held out: for CREMA-D 744 clips, as many as in test.csv. Without `validation`, all of the
+    training list is for training.
 
     Returns:
         The split, and a line about its origin.
@@ -185,12 +185,12 @@ def listed_split(folder: Path, classes: Sequence[str], seed: int, *, validation:
     train, test = (read_clips(folder / name, classes) for name in list_names(folder) or LISTS[0])
     if not validation:
         split, origin = Split(train, (), test), f"lists in {folder}; nothing held out for validation"
-    elif (folder / "val.csv").is_file():
-        val = read_list(folder / "val.csv", classes)
-        listed = folder / "my_train.csv"
+    elif names := [name for name in ("val.csv", "valid.csv") if (folder / name).is_file()]:
+        val = read_list(folder / names[0], classes)
+        own = folder / "my_train.csv"
         held = {row.name for row in val}
-        rest = read_list(listed, classes) if listed.is_file() else tuple(row for row in train if row.name not in held)
-        split, origin = Split(rest, val, test), f"lists in {folder}, val.csv included"
+        rest = read_list(own, classes) if own.is_file() else tuple(row for row in train if row.name not in held)
+        split, origin = Split(rest, val, test), f"lists in {folder}, {names[0]} included"
     else:
         split = Split(*hold_out(train, VAL_SHARE, seed), test)
         origin = f"lists in {folder}; for validation 1/9 of every class of the training list, seed {seed}"

@@ -49,7 +49,7 @@ CLASSES = (
 BASES = (
     *(".", "kinect_sound", "data", "data/KineticSound", "data/kinect_sound"),
     *("k400", "kinetics400", "data/kinetics400"),  # of the CVDF copy of Kinetics-400 and of its official archive
-    *("kinsound", "KS_2023"),
+    *("kinsound", "KS_2023", "kinetics_sound"),
 )
 VIDEO_PARTS = {"train": "train", "val": "test", "test": "test", "videos_train": "train", "videos_val": "test"}
 """Part of the videos in each folder of Kinetics-400; its validation part is the test part here."""
@@ -70,10 +70,12 @@ LAYOUT = ClipLayout(
         "audio/train/*",
         "audio/test/*",
         *("audio/*_fbank", "audio/*_spec"),  # of Zhang et al. (CVPR 2024)
+        *("ks_audio/*", "train/audio/*", "test/audio/*"),  # of Wei et al. (CVPR 2024) and of Shen et al. (ACM MM 2023)
     ),
     frames=(
         *("visual", "hdf5", "visual/train_img/Image-01-FPS/*", "visual/val_img/Image-01-FPS/*"),
         *("visual/*_imgs/Image-01-FPS", "*-frames-1fps/*"),  # of Zhang et al. and of Huang et al. (CVPR 2025)
+        *("ks_visual/*", "train/video/*", "test/video/*"),
     ),
     videos=(
         *("videos/*.mp4", "train/*.mp4", "train/*/*.mp4", "videos/*/*.mp4"),
@@ -85,8 +87,8 @@ LAYOUT = ClipLayout(
     prepare="python recipes/kinetics_sounds.py prepare --data-root {root}",
 )
 LISTS = {
-    "train": ("my_train.txt", "ks_train_overlap.txt", "my_train_ks.txt"),
-    "test": ("my_test.txt", "ks_test_overlap.txt", "my_test_ks.txt"),
+    "train": ("my_train.txt", "ks_train_overlap.txt", "my_train_ks.txt", "ks_audio/train_1fps_path.txt"),
+    "test": ("my_test.txt", "ks_test_overlap.txt", "my_test_ks.txt", "ks_audio/test_1fps_path.txt"),
 }
 ANNOTATIONS = {
     "train": ("annotations/train.csv", "train.csv"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 
 from recipe_common.data.readers.non_files import check_file
+from recipe_common.data.readers.two_stream import FLOW_NAME
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.data.samples.splits import VAL_SHARE, Split
@@ -63,7 +64,7 @@ def find_folders(root: Path, flow: str) -> Folders:
     raw = _clip_folders(root / RAW_FRAMES)
     rgb = next(filter(None, (_clip_folders(root / name) for name in RGB_FOLDERS)), raw)
     motions = ([_clip_folders(root / name / axis) for axis in "uv"] for name in flows)
-    right, down = next(filter(all, motions), (raw, raw))
+    right, down = next(filter(all, motions), (raw, raw) if any(map(_holds_flow, raw)) else ((), ()))
     if not rgb or not right:
         raise _no_media(root, flow, flows, bool(rgb), bool(right))
     lists = next((root / name for name in LIST_FOLDERS if (root / name / CLASS_LIST).is_file()), None)
@@ -229,6 +230,12 @@ def _holds_clips(folder: Path) -> bool:
         return any(entry.name.startswith("v_") and entry.is_dir() for entry in entries)
 
 
+def _holds_flow(folder: Path) -> bool:
+    """Return whether the first clip in a folder has flow among its frames."""
+    clip = next(path for path in sorted(folder.iterdir()) if path.name.startswith("v_") and path.is_dir())
+    return any(FLOW_NAME.fullmatch(path.name) for path in clip.iterdir())
+
+
 def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: bool, motion: bool) -> RecipeError:
     absent = [] if rgb else [f"frames in {' or '.join(RGB_FOLDERS)}, as v_.../frame000001.jpg"]
     absent += [] if motion else [f"optical flow in u/ and v/ of {' or '.join(flows)}, as v_.../frame000001.jpg"]
@@ -236,6 +243,9 @@ def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: bool, motion: bo
     if any(next(root.glob(pattern), None) for pattern in VIDEOS):
         fix = f"run `python recipes/ucf101.py prepare --data-root {root} --flow {flow}`"
         return RecipeError(should, found="videos that are not prepared yet", fix=fix)
+    if rgb:
+        fix = "unpack the archive of the flow too, or put the videos there as UCF-101/CLASS/NAME.avi and run `prepare`"
+        return RecipeError(should, found=listing(root), fix=fix)
     return RecipeError(
         should,
         found=listing(root),

@@ -11,17 +11,22 @@ from recipe_common.errors import RecipeError
 
 PARTS = ("train", "test")
 LAYOUT = ClipLayout(
-    audio=("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
+    audio=(
+        *("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
+        *(f"audio/{part}/*" for part in PARTS),  # of Shen et al. (ACM MM 2023), by class
+    ),
     frames=(
         "visual",
         "video",
         *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
         *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
+        *(f"frames/{part}/*" for part in PARTS),
     ),
     videos=(
         *("videos/*.mp4", "video/*.mp4"),
         *(f"{part}-videos/{part}-set/*.mp4" for part in PARTS),
         *(f"{part}/*/*.mp4" for part in ("train", "val", "test")),  # of Asano et al. (NeurIPS 2020), by class
+        *(f"video/{part}/*/*.avi" for part in PARTS),
     ),
     bases=(
         *(".", "vggsound", "VGGSound", "data/VGGSound", "data/vggsound", "VGGSound_final"),
@@ -52,7 +57,9 @@ def read_split(root: Path) -> tuple[Split, str]:
 
 
 def read_vggsound(path: Path) -> Split:
-    """Read `vggsound.csv`: video id, start second, label (quoted if it holds a comma), `train` or `test`; no header.
+    """Read `vggsound.csv`: video id, start second, label (quoted if it holds a comma), `train` or `test`.
+
+    The published file has no header; one is skipped.
 
     Returns:
         The split, without validation rows.
@@ -63,6 +70,8 @@ def read_vggsound(path: Path) -> Split:
     parts: dict[str, dict[str, Row]] = {"train": {}, "test": {}}
     for number, cells in csv_rows(path):
         where = f"{path}:{number}"
+        if number == 1 and len(cells) == 4 and not cells[1].isdigit() and cells[3] not in parts:
+            continue
         if len(cells) != 4 or cells[3] not in parts or not cells[1].isdigit() or not all(cells):
             raise RecipeError(f"{where} should be {COLUMNS}", found=repr(",".join(cells)), fix="correct the line")
         add_row(parts[cells[3]], Row(f"{cells[0]}_{cells[1]}", cells[2]), where)

@@ -34,8 +34,8 @@ from recipe_common.recipe import Data
 from recipe_common.settings.declaration import flag, group
 from recipe_common.settings.shared import Settings
 
-VIDEOS_SHOWN = 3
-"""Patterns of videos in messages, the first ones of a layout."""
+SHOWN = 4
+"""Patterns of a layout that messages list, the first ones."""
 OTHER_SOUND = (".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
 """Endings of sound files that downloaders write and no front end reads."""
 VAL_SHARE = 0.1
@@ -106,7 +106,7 @@ class ClipLayout:
                 fix=f"run `{self.prepare.format(root=root)}`",
             )
         missing = [
-            f"{content} in {' or '.join(given or patterns)} (`{flag}` names another folder)"
+            f"{content} in {' or '.join(given or patterns[:SHOWN])} (`{flag}` names another folder)"
             for found, content, given, patterns, flag in (
                 (folders.audio, "audio", settings.audio_dir, self.audio, "--audio-dir"),
                 (folders.frames, "frames", settings.visual_dir, self.frames, "--visual-dir"),
@@ -114,7 +114,7 @@ class ClipLayout:
             if not found
         ]
         raise RecipeError(
-            f"{root} should hold {'; '.join(missing)}; or videos in {' or '.join(self.videos[:VIDEOS_SHOWN])}",
+            f"{root} should hold {'; '.join(missing)}; or videos in {' or '.join(self.videos[:SHOWN])}",
             found=listing(root),
             fix="point `--data-root` to the folder that holds them, or leave it out to train on a small synthetic set",
         )
@@ -125,7 +125,7 @@ class ClipLayout:
         Raises:
             RecipeError: If there are none.
         """
-        return find_videos(root, self._below(self.videos), shown=self.videos[:VIDEOS_SHOWN])
+        return find_videos(root, self._below(self.videos), shown=self.videos[:SHOWN])
 
     def find_file(self, root: Path, names: Sequence[str]) -> Path | None:
         """Return the first file with one of these names, relative to the root or one of the bases."""
