@@ -282,7 +282,5 @@ def test_frames_without_flow_are_told_the_way_to_it(root: Path, raw: bool) -> No
             path.unlink()
     else:
         (root / "tvl1_flow").rename(root / "elsewhere")
-    with pytest.raises(
-        RecipeError, match=r"should hold optical flow in u/ and v/.*: unpack the archive of the flow"
-    ):
+    with pytest.raises(RecipeError, match=r"should hold optical flow in u/ and v/.*: unpack the archive of the flow"):
         load(root)

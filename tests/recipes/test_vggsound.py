@@ -291,3 +291,17 @@ def test_messages_list_the_first_folders_of_a_layout(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"frames in visual or video or .* names another folder") as error:
         load(RECIPE, tmp_path, num_classes=3)
     assert len(str(error.value)) < 600 + 2 * len(str(tmp_path))
+
+
+def test_a_few_irregular_rows_are_repaired_and_said(root: Path) -> None:
+    # 600 further rows without files: one clip with two labels, one in both parts.
+    more = [(f"x{number:010d}", 0, LABELS[number % 3], "train") for number in range(600)]
+    write_csv(root, [*CLIPS, *more, (*CLIPS[0][:2], "air horn", "train"), (*CLIPS[18][:3], "train")])
+    data = load(RECIPE, root, num_classes=3, min_found=0.0, validation=False, select="test")
+    assert [line for line in data.summary if "vggsound.csv" in line] == [
+        f"split: {root / 'vggsound.csv'}; 1 rows repeat a clip with another label, the first counts; "
+        "1 clips of both parts left out of training; nothing held out for validation"
+    ]
+    assert len(names_of(data.train)) == 18
+    assert TEST[0] in names_of(data.test)
+    assert data.train.samples[0].label == SORTED.index(CLIPS[0][2])  # type: ignore[attr-defined]
