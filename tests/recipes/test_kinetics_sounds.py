@@ -584,3 +584,13 @@ def test_the_folders_of_valuate_and_enhance(tmp_path: Path) -> None:
             write_frames(tmp_path / f"ks_visual/{part}/{name}")
     data = load(RECIPE, tmp_path, audio_frontend="stored")
     assert (names_of(data.test), labels_of(data.test)) == (TEST, [12, 5, 30, 12])
+
+
+def test_folders_are_named_from_the_root_or_absolutely(root: Path) -> None:
+    (root / "audio").rename(root.parent / "sound")
+    for name in TRAIN + TEST:
+        (root / "visual" / name).rename(root / name)
+    data = load(RECIPE, root, audio_dir=(str(root.parent / "so*"),), visual_dir=(".",))
+    assert names_of(data.test) == TEST
+    with pytest.raises(RecipeError, match=r"audio in /nowhere"):
+        load(RECIPE, root, audio_dir=("/nowhere",), visual_dir=(".",))

@@ -305,3 +305,9 @@ def test_a_few_irregular_rows_are_repaired_and_said(root: Path) -> None:
     assert len(names_of(data.train)) == 18
     assert TEST[0] in names_of(data.test)
     assert data.train.samples[0].label == SORTED.index(CLIPS[0][2])  # type: ignore[attr-defined]
+
+
+def test_sound_and_frames_in_a_folder_for_each_part(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    write_media(tmp_path, "audio/{part}", "video/frames/{part}/Image-01-FPS/NAME", "{}_{:06d}")
+    assert [clip_key(name) for name in names_of(load(RECIPE, tmp_path, num_classes=3).test)] == TEST

@@ -176,7 +176,7 @@ def listed_split(folder: Path, classes: Sequence[str], seed: int, *, validation:
     """Read `train.csv` and `test.csv`, and `val.csv` and `my_train.csv` (the rest of train.csv) where they exist.
 
     `list_names` has other names of the first two; `val.csv` may be `valid.csv`. Without it, one ninth of every class of
-    the training list is held out: for CREMA-D 744 clips, as many as in test.csv. Without `validation`, all of the
+    the training list is held out: for CREMA-D 745 clips, one more than in test.csv. Without `validation`, all of the
     training list is for training.
 
     Returns:

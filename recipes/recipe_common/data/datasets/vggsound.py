@@ -13,7 +13,7 @@ PARTS = ("train", "test")
 LAYOUT = ClipLayout(
     audio=(
         *("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
-        *(f"audio/{part}/*" for part in PARTS),  # of Shen et al. (ACM MM 2023), by class
+        *(f"audio/{part}{clips}" for clips in ("", "/*") for part in PARTS),  # of Shen et al. (ACM MM 2023), by class
     ),
     frames=(
         "visual",
@@ -21,6 +21,7 @@ LAYOUT = ClipLayout(
         *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
         *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
         *(f"frames/{part}/*" for part in PARTS),
+        *(f"video/frames/{part}/Image-01-FPS" for part in PARTS),
     ),
     videos=(
         *("videos/*.mp4", "video/*.mp4"),

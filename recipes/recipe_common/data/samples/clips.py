@@ -49,10 +49,14 @@ class ClipSettings:
 
     audio: AudioSettings = group(AudioSettings)
     audio_dir: tuple[str, ...] | None = flag(
-        None, "folders of sound files under the data root, instead of the known layouts; may hold *", metavar="DIR"
+        None,
+        "folders of sound files, absolute or under the data root, instead of the known layouts; may hold *",
+        metavar="DIR",
     )
     visual_dir: tuple[str, ...] | None = flag(
-        None, "folders of frames under the data root, instead of the known layouts; may hold *", metavar="DIR"
+        None,
+        "folders of frames, absolute or under the data root, instead of the known layouts; may hold *",
+        metavar="DIR",
     )
     split_seed: int = flag(0, "seed of the clips held out for validation, independent of --seed", number=seed_int)
     min_found: float = flag(0.8, "share of the listed clips that must be on disk", number=share_float, metavar="SHARE")
