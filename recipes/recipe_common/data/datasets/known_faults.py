@@ -132,10 +132,20 @@ KNOWN_FAULTS: Mapping[str, Record] = {
         faults=(
             Fault(
                 "BraTS 2020: the segmentation of this case has the name `W39_1998.09.19_Segm.nii`",
-                "see the variants of the files on the page of the recipe",
+                "it is found",
                 (Report("iolag/UPD_study", 3),),
                 ("BraTS20_Training_355",),
                 is_named=False,
+            ),
+        ),
+    ),
+    "ch_sims": Record(
+        trackers=("thuiar/MMSA", "thuiar/Self-MM"),
+        faults=(
+            Fault(
+                "files of the published extraction script have lists for arrays, and no labels of each modality",
+                "they are read; the start of a run says that these labels are absent",
+                (Report("thuiar/Self-MM", 8), Report("thuiar/Self-MM", 18)),
             ),
         ),
     ),
@@ -265,7 +275,7 @@ KNOWN_FAULTS: Mapping[str, Record] = {
             Fault(
                 "`train_titles.csv`: the title of `breakfast_burrito_730.jpg` has no closing quote, which swallows the "
                 "rows up to the next one; these name `.txt` files in place of pictures",
-                "an error names the row: write the quote twice",
+                "such a row is one line, and a `.txt` file stands for the picture of its name; both are counted",
                 (Report(FOOD, 2),),
                 ("breakfast_burrito_730",),
                 is_named=False,
@@ -350,7 +360,7 @@ KNOWN_FAULTS: Mapping[str, Record] = {
         faults=(
             Fault(
                 "`urfunny2_videos.zip` holds 10,166 videos, and the labels of the first version 16,606",
-                "raw videos are not read; the packed features are those of the second version",
+                "raw videos are not read",
                 (Report("ROC-HCI/UR-FUNNY", 7),),
             ),
         ),
