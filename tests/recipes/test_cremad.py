@@ -235,6 +235,11 @@ def test_stored_spectrograms_beside_frames_in_visual(
     assert load(tmp_path, audio_frontend="stored").test[0, 0][0].shape[0] == 1
 
 
+def test_wav_files_are_not_read_as_stored_spectrograms(root: Path) -> None:
+    with pytest.raises(RecipeError, match=r"Found 48 \.wav files: read the wav files without `--audio-frontend`"):
+        load(root, audio_frontend="stored")
+
+
 def test_frames_of_unknown_rate_are_not_read_as_another_one(tmp_path: Path, clips: list[str]) -> None:
     write_clips(tmp_path, clips)
     (tmp_path / "Image-01-FPS").rename(tmp_path / "visual")

@@ -240,7 +240,8 @@ def check_kind(folders: Sequence[Path], read: FrontEnd, *, named: str | None = N
     if set(others) & set(StoredSpectrogram.endings):
         fix = "read the spectrograms with `--audio-frontend stored`"
     elif ".wav" in others:
-        fix = "read the wav files with another `--audio-frontend`, such as fbank or stft16k"
+        other = "without `--audio-frontend`" if named else "with `--audio-frontend fbank` or `stft16k`"
+        fix = f"read the wav files {other}"
     elif set(others) & set(OTHER_SOUND):
         fix = "convert them to wav, for example with ffmpeg, or run `prepare` on the videos, which writes wav files"
     raise RecipeError(f"{listed(folders)} should hold {' or '.join(read.endings)} files", found=found, fix=fix)
