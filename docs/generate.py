@@ -1,4 +1,4 @@
-"""Writes the parts of the docs that come from the code: option tables and the reference of the plugin API.
+"""Writes the parts of the docs that come from the code: option tables, plugin API, known faults of the datasets.
 
 python docs/generate.py [--check]
 
@@ -20,9 +20,15 @@ from modbalance import hookspecs
 from modbalance._plugins import load_method
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "recipes"))
+
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS, Fault, Record  # noqa: E402
+
 TABLE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end options -->)", re.DOTALL)
 SECTION = re.compile(r"^(Args|Attributes|Class attributes|Raises|Returns):$", re.MULTILINE)
 ENTRY = re.compile(r"^(\*{0,2}\w+): ", re.MULTILINE)
+
+FAULTS = re.compile(r"(<!-- known faults -->\n).*?(<!-- end known faults -->)", re.DOTALL)
 
 PLUGIN_API = DOCS / "plugin-api.md"
 INTRODUCTION = """\
@@ -48,6 +54,26 @@ def options_table(name: str) -> str:
         values = f"`{field.default!r}` | `{field.metadata['paper']!r}`"
         rows.append(f"| `{option}` | {values} | {field.metadata['doc']} |")
     return "\n".join(rows) + "\n"
+
+
+def fault_tables() -> str:
+    """Return the known faults of all datasets, a section with a table for each."""
+    return "\n".join(f"## [{name}]({name}.md)\n\n{faults_table(record)}" for name, record in KNOWN_FAULTS.items())
+
+
+def faults_table(record: Record) -> str:
+    """Return the faults of a dataset as a Markdown table, and where they were searched for."""
+    searched = f"Searched: the issues of {', '.join(f'`{tracker}`' for tracker in record.trackers)}.\n"
+    if not record.faults:
+        return f"none found. {searched}"
+    rows = ["| samples | fault | here | source |", "|---|---|---|---|", *map(_fault_row, record.faults)]
+    return "\n".join(rows) + f"\n\n{searched}"
+
+
+def _fault_row(fault: Fault) -> str:
+    samples = ", ".join(f"`{sample}`" for sample in fault.samples)
+    sources = ", ".join(f"[{report}]({report.address})" for report in fault.reports)
+    return f"| {samples} | {fault.fault} | {fault.here} | {sources} |"
 
 
 def plugin_api() -> str:
@@ -144,7 +170,10 @@ def _is_error(value: Any) -> bool:
 
 def updated(page: Path, text: str) -> str:
     """Return a page with its generated parts as the code has them now."""
-    return plugin_api() if page == PLUGIN_API else TABLE.sub(lambda m: m[1] + options_table(m[2]) + m[3], text)
+    if page == PLUGIN_API:
+        return plugin_api()
+    text = TABLE.sub(lambda m: m[1] + options_table(m[2]) + m[3], text)
+    return FAULTS.sub(lambda m: m[1] + fault_tables() + m[2], text)
 
 
 def main(check: bool) -> int:

@@ -47,6 +47,7 @@ from recipe_common.data.datasets.ave.sound import (
     event_spectrogram,
     start_spectrogram,
 )
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
 from recipe_common.data.readers.frames import Frames
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
@@ -132,7 +133,10 @@ def load(settings: Settings[AveSettings]) -> Data:
     )
     borrowed = borrowed_frames(folders.frames, split, names, fix)
     lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}", *borrowed)
-    return open_samples(settings, root, CLASSES, split, sources, lines, min_found=own.min_found, feeding=own.feed)
+    faults = KNOWN_FAULTS["ave"].samples
+    return open_samples(
+        settings, root, CLASSES, split, sources, lines, min_found=own.min_found, feeding=own.feed, faults=faults
+    )
 
 
 def synthetic_root() -> Path:

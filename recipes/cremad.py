@@ -4,9 +4,10 @@
     python recipes/cremad.py prepare --data-root DIR                    frames and sound from the videos, once
     python recipes/cremad.py --data-root DIR --methods none ogm_ge      the paper's training
 
-DIR is a download of https://github.com/CheyneyComputerScience/CREMA-D (`AudioWAV/NAME.wav`, `VideoFlash/NAME.flv`), or
-the files that other code made of it: `AudioWAV`, `Audio` or `audio` with NAME.wav, and `Image-01-FPS/NAME/` with
-numbered jpg files. NAME is `<actor>_<sentence>_<emotion>_<level>`, such as `1001_DFA_ANG_XX`.
+DIR is a download of https://github.com/CheyneyComputerScience/CREMA-D (`AudioWAV/NAME.wav`, `VideoFlash/NAME.flv`),
+or the files that other code made of it: `AudioWAV`, `Audio` or `audio` with NAME.wav, and `Image-01-FPS/NAME/` or
+`visual/NAME/` with numbered jpg files; NAME.pt, .npy or .pkl with --audio-frontend stored. NAME is
+`<actor>_<sentence>_<emotion>_<level>`, such as `1001_DFA_ANG_XX`.
 
 Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Three things differ from their code: the best
 epoch is selected on validation clips and never on the test clips, frames are sorted, and clips that lack a modality are
@@ -23,13 +24,17 @@ from torch import nn
 from recipe_common.arguments import positive_float, positive_int, seed_int, share_float
 from recipe_common.cli import main
 from recipe_common.data.cache.feed import FeedSettings
-from recipe_common.data.datasets.cremad import CLASS_ORDERS, Folders, layout_of, listed_split
+from recipe_common.data.datasets.cremad import CLASS_ORDERS, Folders, clip_name, layout_of, listed_split
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
-from recipe_common.data.prepare.video import VideoJob, find_videos, prepare_videos
-from recipe_common.data.readers.audio import Spectrogram
+from recipe_common.data.prepare.video import VideoJob, prepare_videos
+from recipe_common.data.readers.audio import FrontEnd, Spectrogram
 from recipe_common.data.readers.frames import Frames
+from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.assemble import open_samples
-from recipe_common.data.samples.audiovisual import audio_source, frames_source
+from recipe_common.data.samples.audiovisual import audio_source, frames_source, index_files, listed
+from recipe_common.data.samples.clips import check_kind
+from recipe_common.data.samples.faulty import fault_lines
 from recipe_common.data.samples.splits import Split, random_split, speaker_split
 from recipe_common.data.synthetic.cremad import synthetic_root
 from recipe_common.models.clips import audio_visual_net
@@ -59,6 +64,9 @@ class CremadSettings:
     fps: int = flag(1, "read the folder Image-<fps>-FPS", number=positive_int)
     frames: int = flag(1, "frames per clip", number=positive_int)
     image_size: int = flag(224, number=positive_int, metavar="PIXELS")
+    audio_frontend: str | None = flag(
+        None, "stored: spectrograms in npy, pkl or pt files; default: spectrograms of wav files", choices=("stored",)
+    )
     # Its dataset code: 3 s at 22,050 Hz, log magnitude of a (257, 188) spectrogram.
     audio_rate: int = flag(22_050, number=positive_int, metavar="HZ")
     audio_seconds: float = flag(3.0, "waveforms are repeated and cut to this length", number=positive_float)
@@ -81,12 +89,23 @@ def load(settings: Settings[CremadSettings]) -> Data:
     classes = CLASS_ORDERS[own.class_order]
     folders = layout_of(own.fps).find(root)
     split, origin = choose_split(settings, folders, classes)
+    check_kind(folders.audio, front_end(own), named="AudioWAV")
     sources = (
-        audio_source([folders.audio], Spectrogram(own.audio_rate, own.audio_seconds, own.n_fft, own.hop)),
-        frames_source([folders.frames], Frames(own.frames, own.image_size)),
+        audio_source(folders.audio, front_end(own), key=clip_name),
+        frames_source(folders.frames, Frames(own.frames, own.image_size), key=clip_name),
     )
-    lines = (f"data: {folders.audio}, {folders.frames}", f"split: {origin}")
-    return open_samples(settings, root, classes, split, sources, lines, min_found=own.min_found, feeding=own.feed)
+    lines = (f"data: {listed(folders.audio)}, {listed(folders.frames)}", f"split: {origin}")
+    faults = KNOWN_FAULTS["cremad"].samples
+    return open_samples(
+        settings, root, classes, split, sources, lines, min_found=own.min_found, feeding=own.feed, faults=faults
+    )
+
+
+def front_end(own: CremadSettings) -> FrontEnd:
+    """Return the reader of the sound."""
+    if own.audio_frontend == "stored":
+        return StoredSpectrogram()
+    return Spectrogram(own.audio_rate, own.audio_seconds, own.n_fft, own.hop)
 
 
 def choose_split(settings: Settings[CremadSettings], folders: Folders, classes: tuple[str, ...]) -> tuple[Split, str]:
@@ -110,10 +129,17 @@ def prepare_main(arguments: list[str]) -> int:
     if settings.verify:
         return verify(settings.data_root, workers=settings.workers)
     layout = layout_of(settings.fps)
-    audio, frames = layout.audio_folder(settings.data_root), settings.data_root / layout.frames
-    videos = find_videos(settings.data_root, [f"{layout.videos}/*.flv"])
-    jobs = [VideoJob(video, frames / video.stem, audio / f"{video.stem}.wav") for video in videos]
-    return prepare_videos(settings.data_root, jobs, fps=settings.fps, workers=settings.workers)
+    audio, frames = layout.audio_folder(settings.data_root), settings.data_root / layout.frames[0]
+    videos = layout.find_videos(settings.data_root)
+    sound = index_files([audio], (".wav",), clip_name) if audio.is_dir() else {}
+    jobs = [
+        VideoJob(video, frames / video.stem, sound.get(video.stem, audio / f"{video.stem}.wav")) for video in videos
+    ]
+    status = prepare_videos(settings.data_root, jobs, fps=settings.fps, workers=settings.workers)
+    kept = (job.frames.name for job in jobs if job.frames.is_dir())
+    for line in fault_lines(KNOWN_FAULTS["cremad"].samples, kept):
+        print(line)
+    return status
 
 
 def build_model(settings: Settings[CremadSettings], data: Data) -> nn.Module:

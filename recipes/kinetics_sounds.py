@@ -9,9 +9,9 @@ DIR holds one of
                                                                                  .pkl with --audio-frontend stored
     audio/{train,test}/CLASS/NAME.wav, visual/{train_img,val_img}/Image-01-FPS/CLASS/NAME/*.jpg       the DGL code
     KS.json or KS_train_val.json, audio/NAME.pkl, visual/NAME.hdf5               the BML (OGM-GE, TPAMI 2024) code
-or videos/NAME.mp4 with the lists, or {train,val}/CLASS/NAME.mp4 of Kinetics-400, for `prepare`. NAME is `<YouTube
-id>_<start>_<end>` or `<id>_<start>`; zeros before a number do not matter. Other folders: --audio-dir, --visual-dir,
---train-list, --test-list.
+or for `prepare` videos/NAME.mp4 with the lists, or Kinetics-400: {train,val}/CLASS/NAME.mp4, or {train,val}/NAME.mp4
+with these lists or with annotations/{train,val}.csv. NAME is `<YouTube id>_<start>_<end>` or `<id>_<start>`; zeros
+before a number do not matter. Other folders: --audio-dir, --visual-dir, --train-list, --test-list.
 
 Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Differences from their code: the best epoch
 is selected on a tenth of the training list, a frame of each third of a clip is drawn in training, and clips that lack a
@@ -26,7 +26,9 @@ import attrs
 from torch import nn
 
 from recipe_common.cli import main
-from recipe_common.data.datasets.kinetics_sounds import CLASSES, LAYOUT, read_split, video_jobs
+from recipe_common.data.datasets.kinetics_sounds import CLASSES, LAYOUT, read_split
+from recipe_common.data.datasets.kinetics_videos import video_jobs
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.prepare.engine import parse_preparation, verify
 from recipe_common.data.prepare.video import prepare_videos
 from recipe_common.data.samples.clips import (
@@ -62,7 +64,9 @@ def load(settings: Settings[KineticsSettings]) -> Data:
     folders = LAYOUT.find(root, own.clips)
     listed, origin = read_split(root, own.train_list, own.test_list)
     split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
-    return open_clips(settings, own.clips, root, folders, split, CLASSES, (f"data: {root}", f"split: {origin}"))
+    lines = (f"data: {root}", f"split: {origin}")
+    faults = KNOWN_FAULTS["kinetics_sounds"].samples
+    return open_clips(settings, own.clips, root, folders, split, CLASSES, lines, faults=faults)
 
 
 def prepare_main(arguments: list[str]) -> int:

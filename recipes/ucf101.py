@@ -32,6 +32,7 @@ from recipe_common.data.prepare.optical_flow import FLOW_METHODS, optical_flow, 
 from recipe_common.data.prepare.video import find_videos
 from recipe_common.data.readers.two_stream import FLIPS, TwoStreams, two_stream_sources
 from recipe_common.data.samples.assemble import open_samples
+from recipe_common.data.samples.audiovisual import listed
 from recipe_common.data.synthetic.folder import synthetic_folder
 from recipe_common.data.synthetic.ucf101 import SyntheticMotion
 from recipe_common.errors import require
@@ -82,7 +83,8 @@ def load(settings: Settings[Ucf101Settings]) -> Data:
     split, origin = read_split(folders.lists, classes, own.fold, own.split_seed, validation=validation)
     streams = TwoStreams(own.frames, own.image_size, own.flip)
     sources = two_stream_sources(folders.rgb, folders.right, folders.down, streams)
-    lines = (f"data: {folders.rgb}, {folders.right}, {folders.down}", f"split: {origin}")
+    data = ", ".join(map(listed, dict.fromkeys((folders.rgb, folders.right, folders.down))))
+    lines = (f"data: {data}", f"split: {origin}")
     return open_samples(settings, root, classes, split, sources, lines, min_found=own.min_found, feeding=own.feed)
 
 

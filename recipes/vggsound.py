@@ -8,9 +8,9 @@ DIR holds `vggsound.csv` (video id, start second, label, train or test; no heade
     train-audios/train-set/NAME.wav, train-videos/train-set-img/Image-01-FPS/NAME.mp4/*.jpg, test-...    (OGM-GE code)
     audio/train-audios/train-set/NAME.wav, video/train-set-img/Image-01-FPS/NAME.mp4/*.jpg, test-...     (DGL code)
     audio/NAME.wav (or .npy with --audio-frontend stored), visual/NAME/*.jpg                (BalanceBenchmark code)
-or {train,test}-videos/{train,test}-set/NAME.mp4, or videos/NAME.mp4, for `prepare`. NAME is `<YouTube id>_<start>`;
-zeros before the start do not matter. Other folders: --audio-dir, --visual-dir. Without vggsound.csv, train.csv and
-test.csv of lines `NAME.mp4,label` are read.
+or {train,test}-videos/{train,test}-set/NAME.mp4, videos/NAME.mp4 or video/NAME.mp4, for `prepare`. NAME is `<YouTube
+id>_<start>`; zeros before the start do not matter. Other folders: --audio-dir, --visual-dir. Without vggsound.csv,
+train.csv and test.csv of lines `NAME.mp4,label` are read.
 
 Hyper-parameters are those of the OGM-GE authors (Peng et al., CVPR 2022). Differences from their code: classes are the
 sorted labels of the csv file, not those of the clips that happen to be on disk; the best epoch is selected on a tenth
@@ -27,15 +27,18 @@ from torch import nn
 
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
+from recipe_common.data.datasets.known_faults import KNOWN_FAULTS
 from recipe_common.data.datasets.vggsound import LAYOUT, read_split, video_job
 from recipe_common.data.prepare.engine import parse_preparation, verify
-from recipe_common.data.prepare.video import find_videos, prepare_videos
+from recipe_common.data.prepare.video import prepare_videos
 from recipe_common.data.samples.clips import (
     ClipPreparation,
     ClipSettings,
     open_clips,
     with_validation,
 )
+from recipe_common.data.samples.faulty import fault_lines
+from recipe_common.data.samples.youtube import clip_key
 from recipe_common.data.synthetic.vggsound import SYNTHETIC_LABELS, synthetic_root
 from recipe_common.errors import RecipeError
 from recipe_common.models.clips import audio_visual_net
@@ -68,7 +71,9 @@ def load(settings: Settings[VggsoundSettings]) -> Data:
         )
     folders = LAYOUT.find(root, own.clips)
     split, origin = with_validation(listed, origin, seed=own.clips.split_seed, wanted=settings.data.validation)
-    return open_clips(settings, own.clips, root, folders, split, classes, (f"data: {root}", f"split: {origin}"))
+    lines = (f"data: {root}", f"split: {origin}")
+    faults = KNOWN_FAULTS["vggsound"].samples
+    return open_clips(settings, own.clips, root, folders, split, classes, lines, faults=faults)
 
 
 def prepare_main(arguments: list[str]) -> int:
@@ -79,8 +84,12 @@ def prepare_main(arguments: list[str]) -> int:
     root, workers = settings.data_root, settings.workers
     if settings.verify:
         return verify(root, workers=workers)
-    jobs = [video_job(root, video) for video in find_videos(root, LAYOUT.videos)]
-    return prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
+    jobs = [video_job(root, video) for video in LAYOUT.find_videos(root)]
+    status = prepare_videos(root, jobs, fps=1, workers=workers, short_side=settings.short_side)
+    kept = (clip_key(job.video.stem) for job in jobs if job.frames.is_dir())
+    for line in fault_lines(KNOWN_FAULTS["vggsound"].samples, kept):
+        print(line)
+    return status
 
 
 def build_model(settings: Settings[VggsoundSettings], data: Data) -> nn.Module:

@@ -22,7 +22,7 @@ from recipe_common.report.curves import Picture
 from recipes.tiny_recipe import RECIPE
 
 pytestmark = pytest.mark.slow
-ADDED = {"cmu_mosei": {"text_model"}, "cmu_mosi": {"text_model"}}
+ADDED = {"cremad": {"audio_frontend"}, "cmu_mosei": {"text_model"}, "cmu_mosi": {"text_model"}}
 """Settings of recipes that were added after the recording."""
 
 

@@ -398,3 +398,14 @@ def test_short_run_on_the_synthetic_clips(tmp_path: Path, capsys: pytest.Capture
     assert main(RECIPE, ["--methods", "none", "ogm_ge", *flags]) == 0
     assert "SYNTHETIC DATA" in capsys.readouterr().out
     assert {"none", "ogm_ge"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("video", ["AVE/aaa/aaa.mp4", "AVE/Church bell/aaa.mp4", "train/Church bell/aaa.mp4"])
+def test_videos_in_folders_of_their_own_or_of_their_class(tmp_path: Path, video: str) -> None:
+    lists(tmp_path, f"{BELL}&aaa&good&0&2\n", f"{CAT}&bbb&good&1&2\n", f"{CAT}&ccc&good&0&1\n")
+    (tmp_path / video).parent.mkdir(parents=True)
+    mp4(tmp_path / video, 2.0)
+    with pytest.raises(RecipeError, match="not prepared yet"):
+        load(tmp_path)
+    assert main(RECIPE, ["prepare", "--data-root", str(tmp_path), "--workers", "1"]) == 0
+    assert (tmp_path / "Audios" / "aaa.wav").is_file()

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import cremad
+from recipe_common.data.datasets.cremad import layout_of
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data
 from recipe_common.training.settings import resolve
 
-from .cremad_tree import label_of, names, write_clips, write_frame, write_list
+from .clip_tree import write_lines, write_stored
+from .cremad_tree import label_of, names, write_clips, write_frame, write_list, write_wav
+from .tiny_videos import write_video
+
+WORDS = ("Neutral", "Happy", "Sad", "Fear", "Disgust", "Anger")
 
 
 @pytest.fixture
@@ -176,3 +183,92 @@ def test_the_description_of_the_model_fits_it(root: Path, fusion: str) -> None:
     paths = [*description["modalities"].values(), description["fusion"], *description.get("unimodal", {}).values()]
     assert all(model.get_submodule(path) is not None for path in paths)
     assert ("unimodal" in description) == (fusion == "sum")
+
+
+@pytest.mark.parametrize("folder", ["annotations", "cremad"])
+def test_lists_of_other_folders(tmp_path: Path, clips: list[str], folder: str) -> None:
+    write_clips(tmp_path, clips)
+    write_list(tmp_path / folder / "train.csv", clips[:36])
+    write_list(tmp_path / folder / "test.csv", clips[36:])
+    assert names_of(load(tmp_path).test) == clips[36:]
+
+
+def test_the_folders_of_mla(tmp_path: Path, clips: list[str]) -> None:
+    words = dict(zip(("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"), WORDS, strict=True))
+    for part, names_of_part in (("train", clips[:36]), ("test", clips[36:])):
+        lines = [f"{name}.flv {words[label_of(name)]}" for name in names_of_part]
+        write_lines(tmp_path / f"my_{part}_cre.txt", lines)
+        for name in names_of_part:
+            write_wav(tmp_path / f"audio/{part}/{name}.wav")
+            write_stored(tmp_path / f"audio/{part}_fbank/{name}.npy")
+            write_frame(tmp_path / f"visual/{part}_imgs/Image-01-FPS/{name}/00000.jpg")
+    for frontend, shape in ((None, (1, 257, 188)), ("stored", (1, 1024, 128))):
+        data = load(tmp_path, audio_frontend=frontend)
+        assert names_of(data.test) == clips[36:]
+        assert [sample.label for sample in data.test.samples[:6]] == [0, 1, 2, 3, 4, 5]  # type: ignore[attr-defined]
+        assert data.test[0, 0][0].shape == shape
+
+
+@pytest.mark.parametrize("line", ["1001_IEO_NEU_XX.flv Happy", "1001_IEO_NEU_XX Neutral", "x.flv Neutral", ""])
+def test_lists_of_mla_with_other_lines_are_refused(tmp_path: Path, clips: list[str], line: str) -> None:
+    write_clips(tmp_path, clips)
+    for part in ("train", "test"):
+        write_lines(tmp_path / f"my_{part}_cre.txt", [line])
+    with pytest.raises(RecipeError, match=r"my_train_cre\.txt.* should .*1001_DFA_ANG_XX\.flv Anger"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "ending"), [("audio", "pt"), ("Audio-1004", "pkl"), ("Audio-299", "pkl")])
+def test_stored_spectrograms_beside_frames_in_visual(
+    tmp_path: Path, clips: list[str], folder: str, ending: str
+) -> None:
+    for name in clips:
+        path = tmp_path / folder / f"{name}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if ending == "pt":
+            torch.save(torch.ones(1024, 128), path)
+        else:
+            path.write_bytes(pickle.dumps(np.ones((257, 1004))))
+        write_frame(tmp_path / "visual" / name / "frame_00001.jpg")
+    with pytest.raises(RecipeError, match=rf"Found 48 \.{ending} files: read the spectrograms with .*stored"):
+        load(tmp_path)
+    assert load(tmp_path, audio_frontend="stored").test[0, 0][0].shape[0] == 1
+
+
+def test_wav_files_are_not_read_as_stored_spectrograms(root: Path) -> None:
+    with pytest.raises(RecipeError, match=r"Found 48 \.wav files: read the wav files without `--audio-frontend`"):
+        load(root, audio_frontend="stored")
+
+
+def test_frames_of_unknown_rate_are_not_read_as_another_one(tmp_path: Path, clips: list[str]) -> None:
+    write_clips(tmp_path, clips)
+    (tmp_path / "Image-01-FPS").rename(tmp_path / "visual")
+    assert len(names_of(load(tmp_path).train)) > 0
+    with pytest.raises(RecipeError, match="Image-02-FPS"):
+        load(tmp_path, fps=2)
+
+
+def test_sound_alone_is_named(tmp_path: Path, clips: list[str]) -> None:
+    write_wav(tmp_path / "AudioWAV" / f"{clips[0]}.wav")
+    with pytest.raises(RecipeError, match=r"Found sound alone, in .*AudioWAV: get VideoFlash of the repository"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("video", ["VideoFlash/{}.flv", "VideoFlash/{}.mp4", "VideoMP4/{}.mp4"])
+def test_prepare_reads_converted_videos_too(tmp_path: Path, video: str) -> None:
+    name = "1001_DFA_ANG_XX"
+    write_video(tmp_path / video.format(name), codec="flv" if video.endswith("flv") else "mpeg4")
+    with pytest.raises(RecipeError, match="not prepared yet"):
+        load(tmp_path)
+    assert cremad.prepare_main(["--data-root", str(tmp_path), "--workers", "1"]) == 0
+    assert (tmp_path / "AudioWAV" / f"{name}.wav").is_file()
+    assert (tmp_path / "Image-01-FPS" / name / "00000.jpg").is_file()
+
+
+def test_prepare_takes_one_of_two_videos_of_a_clip(tmp_path: Path) -> None:
+    # The mirror of the corpus has one mp4 file beside its flv file.
+    for video in ("VideoMP4/1001_DFA_ANG_XX.mp4", "VideoFlash/1001_DFA_ANG_XX.mp4", "VideoFlash/1001_DFA_ANG_XX.flv"):
+        path = tmp_path / video
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert layout_of(1).find_videos(tmp_path) == (tmp_path / "VideoFlash/1001_DFA_ANG_XX.flv",)

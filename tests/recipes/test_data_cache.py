@@ -202,7 +202,7 @@ def test_two_streams_from_the_cache_are_those_from_the_files(tmp_path: Path, tra
     for name in names(1):
         write_clip(root, name, frames=7)
     flow = root / "tvl1_flow"
-    sources = two_stream_sources(root / "jpegs_256", flow / "u", flow / "v", TwoStreams(3, 6, flip))
+    sources = two_stream_sources([root / "jpegs_256"], [flow / "u"], [flow / "v"], TwoStreams(3, 6, flip))
     dataset = cached(root, sources, training=training)
     assert_same_samples(dataset, SampleDataset(parts_of(sources).train, sources, training=training, seed=0))
     keys = [(3, index) for index in range(8)]

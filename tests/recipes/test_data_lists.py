@@ -114,9 +114,10 @@ def test_published_validation_lists_are_used(tmp_path: Path) -> None:
     assert "val.csv" in origin
 
 
-def test_without_my_train_the_rest_of_train_is_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_without_my_train_the_rest_of_train_is_used(tmp_path: Path, name: str) -> None:
     clips = names(4)
-    write_lists(tmp_path, train=clips[:36], val=clips[30:36], test=clips[36:])
+    write_lists(tmp_path, **{"train": clips[:36], name: clips[30:36], "test": clips[36:]})
     assert part_names(listed_split(tmp_path, LABELS, seed=0)[0]) == [clips[:30], clips[30:36], clips[36:]]
 
 

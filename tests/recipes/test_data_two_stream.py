@@ -134,7 +134,7 @@ def test_sources_find_folders_in_any_case_and_say_what_is_missing(tmp_path: Path
     for file in (tmp_path / "tvl1_flow" / "v" / "v_YoYo_g01_c01").iterdir():
         file.unlink()
     rgb, flow = two_stream_sources(
-        tmp_path / "jpegs_256", tmp_path / "tvl1_flow" / "u", tmp_path / "tvl1_flow" / "v", TwoStreams()
+        [tmp_path / "jpegs_256"], [tmp_path / "tvl1_flow" / "u"], [tmp_path / "tvl1_flow" / "v"], TwoStreams()
     )
     assert rgb.find(Row("v_HandStandPushups_g01_c01", "")) == tmp_path / "jpegs_256" / "v_HandstandPushups_g01_c01"
     assert flow.find(Row("v_HandStandPushups_g01_c01", "")) is not None
@@ -146,7 +146,7 @@ def test_sources_find_folders_in_any_case_and_say_what_is_missing(tmp_path: Path
 def test_checks_decode_everything(tmp_path: Path) -> None:
     write_clip(tmp_path, "v_YoYo_g01_c01")
     parts = [tmp_path / name for name in ("jpegs_256", "tvl1_flow/u", "tvl1_flow/v")]
-    rgb, flow = two_stream_sources(parts[0], parts[1], parts[2], TwoStreams())
+    rgb, flow = two_stream_sources([parts[0]], [parts[1]], [parts[2]], TwoStreams())
     row = Row("v_YoYo_g01_c01", "")
     rgb.check(rgb.find(row))
     flow.check(flow.find(row))

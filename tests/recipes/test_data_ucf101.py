@@ -20,13 +20,13 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("rgb", ["jpegs_256", "ucf101_jpegs_256/jpegs_256", "ucf101_jpegs_256", "jpegs", "visual"])
 @pytest.mark.parametrize("flow", ["tvl1_flow", "ucf101_tvl1_flow/tvl1_flow", "ucf101_tvl1_flow", "flow"])
-@pytest.mark.parametrize("lists", [".", "ucfTrainTestlist", "ucf101_splits"])
+@pytest.mark.parametrize("lists", [".", "ucfTrainTestlist", "ucf101_splits", "annotations", "UCF_list"])
 def test_every_known_layout_is_found(tmp_path: Path, rgb: str, flow: str, lists: str) -> None:
     write_clip(tmp_path, names()[0], rgb=rgb, flow=flow)
     write_lists(tmp_path, lists)
     folders = find_folders(tmp_path, "tvl1")
-    assert folders.rgb == tmp_path / rgb
-    assert (folders.right, folders.down) == (tmp_path / flow / "u", tmp_path / flow / "v")
+    assert folders.rgb == (tmp_path / rgb,)
+    assert (folders.right, folders.down) == ((tmp_path / flow / "u",), (tmp_path / flow / "v",))
     assert folders.lists == tmp_path / lists
 
 
@@ -34,7 +34,7 @@ def test_flow_of_another_kind_is_told_apart(tmp_path: Path) -> None:
     write_clip(tmp_path, names()[0], flow="tvl1_flow")
     write_clip(tmp_path, names()[0], flow="dis_flow")
     write_lists(tmp_path)
-    assert find_folders(tmp_path, "dis").right == tmp_path / "dis_flow" / "u"
+    assert find_folders(tmp_path, "dis").right == (tmp_path / "dis_flow" / "u",)
 
 
 def test_half_a_flow_is_none(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_missing_lists_are_explained(tmp_path: Path) -> None:
         find_folders(tmp_path, "tvl1")
 
 
-@pytest.mark.parametrize("folder", ["UCF-101/YoYo", "YoYo"])
+@pytest.mark.parametrize("folder", ["UCF-101/YoYo", "YoYo", "videos/YoYo", "UCF101/UCF-101/YoYo"])
 def test_videos_that_are_not_prepared_are_told_the_command(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "v_YoYo_g01_c01.avi").touch()

@@ -17,9 +17,10 @@ from PIL import Image
 import kinetics_sounds
 from kinetics_sounds import RECIPE
 from recipe_common.cli import main
-from recipe_common.data.datasets.kinetics_sounds import CLASSES, video_jobs
+from recipe_common.data.datasets.kinetics_sounds import CLASSES
+from recipe_common.data.datasets.kinetics_videos import video_jobs
 from recipe_common.data.samples.audiovisual import choose, hdf5_frames
-from recipe_common.data.samples.youtube import clip_key
+from recipe_common.data.samples.youtube import ListedKey, clip_key
 from recipe_common.data.synthetic.kinetics_sounds import synthetic_root
 from recipe_common.errors import RecipeError
 
@@ -393,7 +394,7 @@ def test_prepare_keeps_the_class_folders_of_kinetics_400(tmp_path: Path) -> None
 def test_prepare_without_a_fitting_video_is_explained(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "other.mp4").touch()
-    with pytest.raises(RecipeError, match=r"train/CLASS/NAME\.mp4.*Found 1 others.*: add the lists"):
+    with pytest.raises(RecipeError, match=r"train/CLASS/NAME\.mp4.*Found 1 others.*: add my_train"):
         video_jobs(tmp_path)
 
 
@@ -427,3 +428,169 @@ def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
     flags = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "4", "--image-size", "32", "--device", "cpu"]
     assert main(RECIPE, [*flags, "--methods", "ogm_ge", "--output", str(tmp_path)]) == 0
     assert (tmp_path / "ogm_ge" / "best.pt").is_file()
+
+
+def write_annotations(path: Path, *rows: tuple[str, str, int], part: str = "train") -> None:
+    """Write a csv file as the CVDF copy of Kinetics-400 has it."""
+    lines = [f'"{label}",{name},{start},{start + 10},{part},0' for label, name, start in rows]
+    write_lines(path, ["label,youtube_id,time_start,time_end,split,is_cc", *lines])
+
+
+@pytest.mark.parametrize("base", [".", "k400"])
+def test_flat_videos_of_kinetics_400_are_chosen_by_the_lists(tmp_path: Path, base: str) -> None:
+    write_lists(tmp_path)
+    for part, name in (
+        ("train", TRAIN[0]),
+        ("val", f"{video_id(20)}_000020_000030"),
+        ("val", f"{video_id(77)}_000001_000011"),
+    ):
+        write_video(tmp_path / base / part / f"{name}.mp4", codec="mpeg4")
+    with pytest.raises(RecipeError, match="not prepared yet"):
+        load(RECIPE, tmp_path)
+    assert kinetics_sounds.prepare_main(["--data-root", str(tmp_path), "--workers", "1"]) == 0
+    data = load(RECIPE, tmp_path, min_found=0.0, validation=False, select="test")
+    assert (names_of(data.train), names_of(data.test)) == (TRAIN[:1], TEST[:1])
+
+
+@pytest.mark.parametrize(
+    ("train", "val"), [("annotations/train.csv", "annotations/val.csv"), ("train.csv", "validate.csv")]
+)
+def test_flat_videos_of_kinetics_400_take_their_classes_from_its_annotations(
+    tmp_path: Path, train: str, val: str
+) -> None:
+    write_annotations(tmp_path / train, ("playing guitar", video_id(0), 7), ("abseiling", video_id(1), 8))
+    write_annotations(tmp_path / val, ("tickling", video_id(2), 9), part="val")
+    for part, number, start in (("train", 0, 7), ("train", 1, 8), ("val", 2, 9)):
+        write_video(tmp_path / part / f"{video_id(number)}_{start:06d}_{start + 10:06d}.mp4", codec="mpeg4")
+    assert kinetics_sounds.prepare_main(["--data-root", str(tmp_path), "--workers", "1"]) == 0
+    data = load(RECIPE, tmp_path, validation=False, select="test")
+    assert names_of(data.train) == [f"{video_id(0)}_000007_000017"]
+    assert (labels_of(data.train), labels_of(data.test)) == ([12], [30])
+    assert any("1 of 2 and 1 of 1 rows are of the 31 classes" in line for line in data.summary)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("ID 3", r"train\.csv:1 should have the columns label, youtube_id, time_start, time_end"),
+        ("label,youtube_id,time_start,time_end\nsinging,x,1", r"train\.csv:2 .*Found 'singing,x,1'"),
+        ("label,youtube_id,time_start,time_end\nsinging,a_0000-_b1c,one,11", r"train\.csv:2 .*one"),
+    ],
+)
+def test_annotations_of_another_form_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / f"{TRAIN[0]}.mp4").touch()
+    write_lines(tmp_path / "annotations/train.csv", [line])
+    write_annotations(tmp_path / "annotations/val.csv")
+    with pytest.raises(RecipeError, match=message):
+        video_jobs(tmp_path)
+
+
+def test_flat_videos_without_lists_are_told_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / f"{TRAIN[0]}.mp4").touch()
+    with pytest.raises(
+        RecipeError, match=r"Found 1 others, such as .*train.*: add my_train\.txt and my_test\.txt, or the annotations"
+    ):
+        video_jobs(tmp_path)
+
+
+def test_a_replacement_is_taken_for_a_corrupted_video(tmp_path: Path) -> None:
+    write_lists(tmp_path)
+    replacement = tmp_path / "replacement/replacement_for_corrupted_k400" / f"{TRAIN[0]}.mp4"
+    for path in (tmp_path / "train" / f"{TRAIN[0]}.mp4", tmp_path / "train" / f"{TRAIN[1]}.mp4", replacement):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert sorted(job.video for job in video_jobs(tmp_path)) == sorted(
+        [replacement, tmp_path / f"train/{TRAIN[1]}.mp4"]
+    )
+
+
+@pytest.mark.parametrize("folders", ["{part}", "videos/{part}", "videos_{part}"])
+def test_class_folders_of_other_tools(tmp_path: Path, folders: str) -> None:
+    corrupted = tmp_path / folders.format(part="train") / "singing" / f"{TRAIN[0]}.mp4"
+    replacement = tmp_path / "replacement/replacement_for_corrupted_k400" / corrupted.name
+    other = tmp_path / folders.format(part="val") / "singing" / f"{TRAIN[1]}.mp4"
+    for path in (corrupted, replacement, other):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    jobs = {job.video: job for job in video_jobs(tmp_path)}
+    assert jobs.keys() == {replacement, other}
+    assert jobs[replacement].wav == tmp_path / f"audio/train/singing/{TRAIN[0]}.wav"
+    assert jobs[other].wav == tmp_path / f"audio/test/singing/{TRAIN[1]}.wav"
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a_0000-_b1c_261000_271000", "a_0000-_b1c_261"),
+        ("a_0000-_b1c_0_10000.mp4", "a_0000-_b1c_0"),
+        ("a_0000-_b1c_35752000_35762000", "a_0000-_b1c_35752"),
+        ("a_0000-_b1c_000261_000271", "a_0000-_b1c_261"),
+        ("a_0000-_b1c_8104", "a_0000-_b1c_8104"),
+        ("a_0000-_b1c_30000", "a_0000-_b1c_30000"),
+    ],
+)
+def test_times_ten_thousand_apart_are_milliseconds(name: str, key: str) -> None:
+    assert clip_key(name) == key
+
+
+def test_a_start_in_milliseconds_without_end_is_told_by_the_list() -> None:
+    key = ListedKey.of([f"{video_id(1)}_30", f"{video_id(2)}_30000", f"{video_id(2)}_30"])
+    assert key(f"{video_id(1)}_30000.mp4") == f"{video_id(1)}_30"
+    assert key(f"{video_id(2)}_30000") == f"{video_id(2)}_30000"
+    assert key(f"{video_id(3)}_30000") == f"{video_id(3)}_30000"
+    assert key(f"{video_id(1)}_000030_000040") == f"{video_id(1)}_30"
+
+
+@pytest.mark.parametrize("base", [".", "kinsound"])
+def test_the_folders_of_mla(tmp_path: Path, base: str) -> None:
+    for part, clips in (("train", TRAIN), ("test", TEST)):
+        write_lines(tmp_path / f"my_{part}_ks.txt", [f"{name}.mp4 playing guitar" for name in clips])
+        for name in clips:
+            write_stored(tmp_path / base / f"audio/{part}_fbank/{name}.npy")
+            write_frames(tmp_path / base / f"visual/{part}_imgs/Image-01-FPS/{name}")
+    data = load(RECIPE, tmp_path, audio_frontend="stored")
+    assert names_of(data.test) == TEST
+    assert set(labels_of(data.test)) == {12}
+
+
+def test_the_folders_of_inforeg(tmp_path: Path) -> None:
+    for part, frames, clips in (("train", "train", TRAIN), ("test", "val", TEST)):
+        write_lines(tmp_path / f"ks_{part}_overlap.txt", [f"{name} {label(index)}" for index, name in enumerate(clips)])
+        for name in clips:
+            write_stored(tmp_path / f"{part}_spec/{name}.npy")
+            write_frames(tmp_path / f"{frames}-frames-1fps/{part}/{name}")
+    data = load(RECIPE, tmp_path, audio_frontend="stored")
+    assert (names_of(data.test), labels_of(data.test)) == (TEST, [12, 5, 30, 12])
+
+
+def test_the_folders_of_bmmal(tmp_path: Path) -> None:
+    write_lists(tmp_path)
+    for part, clips in (("train", TRAIN), ("test", TEST)):
+        for name in clips:
+            write_sound(tmp_path / f"{part}/audio/playing guitar/{name}.wav")
+            write_frames(tmp_path / f"{part}/video/playing guitar/{name}", pattern="frame_{}.jpg")
+    data = load(RECIPE, tmp_path)
+    assert (names_of(data.test), labels_of(data.test)) == (TEST, [12, 5, 30, 12])
+
+
+def test_the_folders_of_valuate_and_enhance(tmp_path: Path) -> None:
+    for part, clips in (("train", TRAIN), ("test", TEST)):
+        lines = [f"{name} 1 {label(index)}" for index, name in enumerate(clips)]
+        write_lines(tmp_path / f"ks_audio/{part}_1fps_path.txt", lines)
+        for name in clips:
+            write_stored(tmp_path / f"ks_audio/{part}/{name}.npy")
+            write_frames(tmp_path / f"ks_visual/{part}/{name}")
+    data = load(RECIPE, tmp_path, audio_frontend="stored")
+    assert (names_of(data.test), labels_of(data.test)) == (TEST, [12, 5, 30, 12])
+
+
+def test_folders_are_named_from_the_root_or_absolutely(root: Path) -> None:
+    (root / "audio").rename(root.parent / "sound")
+    for name in TRAIN + TEST:
+        (root / "visual" / name).rename(root / name)
+    data = load(RECIPE, root, audio_dir=(str(root.parent / "so*"),), visual_dir=(".",))
+    assert names_of(data.test) == TEST
+    with pytest.raises(RecipeError, match=r"audio in /nowhere"):
+        load(RECIPE, root, audio_dir=("/nowhere",), visual_dir=(".",))

@@ -217,3 +217,70 @@ def test_the_command_line_trains_on_the_synthetic_set(tmp_path: Path) -> None:
         result = json.loads((tmp_path / method / "result.json").read_text())
         assert result["test"].keys() >= {"test_accuracy", "test_accuracy_rgb", "test_accuracy_flow"}
         assert result["best"]["steps"] == 2
+
+
+def move_to_raw_frames(root: Path, *, by_class: bool) -> None:
+    """Rename the files of a tree to the layout of MMAction2."""
+    kinds = {"jpegs_256": "img_", "tvl1_flow/u": "flow_x_", "tvl1_flow/v": "flow_y_"}
+    for folder, prefix in kinds.items():
+        for clip in (root / folder).iterdir():
+            target = root / "rawframes" / (clip.name.split("_")[1] if by_class else ".") / clip.name
+            target.mkdir(parents=True, exist_ok=True)
+            for path in clip.iterdir():
+                path.rename(target / f"{prefix}{int(path.stem.removeprefix('frame')):05d}.jpg")
+    for folder in ("jpegs_256", "tvl1_flow"):
+        (root / folder).rename(root / f"empty_{folder}")
+    (root / "ucfTrainTestlist").rename(root / "annotations")
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_the_folders_of_mmaction2_give_the_same_tensors(root: Path, by_class: bool) -> None:
+    expected = load(root, image_size=8)
+    before = [expected.test[0, 0], expected.train[3, 4]]
+    move_to_raw_frames(root, by_class=by_class)
+    data = load(root, image_size=8)
+    assert [len(samples_of(part)) for part in (data.train, data.val, data.test)] == [48, 6, 18]
+    for one, other in zip(before, [data.test[0, 0], data.train[3, 4]], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[:2], other[:2], strict=True))
+    assert load(root, image_size=8, skip_bad=True).skipped == ()
+
+
+def test_a_clip_of_mmaction2_without_flow_is_named(root: Path) -> None:
+    move_to_raw_frames(root, by_class=True)
+    for path in (root / "rawframes/YoYo/v_YoYo_g01_c01").glob("flow_*.jpg"):
+        path.unlink()
+    (root / "rawframes/YoYo/v_YoYo_g01_c02/flow_y_00002.jpg").unlink()
+    data = load(root)
+    assert "test: v_YoYo_g01_c01: no flow" in data.skipped
+    index = [sample.name for sample in samples_of(data.test)].index("v_YoYo_g01_c02")
+    with pytest.raises(RecipeError, match=r"should hold the same jpg files\. Found 3 and 2"):
+        data.test[0, index]
+
+
+def test_flow_among_the_frames_is_no_frame(root: Path) -> None:
+    expected = load(root).test[0, 0][0]
+    for clip in (root / "jpegs_256").iterdir():
+        for axis in "xy":
+            (clip / f"flow_{axis}_00001.jpg").write_bytes(b"flow")
+    assert torch.equal(load(root).test[0, 0][0], expected)
+
+
+def test_frames_in_class_folders_are_found(root: Path) -> None:
+    for folder in ("jpegs_256", "tvl1_flow/u", "tvl1_flow/v"):
+        for clip in sorted((root / folder).iterdir()):
+            target = root / folder / clip.name.split("_")[1] / clip.name
+            target.parent.mkdir(exist_ok=True)
+            clip.rename(target)
+    assert len(samples_of(load(root).test)) == 18
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_frames_without_flow_are_told_the_way_to_it(root: Path, raw: bool) -> None:
+    if raw:
+        move_to_raw_frames(root, by_class=True)
+        for path in (root / "rawframes").glob("*/*/flow_*.jpg"):
+            path.unlink()
+    else:
+        (root / "tvl1_flow").rename(root / "elsewhere")
+    with pytest.raises(RecipeError, match=r"should hold optical flow in u/ and v/.*: unpack the archive of the flow"):
+        load(root)

@@ -217,3 +217,97 @@ def test_it_trains_from_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "ogm_ge" / "best.pt").is_file()
     saved = torch.load(tmp_path / "ogm_ge" / "best.pt", weights_only=True)
     assert tuple(saved["classes"]) == SYNTHETIC_LABELS
+
+
+@pytest.mark.parametrize("name", ["{}_{}000_{}000", "{}_{:06d}"])
+@pytest.mark.parametrize("folder", ["video", "VGGSound_final/video", "vggsound/video"])
+def test_videos_of_the_published_archive_and_of_downloaders(tmp_path: Path, name: str, folder: str) -> None:
+    write_csv(tmp_path)
+    for identity, start, _, part in CLIPS[16:20]:
+        write_video(tmp_path / folder / f"{name.format(identity, start, start + 10)}.mp4", codec="mpeg4")
+        assert part in ("train", "test")
+    with pytest.raises(RecipeError, match=rf"not prepared yet.*vggsound\.py prepare --data-root {tmp_path}"):
+        load(RECIPE, tmp_path, num_classes=3)
+    assert vggsound.prepare_main(["--data-root", str(tmp_path), "--workers", "1", "--short-side", "8"]) == 0
+    data = load(RECIPE, tmp_path, num_classes=3, min_found=0.0, validation=False, select="test")
+    assert names_of(data.test) == TEST[:2]
+    assert len(names_of(data.train)) == 2
+
+
+def test_starts_in_milliseconds_without_end_are_read(root: Path) -> None:
+    for folder in ("test-audios/test-set", "test-videos/test-set-img/Image-01-FPS"):
+        for path in (root / folder).iterdir():
+            identity, start = path.name[:11], int(path.name[12:].split(".")[0])
+            path.rename(path.with_name(f"{identity}_{start}000{path.suffix}"))
+    assert [clip_key(name) for name in names_of(load(RECIPE, root, num_classes=3).test)] == TEST
+
+
+def test_an_archive_that_is_unpacked_with_all_its_folders_is_found(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    inner = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
+    write_video(tmp_path / inner / f"{TEST[0]}.mp4", codec="mpeg4")
+    assert vggsound.prepare_main(["--data-root", str(tmp_path), "--workers", "1"]) == 0
+    assert (tmp_path / "visual" / TEST[0]).is_dir()
+
+
+def test_sound_of_another_kind_beside_videos_is_explained(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    for identity, start, _, _ in CLIPS:
+        write_frames(tmp_path / "visual" / f"{identity}_{start}")
+        (tmp_path / "audio").mkdir(exist_ok=True)
+        (tmp_path / "audio" / f"{identity}_{start}000_{start + 10}000.flac").touch()
+    with pytest.raises(
+        RecipeError, match=r"Found \d+ \.flac files: convert them to wav.*or run `prepare` on the videos"
+    ):
+        load(RECIPE, tmp_path, num_classes=3)
+
+
+def test_videos_in_class_folders_are_prepared_by_name(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    write_video(tmp_path / "test/air horn" / f"{TEST[0]}.mp4", codec="mpeg4")
+    assert vggsound.prepare_main(["--data-root", str(tmp_path), "--workers", "1"]) == 0
+    assert (tmp_path / "visual" / TEST[0]).is_dir()
+
+
+def test_the_folders_of_bmmal(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    for identity, start, label, part in CLIPS:
+        write_sound(tmp_path / f"audio/{part}/{label}/{identity}_{start}_{start + 10}.wav")
+        write_frames(tmp_path / f"frames/{part}/{label}/{identity}_{start}_{start + 10}", pattern="frame_{}.jpg")
+    assert names_of(load(RECIPE, tmp_path, num_classes=3).test) == TEST
+
+
+def test_a_header_of_the_csv_file_is_skipped(root: Path) -> None:
+    path = root / "vggsound.csv"
+    path.write_text("YTID,start_seconds,positive_labels,split\n" + path.read_text())
+    assert len(names_of(load(RECIPE, root, num_classes=3).test)) == 3
+    path.write_text("x,y\n" + path.read_text())
+    with pytest.raises(RecipeError, match=r"vggsound\.csv:1 should be"):
+        load(RECIPE, root, num_classes=3)
+
+
+def test_messages_list_the_first_folders_of_a_layout(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    with pytest.raises(RecipeError, match=r"frames in visual or video or .* names another folder") as error:
+        load(RECIPE, tmp_path, num_classes=3)
+    assert len(str(error.value)) < 600 + 2 * len(str(tmp_path))
+
+
+def test_a_few_irregular_rows_are_repaired_and_said(root: Path) -> None:
+    # 600 further rows without files: one clip with two labels, one in both parts.
+    more = [(f"x{number:010d}", 0, LABELS[number % 3], "train") for number in range(600)]
+    write_csv(root, [*CLIPS, *more, (*CLIPS[0][:2], "air horn", "train"), (*CLIPS[18][:3], "train")])
+    data = load(RECIPE, root, num_classes=3, min_found=0.0, validation=False, select="test")
+    assert [line for line in data.summary if "vggsound.csv" in line] == [
+        f"split: {root / 'vggsound.csv'}; 1 rows repeat a clip with another label, the first counts; "
+        "1 clips of both parts left out of training; nothing held out for validation"
+    ]
+    assert len(names_of(data.train)) == 18
+    assert TEST[0] in names_of(data.test)
+    assert data.train.samples[0].label == SORTED.index(CLIPS[0][2])  # type: ignore[attr-defined]
+
+
+def test_sound_and_frames_in_a_folder_for_each_part(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    write_media(tmp_path, "audio/{part}", "video/frames/{part}/Image-01-FPS/NAME", "{}_{:06d}")
+    assert [clip_key(name) for name in names_of(load(RECIPE, tmp_path, num_classes=3).test)] == TEST

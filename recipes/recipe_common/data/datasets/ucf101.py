@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 
 from recipe_common.data.readers.non_files import check_file
+from recipe_common.data.readers.two_stream import FLOW_NAME
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.data.samples.splits import VAL_SHARE, Split
@@ -16,10 +17,15 @@ from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
 CLASS_LIST = "classInd.txt"
-LIST_FOLDERS = (".", "ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "ucf101_splits")
+LIST_FOLDERS = (
+    *(".", "ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "ucf101_splits"),
+    *("annotations", "UCF_list"),
+)
 RGB_FOLDERS = ("jpegs_256", "ucf101_jpegs_256/jpegs_256", "ucf101_jpegs_256", "jpegs", "rgb", "visual")
 FLOW_FOLDERS = ("{flow}_flow", "ucf101_{flow}_flow/{flow}_flow", "ucf101_{flow}_flow", "flow")
-VIDEOS = ("UCF-101/*/*.avi", "*/*.avi")
+RAW_FRAMES = "rawframes"
+"""Folder of MMAction2: `rawframes/CLASS/NAME/` holds `img_00001.jpg`, `flow_x_00001.jpg` and `flow_y_00001.jpg`."""
+VIDEOS = ("UCF-101/*/*.avi", "*/*.avi", "videos/*/*.avi", "UCF101/*/*.avi", "UCF101/UCF-101/*/*.avi")
 CLIP = re.compile(
     r"(?:(?P<folder>[^/\s]+)/)?(?P<name>v_(?P<label>\w+?)_g(?P<group>\d+)_c\d+)(?:\.avi)?(?:\s+(?P<index>\d+))?"
 )
@@ -30,20 +36,22 @@ class Folders:
     """Folders of the dataset.
 
     Attributes:
-        rgb: Folder of the frames.
-        right: Folder of the optical flow to the right.
-        down: Folder of the optical flow downwards.
+        rgb: Folders of the clips' frames: one, or one for each class.
+        right: Folders of the optical flow to the right.
+        down: Folders of the optical flow downwards; those of `right` in the layout of `RAW_FRAMES`.
         lists: Folder of the lists.
     """
 
-    rgb: Path
-    right: Path
-    down: Path
+    rgb: tuple[Path, ...]
+    right: tuple[Path, ...]
+    down: tuple[Path, ...]
     lists: Path
 
 
 def find_folders(root: Path, flow: str) -> Folders:
-    """Find frames, flow and lists under `root`, in the layouts of `RGB_FOLDERS`, `FLOW_FOLDERS` and `LIST_FOLDERS`.
+    """Find frames, flow and lists under `root`.
+
+    The layouts are those of `RGB_FOLDERS`, `FLOW_FOLDERS` and `LIST_FOLDERS`, and that of `RAW_FRAMES`.
 
     Args:
         root: Folder of the dataset.
@@ -53,10 +61,12 @@ def find_folders(root: Path, flow: str) -> Folders:
         RecipeError: If a folder is absent; the fix is `prepare` where there are videos.
     """
     flows = tuple(name.format(flow=flow) for name in FLOW_FOLDERS)
-    rgb = next((root / name for name in RGB_FOLDERS if _holds_clips(root / name)), None)
-    motion = next((root / name for name in flows if all(_holds_clips(root / name / axis) for axis in "uv")), None)
-    if rgb is None or motion is None:
-        raise _no_media(root, flow, flows, rgb, motion)
+    raw = _clip_folders(root / RAW_FRAMES)
+    rgb = next(filter(None, (_clip_folders(root / name) for name in RGB_FOLDERS)), raw)
+    motions = ([_clip_folders(root / name / axis) for axis in "uv"] for name in flows)
+    right, down = next(filter(all, motions), (raw, raw) if any(map(_holds_flow, raw)) else ((), ()))
+    if not rgb or not right:
+        raise _no_media(root, flow, flows, bool(rgb), bool(right))
     lists = next((root / name for name in LIST_FOLDERS if (root / name / CLASS_LIST).is_file()), None)
     if lists is None:
         raise RecipeError(
@@ -64,7 +74,7 @@ def find_folders(root: Path, flow: str) -> Folders:
             found=listing(root),
             fix="unpack the official archive of train/test splits there",
         )
-    return Folders(rgb, motion / "u", motion / "v", lists)
+    return Folders(rgb, right, down, lists)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -206,6 +216,13 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
+def _clip_folders(folder: Path) -> tuple[Path, ...]:
+    """Return a folder if it holds clips, else its folders that do, one for each class."""
+    if _holds_clips(folder):
+        return (folder,)
+    return tuple(path for path in sorted(folder.iterdir()) if _holds_clips(path)) if folder.is_dir() else ()
+
+
 def _holds_clips(folder: Path) -> bool:
     if not folder.is_dir():
         return False
@@ -213,13 +230,22 @@ def _holds_clips(folder: Path) -> bool:
         return any(entry.name.startswith("v_") and entry.is_dir() for entry in entries)
 
 
-def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: Path | None, motion: Path | None) -> RecipeError:
+def _holds_flow(folder: Path) -> bool:
+    """Return whether the first clip in a folder has flow among its frames."""
+    clip = next(path for path in sorted(folder.iterdir()) if path.name.startswith("v_") and path.is_dir())
+    return any(FLOW_NAME.fullmatch(path.name) for path in clip.iterdir())
+
+
+def _no_media(root: Path, flow: str, flows: Sequence[str], rgb: bool, motion: bool) -> RecipeError:
     absent = [] if rgb else [f"frames in {' or '.join(RGB_FOLDERS)}, as v_.../frame000001.jpg"]
     absent += [] if motion else [f"optical flow in u/ and v/ of {' or '.join(flows)}, as v_.../frame000001.jpg"]
     should = f"{root} should hold {'; '.join(absent)}"
     if any(next(root.glob(pattern), None) for pattern in VIDEOS):
         fix = f"run `python recipes/ucf101.py prepare --data-root {root} --flow {flow}`"
         return RecipeError(should, found="videos that are not prepared yet", fix=fix)
+    if rgb:
+        fix = "unpack the archive of the flow too, or put the videos there as UCF-101/CLASS/NAME.avi and run `prepare`"
+        return RecipeError(should, found=listing(root), fix=fix)
     return RecipeError(
         should,
         found=listing(root),

@@ -11,17 +11,32 @@ from recipe_common.errors import RecipeError
 
 PARTS = ("train", "test")
 LAYOUT = ClipLayout(
-    audio=("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
+    audio=(
+        *("audio", *(f"{base}{part}-audios/{part}-set" for base in ("", "audio/") for part in PARTS)),
+        *(f"audio/{part}{clips}" for clips in ("", "/*") for part in PARTS),  # of Shen et al. (ACM MM 2023), by class
+    ),
     frames=(
         "visual",
         "video",
         *(f"{part}-videos/{part}-set-img/Image-01-FPS" for part in PARTS),
         *(f"video/{part}-set-img/Image-01-FPS" for part in PARTS),
+        *(f"frames/{part}/*" for part in PARTS),
+        *(f"video/frames/{part}/Image-01-FPS" for part in PARTS),
     ),
-    videos=(*(f"{part}-videos/{part}-set/*.mp4" for part in PARTS), "videos/*.mp4"),
-    bases=(".", "vggsound", "VGGSound", "data/VGGSound"),
+    videos=(
+        *("videos/*.mp4", "video/*.mp4"),
+        *(f"{part}-videos/{part}-set/*.mp4" for part in PARTS),
+        *(f"{part}/*/*.mp4" for part in ("train", "val", "test")),  # of Asano et al. (NeurIPS 2020), by class
+        *(f"video/{part}/*/*.avi" for part in PARTS),
+    ),
+    bases=(
+        *(".", "vggsound", "VGGSound", "data/VGGSound", "data/vggsound", "VGGSound_final"),
+        "scratch/shared/beegfs/hchen/train_data/VGGSound_final",  # in the archive of the authors
+    ),
     prepare="python recipes/vggsound.py prepare --data-root {root}",
 )
+IRREGULAR = 0.005
+"""Share of rows that may list a clip again with another label or part: the file has 291 rows more than its clips."""
 COLUMNS = "video id, start second, label, train or test"
 
 
@@ -32,7 +47,7 @@ def read_split(root: Path) -> tuple[Split, str]:
         RecipeError: If the lists are absent or malformed.
     """
     if path := LAYOUT.find_file(root, ["vggsound.csv"]):
-        return read_vggsound(path), str(path)
+        return read_vggsound(path)
     lists = [LAYOUT.find_file(root, [f"{part}.csv"]) for part in PARTS]
     train, test = lists
     if train and test:
@@ -44,27 +59,47 @@ def read_split(root: Path) -> tuple[Split, str]:
     )
 
 
-def read_vggsound(path: Path) -> Split:
-    """Read `vggsound.csv`: video id, start second, label (quoted if it holds a comma), `train` or `test`; no header.
+def read_vggsound(path: Path) -> tuple[Split, str]:
+    """Read `vggsound.csv`: video id, start second, label (quoted if it holds a comma), `train` or `test`.
+
+    The published file has no header; one is skipped. Of a clip with two labels the first one counts, and a clip of both
+    parts is left out of training, up to `IRREGULAR` of all rows.
 
     Returns:
-        The split, without validation rows.
+        The split, without validation rows, and a line about its origin.
 
     Raises:
-        RecipeError: With file and line number, for a line of another form, or a clip with two labels.
+        RecipeError: With file and line number, for a line of another form, or for more clips with two labels or parts.
     """
     parts: dict[str, dict[str, Row]] = {"train": {}, "test": {}}
+    repeated: list[RecipeError] = []
+    total = 0
     for number, cells in csv_rows(path):
         where = f"{path}:{number}"
+        if number == 1 and len(cells) == 4 and not cells[1].isdigit() and cells[3] not in parts:
+            continue
         if len(cells) != 4 or cells[3] not in parts or not cells[1].isdigit() or not all(cells):
             raise RecipeError(f"{where} should be {COLUMNS}", found=repr(",".join(cells)), fix="correct the line")
-        add_row(parts[cells[3]], Row(f"{cells[0]}_{cells[1]}", cells[2]), where)
+        total += 1
+        try:
+            add_row(parts[cells[3]], Row(f"{cells[0]}_{cells[1]}", cells[2]), where)
+        except RecipeError as error:
+            repeated.append(error)
     for name, rows in parts.items():
         if not rows:
             raise RecipeError(
                 f"{path} should have {name} rows", found="none", fix="restore the file, which is cut short"
             )
-    return disjoint(Split(tuple(parts["train"].values()), (), tuple(parts["test"].values())))
+    train, test = parts["train"], parts["test"]
+    shared = train.keys() & test.keys()
+    if len(repeated) + len(shared) > IRREGULAR * total:
+        if repeated:
+            raise repeated[0]
+        return disjoint(Split(tuple(train.values()), (), tuple(test.values()))), str(path)
+    notes = [f"{len(repeated)} rows repeat a clip with another label, the first counts"] * bool(repeated)
+    notes += [f"{len(shared)} clips of both parts left out of training"] * bool(shared)
+    kept = tuple(row for key, row in train.items() if key not in shared)
+    return Split(kept, (), tuple(test.values())), "; ".join([str(path), *notes])
 
 
 def read_named_list(path: Path) -> tuple[Row, ...]:
@@ -88,7 +123,7 @@ def read_named_list(path: Path) -> tuple[Row, ...]:
 
 
 def video_job(root: Path, video: Path) -> VideoJob:
-    """Return a job for frames and sound in the layout of Peng et al. (CVPR 2022), or in a flat one for videos/."""
+    """Return a job for frames and sound in the layout of Peng et al. (CVPR 2022), or in a flat one for other videos."""
     part = video.parent.name.removesuffix("-set")
     if part not in PARTS:
         return flat_job(root, video)

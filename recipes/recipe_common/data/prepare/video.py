@@ -34,12 +34,13 @@ class VideoJob:
     more: tuple[Path, ...] = ()
 
 
-def find_videos(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
+def find_videos(root: Path, patterns: Iterable[str], *, shown: Iterable[str] | None = None) -> tuple[Path, ...]:
     """List the videos of a dataset in order, without hidden files.
 
     Args:
         root: Folder of the dataset.
         patterns: Patterns relative to `root`, such as `VideoFlash/*.flv`.
+        shown: Patterns in the message, if these are too many.
 
     Raises:
         RecipeError: If there are none.
@@ -48,7 +49,7 @@ def find_videos(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
     found = {path for pattern in patterns for path in root.glob(pattern) if not path.name.startswith(".")}
     if not found:
         raise RecipeError(
-            f"{root} should hold videos {' or '.join(patterns)}",
+            f"{root} should hold videos {' or '.join(shown or patterns)}",
             found=listing(root),
             fix="point `--data-root` to the folder that holds them",
         )

@@ -21,7 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_AREA = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 """Share of the picture, and width over height, of a random crop: torchvision's, which is in the papers' code."""
-FRAME_NAME = re.compile(r"(?!\.)(?:.*\D)?(\d+)\.jpe?g", re.IGNORECASE)
+FRAME_NAME = re.compile(r"(?!\.|flow_[xy]_)(?:.*\D)?(\d+)\.jpe?g", re.IGNORECASE)
+"""Optical flow in the folder of the frames, as MMAction2 has it, is no frame."""
 
 
 def frame_files(folder: Path) -> tuple[Path, ...]:

@@ -1,6 +1,7 @@
 """Reads frames and optical flow of a clip from numbered jpg files, as tensors for two-stream networks."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,14 @@ from recipe_common.data.readers.frames import (
     read_image,
     segments,
 )
-from recipe_common.data.samples.audiovisual import Indexed, index_files
+from recipe_common.data.samples.audiovisual import Indexed, index_files, listed
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
 from recipe_common.errors import RecipeError
 
 FLIPS = ("clip", "picture")
+FLOW_NAME = re.compile(r"(flow_[xy]_)(\d+)\.jpe?g", re.IGNORECASE)
+"""Flow in the folder of the frames: to the right `flow_x_00001.jpg`, downwards `flow_y_00001.jpg`."""
 
 
 @attrs.frozen
@@ -67,7 +70,8 @@ class TwoStreams:
         """Read flow, from 20 pixels to the left or up (0) to as many to the right or down (1).
 
         Args:
-            folders: Folders of the part to the right and the part down, with the same numbered jpg files.
+            folders: Folders of the part to the right and the part down, with the same numbered jpg files; twice the
+                same one if it holds both, see `FLOW_NAME`.
             seed: As in `rgb`.
 
         Returns:
@@ -152,7 +156,8 @@ class StreamPipeline:
 
     def files(self, media: Any) -> list[Path]:
         """Return all pictures of a folder, or of the two folders of a flow."""
-        return [path for folder in (media if self.is_flow else (media,)) for path in frame_files(folder)]
+        parts = _parts(media) if self.is_flow else (frame_files(media),)
+        return [path for part in parts for path in part]
 
     def note(self, media: Any) -> str:
         """Return nothing: the pictures depend on their files alone."""
@@ -190,17 +195,26 @@ class StreamPipeline:
         return self.finish_packed(self.pack(picked))
 
 
-def two_stream_sources(rgb: Path, right: Path, down: Path, streams: TwoStreams) -> tuple[Source, Source]:
+def two_stream_sources(
+    rgb: Sequence[Path], right: Sequence[Path], down: Sequence[Path], streams: TwoStreams
+) -> tuple[Source, Source]:
     """Return the sources of `<rgb>/<name>/`, and of `<right>/<name>/` with `<down>/<name>/`, in any case of the name.
 
     UCF-101, its lists and the data made of it disagree on `HandstandPushups` and `HandStandPushups`.
+
+    Args:
+        rgb: Folders of the clips' frames.
+        right: Folders of the flow to the right.
+        down: Folders of the flow downwards, or those of `right` if these hold both, see `FLOW_NAME`.
+        streams: Reader of the pictures.
     """
-    folders = [Indexed(index_files([folder], ("",), str.lower), str.lower) for folder in (rgb, right, down)]
+    folders = [Indexed(index_files(part, ("",), str.lower), str.lower) for part in (rgb, right, down)]
     find_frames, find_flow = partial(_find_one, folders[0]), partial(_find_both, folders[1:])
     frames_pipeline, flow_pipeline = (partial(_pipeline, streams, is_flow) for is_flow in (False, True))
+    where = " and ".join(dict.fromkeys((listed(right), listed(down))))
     return (
-        Source("rgb", "frames", str(rgb), find_frames, streams.rgb, _check_rgb, frames_pipeline),
-        Source("flow", "flow", f"{right} and {down}", find_flow, streams.flow, _check_flow, flow_pipeline),
+        Source("rgb", "frames", listed(rgb), find_frames, streams.rgb, _check_rgb, frames_pipeline),
+        Source("flow", "flow", where, find_flow, streams.flow, _check_flow, flow_pipeline),
     )
 
 
@@ -214,8 +228,8 @@ def flow_files(folders: tuple[Path, Path]) -> list[tuple[Path, Path]]:
     Raises:
         RecipeError: If the parts hold different files.
     """
-    right, down = (frame_files(folder) for folder in folders)
-    if [path.name for path in right] != [path.name for path in down]:
+    right, down = _parts(folders)
+    if [_place(path) for path in right] != [_place(path) for path in down]:
         raise RecipeError(
             f"{folders[0]} and {folders[1]} should hold the same jpg files",
             found=f"{len(right)} and {len(down)}",
@@ -224,20 +238,42 @@ def flow_files(folders: tuple[Path, Path]) -> list[tuple[Path, Path]]:
     return list(zip(right, down, strict=True))
 
 
+def _parts(folders: tuple[Path, Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the files of both parts of a flow, each by rising number."""
+    right, down = folders
+    if right != down:
+        return frame_files(right), frame_files(down)
+    files: dict[str, list[tuple[int, Path]]] = {"flow_x_": [], "flow_y_": []}
+    for path in right.iterdir():
+        if match := FLOW_NAME.fullmatch(path.name):
+            files[match[1].lower()].append((int(match[2]), path))
+    across, along = (tuple(path for _, path in sorted(part)) for part in files.values())
+    return across, along
+
+
+def _place(path: Path) -> str:
+    """Return the name of a file that both parts of a flow have in common."""
+    match = FLOW_NAME.fullmatch(path.name)
+    return match[2] if match else path.name
+
+
 def _find_one(folders: Indexed, row: Row) -> Path | None:
     folder = folders(row)
-    return folder if folder and _holds_pictures(folder) else None
+    return folder if folder and _holds_pictures(folder, FRAME_NAME) else None
 
 
 def _find_both(parts: Sequence[Indexed], row: Row) -> tuple[Path, Path] | None:
-    right, down = (_find_one(folders, row) for folders in parts)
-    return (right, down) if right and down else None
+    right, down = (folders(row) for folders in parts)
+    if right is None or down is None:
+        return None
+    name = FLOW_NAME if right == down else FRAME_NAME
+    return (right, down) if _holds_pictures(right, name) and _holds_pictures(down, name) else None
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _holds_pictures(folder: Path, name: re.Pattern[str]) -> bool:
     """Return whether there is a picture; listing all of them would be slow and large: UCF-101 has 7 million."""
     with os.scandir(folder) as entries:
-        return any(FRAME_NAME.fullmatch(entry.name) for entry in entries)
+        return any(name.fullmatch(entry.name) for entry in entries)
 
 
 def _read_grey(path: Path) -> Image.Image:

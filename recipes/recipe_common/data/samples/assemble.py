@@ -1,10 +1,11 @@
 """Opens the samples of a split as the data of a run, from their files or through a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipe_common.data.cache.feed import FeedSettings, feed
+from recipe_common.data.samples.faulty import fault_lines
 from recipe_common.data.samples.sources import SampleFinder, Source
 from recipe_common.data.samples.splits import Split
 from recipe_common.recipe import Data
@@ -21,6 +22,7 @@ def open_samples(
     *,
     min_found: float,
     feeding: FeedSettings | None = None,
+    faults: Mapping[str, str] | None = None,
 ) -> Data:
     """Find and open the samples of a split.
 
@@ -33,11 +35,13 @@ def open_samples(
         lines: First lines of the summary of the data.
         min_found: Share of the listed samples of a part that must be on disk, 0 to 1.
         feeding: Settings of the cache; None for samples that cannot be kept in one.
+        faults: Known faults by the name of the sample; the summary names those that are kept.
 
     Raises:
         RecipeError: If too few samples of a part are on disk, or if the cache cannot be built or read.
     """
     parts = SampleFinder(classes, sources, min_found, settings.data.skip_bad).read(split)
+    kept = (sample.name for part in (parts.train, parts.val, parts.test) for sample in part)
     opened = feed(feeding, root, parts, sources, seed=settings.optimisation.seed)
     return Data(
         train=opened(parts.train, training=True),
@@ -46,6 +50,6 @@ def open_samples(
         classes=classes,
         modalities=tuple(source.modality for source in sources),
         synthetic=settings.data.is_synthetic,
-        summary=(*lines, *parts.summary),
+        summary=(*lines, *parts.summary, *fault_lines(faults or {}, kept)),
         skipped=parts.skipped,
     )

@@ -31,9 +31,23 @@ HDF5_FRAMES = "video"
 
 
 def existing(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
-    """Return the folders under `root` that match a pattern such as `audio/train/*`, in the order of the patterns."""
-    found = [path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_dir()]
+    """Return the folders that match a pattern such as `audio/train/*`, in the order of the patterns.
+
+    Args:
+        root: Folder under which the patterns are tried.
+        patterns: The patterns; `.` is the root itself, and an absolute one is tried as it is.
+    """
+    found = [path for pattern in patterns for path in _matches(root, Path(pattern))]
     return tuple(path for path in dict.fromkeys(found) if not path.name.startswith("."))
+
+
+def _matches(root: Path, pattern: Path) -> list[Path]:
+    if pattern.is_absolute():
+        root, pattern = Path(pattern.anchor), pattern.relative_to(pattern.anchor)
+    if not pattern.parts:
+        return [root] if root.is_dir() else []
+    # With the slash at its end, glob skips files without asking for the status of each.
+    return sorted(root.glob(f"{pattern}/"))
 
 
 def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str], str] = str) -> Source:

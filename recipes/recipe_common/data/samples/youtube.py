@@ -5,21 +5,53 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import attrs
+
 from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError
 
-CLIP_NAME = re.compile(r"([\w-]{11})_(\d{1,6})(?:_\d{1,6})?(?:\.(?:mp4|wav|npy|pkl))?")
+CLIP_NAME = re.compile(r"([\w-]{11})_(\d{1,8})(?:_(\d{1,8}))?(?:\.(?:mp4|wav|npy|pkl))?")
+LONGEST = 1_000
+"""Length that no clip has in seconds; names with times that are further apart give them in milliseconds."""
 
 
 def clip_key(name: str) -> str:
     """Return the video id and the start second without padding: one key for `ID_30`, `ID_000030_000040`, `ID_30.mp4`.
 
-    Ids have 11 characters and may hold `_` themselves. Another name is its own key.
+    Ids have 11 characters and may hold `_` themselves. Times in milliseconds, as in `ID_30000_40000`, are told by their
+    distance. Another name is its own key.
     """
     match = CLIP_NAME.fullmatch(name)
-    return f"{match[1]}_{int(match[2])}" if match else name
+    if not match:
+        return name
+    start, end = int(match[2]), int(match[3] or 0)
+    return f"{match[1]}_{start // 1_000 if end - start >= LONGEST else start}"
+
+
+@attrs.frozen
+class ListedKey:
+    """Returns the `clip_key` of a name, and takes `ID_30000` for 30 s if the clip at 30 s alone is listed.
+
+    Args:
+        keys: Keys of the listed clips.
+    """
+
+    keys: frozenset[str]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "ListedKey":
+        """Return it for the names in a list."""
+        return cls(frozenset(map(clip_key, names)))
+
+    def __call__(self, name: str) -> str:
+        """Return the key."""
+        key = clip_key(name)
+        if key in self.keys or not key.endswith("000"):
+            return key
+        in_seconds = key[:-3]
+        return in_seconds if in_seconds in self.keys else key
 
 
 def disjoint(split: Split) -> Split:

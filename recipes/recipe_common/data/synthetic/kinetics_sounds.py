@@ -25,7 +25,7 @@ def synthetic_root() -> Path:
         cut = 10 * len(CLASSES)
         rows = list(zip(names, labels, strict=True))
         lists = (rows[:cut], [(clip_key(name), label) for name, label in rows[cut:]])
-        for file, part in zip(LISTS.values(), lists, strict=True):
+        for (file, *_), part in zip(LISTS.values(), lists, strict=True):
             (root / file).write_text("".join(f"{name},10,{label}\r\n" for name, label in part), newline="")
 
     return synthetic_folder("kinetics_sounds", clips, write)

@@ -25,6 +25,13 @@ SECONDS = 10
 AUDIO, STORED, VIDEOS = "Audios", "Audio-1004-SE", "AVE"
 
 
+VIDEO_PATTERNS = (
+    f"{VIDEOS}/*.mp4",
+    f"{VIDEOS}/*/*.mp4",  # each in a folder of its own, or in one of its class
+    *(f"{part}/*/*.mp4" for part in ("train", "val", "test")),
+)
+
+
 @attrs.frozen
 class EventFolders:
     """Folders of the dataset.
@@ -147,10 +154,11 @@ def find_event_folders(root: Path, fps: int, *, stored: bool, prepare: str) -> E
     if found.audio.is_dir() and found.frames.is_dir():
         return found
     missing = [str(folder) for folder in (found.audio, found.frames) if not folder.is_dir()]
-    if existing(base, [VIDEOS]) and not stored:
+    has_videos = existing(base, [VIDEOS]) or any(next(base.glob(pattern), None) for pattern in VIDEO_PATTERNS)
+    if has_videos and not stored:
         raise RecipeError(
             f"{' and '.join(missing)} should be folders",
-            found=f"videos that are not prepared yet, in {base / VIDEOS}",
+            found=f"videos that are not prepared yet, in {base}",
             fix=f"run `{prepare}`",
         )
     raise RecipeError(
@@ -274,7 +282,7 @@ def prepare_events(root: Path, classes: Sequence[str], *, fps: int, workers: int
     for row in (row for rows in lists for row in first_of_each(rows)):
         events.setdefault(row.name, {})[folder / names(row)] = seconds_of(row)
     jobs = []
-    for video in find_videos(base, [f"{VIDEOS}/*.mp4"]):
+    for video in find_videos(base, VIDEO_PATTERNS):
         if video.stem in events:
             frames, *more = events[video.stem]
             jobs.append(VideoJob(video, frames, base / AUDIO / f"{video.stem}.wav", tuple(more)))
