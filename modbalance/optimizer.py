@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from modbalance import gradients
 from modbalance._checkpoint import Checkpoint
 from modbalance._lifecycle import Lifecycle
 from modbalance._model.forward import Inputs, Place
@@ -21,11 +22,10 @@ from modbalance._plugins import MethodSpec, build_methods
 from modbalance._ranks import Ranks
 from modbalance._reporting import Telemetry
 from modbalance._training import Training
-from modbalance._wrapper import Wrapper
+from modbalance._wrapper import Wrapper, with_step_hooks
 from modbalance.context import EpochData, default_forward
 from modbalance.criterion import Criterion, LogitsOf
 from modbalance.errors import ConfigError
-from modbalance.gradients import optimized
 from modbalance.method import Preset
 from modbalance.scores import Score
 
@@ -157,6 +157,7 @@ class BalancedOptimizer(Wrapper):
         """Turn gradients into modulated gradients, once per step; needed only before a clip by hand."""
         self._lifecycle.modulate()
 
+    @with_step_hooks
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step: closure, modulate, clip, inner step, commit. Returns what the closure returns."""
         if closure is not None and _requires_closure(self._inner):
@@ -269,7 +270,7 @@ class BalancedOptimizer(Wrapper):
         self._lifecycle.warn_of_missing_criterion()
         self._lifecycle.modulate()
         if self._clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(list(optimized(self._inner)), self._clip_grad_norm)
+            gradients.clip_([*gradients.optimized(self._inner)], self._clip_grad_norm)
         return result
 
 

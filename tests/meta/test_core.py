@@ -20,7 +20,7 @@ LAYERS = (
     ("errors",),
     ("method", "gradients", "scores", "_ranks", "_invariance", "_model.forward", "_model.compiled"),
     ("_reporting", "_model.structure"),
-    ("_model.watch",),
+    ("_model.ownership", "_model.watch"),
     ("_model.rerun",),
     ("_model.unimodal",),
     ("_training",),
