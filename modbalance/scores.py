@@ -61,10 +61,10 @@ def of_each(score: Score, logits: Sequence[Tensor], target: Tensor) -> tuple[Ten
     """
     if not isinstance(score, functools.partial) or score.func is not _softmax:
         return None
-    if sum(each.numel() for each in logits) > _LARGE:
+    first, *others = logits
+    if len(logits) * first.numel() > _LARGE or any(each.shape != first.shape for each in others):
         return None
-    for each in logits:
-        check_classes(each, target)
+    check_classes(first, target)
     return _of_classes(torch.stack([*logits]), target, score.args[0], 2)
 
 
