@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modbalance._model.forward import Args, Forward, Kwargs, replace_features
+from modbalance._model.modes import switched
 from modbalance._model.structure import Structure
 from modbalance._model.watch import Watch
 from modbalance.errors import ConfigError
@@ -68,24 +69,20 @@ class Rerun:
 @contextmanager
 def preserved(modules: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
     """Restore training flags, buffers and RNG after the body; run it in the given mode, ``None``: as modules are."""
-    flags = [(module, module.training) for root in modules for module in root.modules()]
-    if training is not None:
-        for root in modules:
-            root.train(training)
-    # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
-    # norm that has run already. In eval mode no buffer changes.
-    owners = [(module._buffers, dict(module._buffers)) for module, _ in flags if module.training]
-    for buffers, kept in owners:
-        buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
-    devices = {p.device for root in modules for p in root.parameters() if p.is_cuda}
-    try:
-        with torch.random.fork_rng([device.index for device in devices]):
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    with switched(modules, training) as running:
+        # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
+        # norm that has run already. In eval mode no buffer changes.
+        owners = [(module._buffers, dict(module._buffers)) for module in running if module.training and module._buffers]
         for buffers, kept in owners:
-            buffers.update(kept)
+            buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
+        parameters = (p for module in running for p in module._parameters.values() if p is not None)
+        devices = {p.device.index for p in parameters if p.is_cuda}
+        try:
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            for buffers, kept in owners:
+                buffers.update(kept)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from modbalance import Batch, EpochData, Run, Step, list_methods
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "modbalance"
 LAYERS = (
-    ("errors",),
-    ("method", "gradients", "scores", "_ranks", "_invariance", "_model.forward", "_model.compiled"),
+    ("errors", "_model.purity"),
+    ("method", "gradients", "scores", "_ranks", "_invariance", "_model.forward", "_model.compiled", "_model.modes"),
     ("_reporting", "_model.structure"),
     ("_model.ownership", "_model.watch"),
     ("_model.rerun",),
