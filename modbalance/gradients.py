@@ -60,7 +60,7 @@ def scale_(parameters: Iterable[Tensor], coefficient: Tensor) -> None:
 def norm(parameters: Iterable[Tensor]) -> Tensor:
     """Joint L2 norm of the gradients, 0-dim, on the device of the first."""
     norms = torch._foreach_norm(all_values(parameters))
-    wide = torch.float64 if any(each.dtype == torch.float64 for each in norms) else torch.float32
+    wide = torch.float64 if torch.float64 in [each.dtype for each in norms] else torch.float32
     return torch.linalg.vector_norm(torch.stack([each.to(norms[0].device, wide) for each in norms]))
 
 
