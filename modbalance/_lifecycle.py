@@ -253,9 +253,10 @@ class Lifecycle:
         self.training.watch.clear()
         if pending is None or not pending.steps:
             return
-        with torch.no_grad():
-            for step in pending.steps:
-                self.hooks.call(step.method, "modbalance_after_step", step=step)
+        if self.acting("modbalance_after_step"):
+            with torch.no_grad():
+                for step in pending.steps:
+                    self.hooks.call(step.method, "modbalance_after_step", step=step)
         self.training.steps += 1
 
     def complete(self) -> None:

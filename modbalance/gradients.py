@@ -65,11 +65,15 @@ def norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def clip_(parameters: Sequence[Tensor], largest: float) -> None:
-    """Scale the gradients down in place so that their joint L2 norm is at most ``largest``, by torch's own function."""
+    """Scale the gradients down in place so that their joint L2 norm is at most ``largest``, as torch does."""
     gradients = [g for p in parameters if (g := p.grad) is not None]
-    # Told so, torch does not ask each gradient whether it may be handled in a list; for others it decides itself.
-    is_plain = {*map(type, gradients)} == {Tensor} and {g.device.type for g in gradients} <= {"cpu", "cuda"}
-    nn.utils.clip_grad_norm_(parameters, largest, foreach=True if is_plain else None)
+    kinds = {(type(g), g.layout, g.dtype, g.device) for g in gradients}
+    if len(kinds) != 1 or next(iter(kinds))[:2] != (Tensor, torch.strided):
+        nn.utils.clip_grad_norm_(parameters, largest)
+        return
+    # The operations of torch, which would ask each gradient in turn whether it may be handled in a list.
+    total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (largest / (total + 1e-6)).clamp(max=1.0))
 
 
 def std(gradients: Sequence[Tensor]) -> Tensor:
