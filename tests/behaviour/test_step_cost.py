@@ -61,7 +61,16 @@ def test_a_step_takes_at_most_one_python_call_per_parameter(method: str) -> None
 
 @pytest.mark.parametrize(
     ("method", "workload", "limit"),
-    [("none", "mlp", 0), ("ogm", "mlp", 36), ("ogm_ge", "mlp", 61), ("ogm_ge", "vit", 650)],
+    [
+        ("none", "mlp", 0),
+        ("ogm", "mlp", 36),
+        ("ogm_ge", "mlp", 61),
+        ("ogm_ge", "vit", 650),
+        ("cggm", "mlp", 98),
+        ("dgl", "mlp", 39),
+        ("mslr", "mlp", 11),
+        ("mses", "mlp", 11),
+    ],
 )
 def test_a_method_adds_few_operations(method: str, workload: str, limit: int) -> None:
     ours = method_step(WORKLOADS[workload], method, **OPTIONS.get(method, {}))
