@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from modbalance import _reporting, gradients
 from modbalance._invariance import is_scale_invariant
@@ -155,6 +156,7 @@ class Lifecycle:
             self.notices.give(_reporting.TWO_FORWARDS)
         return forward
 
+    @_disable_dynamo  # a criterion in a compiled function: as for the two halves of a step
     def observe(self, batch: Batch, loss: Tensor | None = None) -> Tensor:
         """Return the loss of a training batch, and gather its statistics.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from modbalance import gradients
@@ -161,11 +162,11 @@ class BalancedOptimizer(Wrapper):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step: closure, modulate, clip, inner step, commit. Returns what the closure returns."""
         if closure is not None and _requires_closure(self._inner):
-            result = self._inner.step(lambda: self._evaluate(closure))
+            result = self._inner.step(lambda: self._before_inner_step(closure))
         else:
-            result = self._evaluate(closure)
+            result = self._before_inner_step(closure)
             self._inner.step()
-        self._lifecycle.commit()
+        self._after_inner_step()
         return result
 
     def end_epoch(
@@ -261,7 +262,12 @@ class BalancedOptimizer(Wrapper):
         methods = [method.name for method in self._lifecycle.methods] or ["none"]
         return f"BalancedOptimizer({'+'.join(methods)}, {self._inner!r})"
 
-    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+    # A compiled step is that of the inner optimizer: the state of methods, which changes from step to step, would be
+    # compiled again each time. Dynamo leaves these two to Python. Unlike torch.compiler.disable, the decorator that
+    # torch has for its own optimizers does not load dynamo with this module.
+
+    @_disable_dynamo
+    def _before_inner_step(self, closure: Callable[[], Any] | None) -> Any:
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -272,6 +278,10 @@ class BalancedOptimizer(Wrapper):
         if self._clip_grad_norm is not None:
             gradients.clip_([*gradients.optimized(self._inner)], self._clip_grad_norm)
         return result
+
+    @_disable_dynamo
+    def _after_inner_step(self) -> None:
+        self._lifecycle.commit()
 
 
 def _requires_closure(optimizer: Optimizer) -> bool:

@@ -158,14 +158,14 @@ class CGGM(Method):
         c = [product.sum() for product in torch._foreach_mul(unit_w, unit_u)]  # c_i = cos(u_i, w)
         bc = b * torch.stack(c)
         across = torch._foreach_sub(unit_u, torch._foreach_mul(unit_w, c))
-        turns = torch._foreach_div(torch._foreach_mul(across, [*b]), lengths[:count])
+        turn = torch._foreach_div(torch._foreach_mul(across, [*b]), lengths[:count])
         is_bad = bc * 0 != 0  # a probe that diverged must not spoil the head
         terms = (b.abs() - bc).masked_fill(is_bad, 0) / count
         l_gm = functools.reduce(torch.add, terms.unbind())  # 1/M (sum_i |B_i| - sum_i B_i c_i)
-        turns = [turn.masked_fill(bad, 0) for turn, bad in zip(turns, is_bad, strict=True)]
+        sound = [turn_i.masked_fill(bad, 0) for turn_i, bad in zip(turn, is_bad, strict=True)]
         derivative = torch.zeros_like(w)
-        for slot, turn in zip(head.parts(derivative, count), torch._foreach_div(turns, count), strict=True):
-            slot.sub_(turn)  # dl_gm/dw = -1/M sum_i B_i (u_i / |u_i| - c_i w / |w|) / |w|
+        for slot, turn_i in zip(head.parts(derivative, count), torch._foreach_div(sound, count), strict=True):
+            slot.sub_(turn_i)  # dl_gm/dw = -1/M sum_i B_i (u_i / |u_i| - c_i w / |w|) / |w|
         return l_gm, derivative
 
     @hookimpl

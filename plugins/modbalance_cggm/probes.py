@@ -179,9 +179,8 @@ class Probes(Auxiliary):
     ) -> Tensor:
         """Run one probe in the precision of its weights; ``buffers`` change, those of the probe do not."""
         module = self.modules[name]
-        given = (feature.detach().to(next(module.parameters()).dtype),)
-        if isinstance(module, Probe):
-            given = (*given, like)
+        z = feature.detach().to(next(module.parameters()).dtype)
+        given = (z, like) if isinstance(module, Probe) else (z,)
         if not (training and module.training):
             module.train(training)
         # The call for buffers alone: it takes longer than a linear probe.
