@@ -31,6 +31,7 @@ from modbalance.method import between as between
 from modbalance.method import ge as ge
 from modbalance.method import gt as gt
 from modbalance.method import integer as integer
+from modbalance.method import kept as kept
 from modbalance.method import one_of as one_of
 from modbalance.method import option as option
 from modbalance.method import optional as optional
@@ -61,6 +62,7 @@ __all__ = [
     "gt",
     "hookimpl",
     "integer",
+    "kept",
     "list_methods",
     "loaders",
     "one_of",

@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from modbalance import _reporting, gradients
 from modbalance._in_place import GradientWatch
@@ -32,6 +33,7 @@ from modbalance._reporting import Notices
 from modbalance._training import Training
 from modbalance.context import Batch, EpochData, Run, Step
 from modbalance.errors import CheckpointError, ConfigError, ObservationError
+from modbalance.hookspecs import HOOKS
 from modbalance.method import Method, WindowedMethod
 from modbalance.scores import Score
 
@@ -95,7 +97,8 @@ class Lifecycle:
         self._check_methods()
         self._connect()
         try:
-            self._on_run("modbalance_setup", self.methods)
+            self._on_run("modbalance_setup", self.hooks.implementers("modbalance_setup"))
+            self._look_up_active()
         except BaseException:
             self.training.watch.remove()
             raise
@@ -111,7 +114,11 @@ class Lifecycle:
     @property
     def active(self) -> list[Method]:
         """The methods that act in the current epoch, in order."""
-        return self.hooks.active(self.training.epoch)
+        return self._active
+
+    def acting(self, hook: str) -> list[Method]:
+        """Return the methods that act in the current epoch and implement a hook, in order."""
+        return self._acting[hook]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -128,7 +135,12 @@ class Lifecycle:
     @property
     def replacing_logits(self) -> list[Method]:
         """The methods that replace the logits in the current epoch."""
-        return self.hooks.implementers("modbalance_logits", self.active)
+        return self.acting("modbalance_logits")
+
+    @property
+    def acts_in_eval(self) -> bool:
+        """Whether a method may replace the logits in evaluation."""
+        return any(method.acts_in_eval for method in self._active)
 
     def set_loss(self, loss_fn: Callable[..., Tensor], scorer: Score) -> None:
         """Take over the loss and the score of the latest `opt.criterion`, for methods that measure between epochs."""
@@ -155,6 +167,7 @@ class Lifecycle:
             self.notices.give(_reporting.TWO_FORWARDS)
         return forward
 
+    @_disable_dynamo  # a criterion in a compiled function: as for the two halves of a step
     def observe(self, batch: Batch, loss: Tensor | None = None) -> Tensor:
         """Return the loss of a training batch, and gather its statistics.
 
@@ -168,21 +181,21 @@ class Lifecycle:
             return loss if loss is not None else batch.task_loss(forward.current(batch.logits))  # type: ignore[misc]
         pending = self._begin()
         batch.index, pending.batches = pending.batches, pending.batches + 1
-        active = self.active
-        for method, observed in self._on_batch("modbalance_observe", active, batch):
+        for method, observed in self._on_batch("modbalance_observe", batch):
             pending.add(method, _named_tensors(method, "modbalance_observe", observed))
         if loss is None:
-            batch.logits = self._replaced_logits(batch, active)
+            batch.logits = self._replaced_logits(batch, self.acting("modbalance_logits"))
             loss = batch.task_loss(batch.logits)  # type: ignore[misc]
         self._check_loss(loss)
         if forward is not None:
             forward.mark_observed()
-        return self._with_terms(loss, batch, active)
+        return self._with_terms(loss, batch)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Return the user's loss in evaluation, on logits that a method may replace there too."""
         assert batch.task_loss is not None
-        batch.logits = self._replaced_logits(batch, [method for method in self.active if method.acts_in_eval])
+        acting = [method for method in self.acting("modbalance_logits") if method.acts_in_eval]
+        batch.logits = self._replaced_logits(batch, acting)
         return batch.task_loss(batch.logits)
 
     def _begin(self) -> PendingStep:
@@ -197,23 +210,24 @@ class Lifecycle:
         epoch = self.training.epoch
         if self._started_epoch != epoch:
             self._started_epoch = epoch
-            self._on_run("modbalance_epoch_start", self.active, epoch=epoch)
+            self._on_run("modbalance_epoch_start", self.acting("modbalance_epoch_start"), epoch=epoch)
 
     def _gradients_are_none(self) -> bool:
-        return all(parameter.grad is None for parameter in self.run.optimized_parameters())
+        return gradients.are_none(self.training.optimizer)
 
     def _replaced_logits(self, batch: Batch, methods: Sequence[Method]) -> Tensor:
         logits = batch.logits
-        for _, new in self._on_batch("modbalance_logits", methods, batch):
+        for method in methods:
+            new = self.hooks.call(method, "modbalance_logits", batch=batch._seen_by(self._runs[method.name]))
             if new is not None and not self.training.dry_run:
                 logits = new
         if batch.forward is not None:
             batch.forward.replace_logits(batch.logits, logits)
         return logits
 
-    def _with_terms(self, loss: Tensor, batch: Batch, methods: Sequence[Method]) -> Tensor:
+    def _with_terms(self, loss: Tensor, batch: Batch) -> Tensor:
         total = loss
-        for method, terms in self._on_batch("modbalance_losses", methods, batch):
+        for method, terms in self._on_batch("modbalance_losses", batch):
             for name, value in _named_tensors(method, "modbalance_losses", terms, scalar=True).items():
                 self._runs[method.name].log(f"loss/{name}", value)
                 total = total + value
@@ -230,14 +244,14 @@ class Lifecycle:
 
     def modulate(self) -> None:
         """Turn gradients into modulated gradients, once per step; without a criterion call, leave them alone."""
-        pending, active = self.pending, self.active
-        if pending is None or pending.phase is Phase.MODULATED or not active:
+        pending = self.pending
+        if pending is None or pending.phase is Phase.MODULATED or not self.active:
             return
         if self._gradients_are_none():
             self.pending = None  # no backward followed, or its gradients were dropped: the inner step does nothing
             return
         self._warn_of_changed_gradients()
-        pending.steps = self._summed(pending, active)
+        pending.steps = self._summed(pending, self.active)
         is_dry = self.training.dry_run
         harmless = gradients.sandbox(self.run.optimized_parameters()) if is_dry else nullcontext()
         with harmless, torch.no_grad():
@@ -254,9 +268,10 @@ class Lifecycle:
         self.training.watch.clear()
         if pending is None or not pending.steps:
             return
-        with torch.no_grad():
-            for step in pending.steps:
-                self.hooks.call(step.method, "modbalance_after_step", step=step)
+        if self.acting("modbalance_after_step"):
+            with torch.no_grad():
+                for step in pending.steps:
+                    self.hooks.call(step.method, "modbalance_after_step", step=step)
         self.training.steps += 1
 
     def drop_pending(self) -> None:
@@ -285,14 +300,20 @@ class Lifecycle:
         training = self.training
         self._epoch_was_set = self._epoch_was_set or epoch != training.epoch
         training.epoch = epoch
-        active = self.active
-        training.watch.enabled = bool(self.hooks.stepping(active))
-        for method in [each for each in self.methods if each not in active]:
+        self._look_up_active()
+        for method in [each for each in self.methods if each not in self._active]:
             training.telemetry.forget(method.name)
+
+    def _look_up_active(self) -> None:
+        # Once an epoch, and for all hooks: a step asks many times, also in a forward that dynamo traces.
+        self._active = self.hooks.active(self.training.epoch)
+        self._acting = {hook: self.hooks.implementers(hook, self._active) for hook in HOOKS}
+        self._stepping = self.hooks.stepping(self._active)
+        self.training.watch.enabled = bool(self._stepping)
 
     def end_epoch(self, data: EpochData) -> None:
         """Run the hooks at the end of an epoch, then advance."""
-        self._on_run("modbalance_epoch_end", self.active, epoch=self.training.epoch, data=data)
+        self._on_run("modbalance_epoch_end", self.acting("modbalance_epoch_end"), epoch=self.training.epoch, data=data)
         self.move_to_epoch(self.training.epoch + 1)
 
     # State
@@ -341,7 +362,7 @@ class Lifecycle:
         self.training.watch.remove()
         self.pending = None
         self._use([])
-        self.training.watch.enabled = False
+        self._look_up_active()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"pending": None, "_gradient_watch": None, "hooks": self.methods}
@@ -360,7 +381,7 @@ class Lifecycle:
 
     def warn_of_missing_criterion(self) -> None:
         """Warn before a step that follows a forward in training mode without a criterion call."""
-        if self.pending is not None or not (acting := self.hooks.stepping(self.active)):
+        if self.pending is not None or not (acting := self._stepping):
             return
         # torch's checkpoint helpers take a step with learning rate 0 before any forward, to create the state.
         took_forward = self.training.watch.forward is not None or self._learns_unseen
@@ -472,7 +493,7 @@ class Lifecycle:
     def _edit(self, hook: str, forward: Forward, argument: str, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
         self._start_epoch()
         current, is_new = values, False
-        for method in self.hooks.implementers(hook, self.active):
+        for method in self.acting(hook):
             batch = Batch(self._runs[method.name], forward=forward, features=forward.features)
             new = self.hooks.call(method, hook, batch=batch, **{argument: current})
             if new is not None:
@@ -480,13 +501,13 @@ class Lifecycle:
                 current, is_new = {**current, **new}, True
         return current if is_new and not self.training.dry_run else None
 
-    def _on_batch(self, hook: str, methods: Sequence[Method], batch: Batch) -> Iterator[tuple[Method, Any]]:
-        """Call a hook of every method that implements it, in order, and yield (method, result)."""
-        for method in self.hooks.implementers(hook, methods):
+    def _on_batch(self, hook: str, batch: Batch) -> Iterator[tuple[Method, Any]]:
+        """Call a hook of every method that acts and implements it, in order, and yield (method, result)."""
+        for method in self.acting(hook):
             yield method, self.hooks.call(method, hook, batch=batch._seen_by(self._runs[method.name]))
 
     def _on_run(self, hook: str, methods: Sequence[Method], **arguments: Any) -> None:
-        for method in self.hooks.implementers(hook, methods):
+        for method in methods:
             self.hooks.call(method, hook, run=self._runs[method.name], **arguments)
 
 
@@ -560,12 +581,13 @@ def _apply_coefficients(step: Step, returned: object) -> None:
 
 
 def _finite(step: Step, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the coefficients, 1 in the place of those that are not finite, which are counted."""
     device = next(iter(coefficients.values())).device
     values = torch.stack([value.to(device) for value in coefficients.values()])
-    is_finite = values.isfinite()
-    for name, is_bad in zip(coefficients, ~is_finite, strict=True):
-        step.run.count(f"nonfinite/{name}", is_bad)
-    return dict(zip(coefficients, values.where(is_finite, 1), strict=True))
+    is_bad = values * 0 != 0
+    keys = [f"{step.method.name}/nonfinite/{name}" for name in coefficients]
+    step.run._training.telemetry.count_all(keys, is_bad)
+    return dict(zip(coefficients, values.masked_fill(is_bad, 1), strict=True))
 
 
 def _described(value: object) -> str:

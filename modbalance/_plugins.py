@@ -5,7 +5,7 @@ Entry points stand in the group `modbalance`, those of built-in plugins too, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
@@ -27,6 +27,7 @@ from modbalance.method import NEEDS, Method, Preset
 GROUP = hookspecs.NAME
 STEP_HOOKS = [hook for hook in hookspecs.HOOKS if hook.split("_", 1)[1] not in ("methods", "setup", "epoch_end")]
 _FIELD = type(attrs.field())
+Caller = tuple[Callable[..., Any], Sequence[str]]
 MethodSpec = str | Method | Sequence[str | Method]
 
 
@@ -162,9 +163,8 @@ class Hooks:
         self.methods = list(methods)
         manager = plugin_manager(dict(zip(names, methods, strict=True)))
         implemented = {method.name: _implemented(manager, method) for method in methods}
-        # Made now: dynamo, which traces calls of hooks in a compiled forward, would break the graph at this.
-        self._callers: dict[tuple[str, str], pluggy.HookCaller] = {
-            (method.name, hook): manager.subset_hook_caller(hook, [other for other in methods if other is not method])
+        self._callers: dict[tuple[str, str], Caller] = {
+            (method.name, hook): _caller(manager, method, hook)
             for hook in hookspecs.HOOKS
             for method in methods
             if hook in implemented[method.name]
@@ -191,8 +191,26 @@ class Hooks:
     def call(self, method: Method, hook: str, **arguments: Any) -> Any:
         """Call a hook of one method and return its result, ``None`` where the method does not implement it."""
         caller = self._callers.get((method.name, hook))
-        results: list[Any] = [] if caller is None else caller(**arguments)
-        return results[0] if results else None
+        if caller is None:
+            return None
+        function, names = caller
+        return function(*[arguments[name] for name in names])
+
+
+def _caller(manager: pluggy.PluginManager, method: Method, hook: str) -> Caller:
+    """Return the function behind a hook of one method, with the names of the arguments that it takes.
+
+    pluggy has checked both; a call through it takes longer than many operations of a step, and breaks the graph of
+    dynamo, which traces calls of hooks in a compiled forward.
+    """
+    for each in getattr(manager.hook, hook).get_hookimpls():
+        if each.plugin is method and not (each.hookwrapper or each.wrapper):
+            return each.function, each.argnames
+    others = [other for other in manager.get_plugins() if other is not method]
+    through = manager.subset_hook_caller(hook, others)
+    spec = through.spec
+    assert spec is not None
+    return lambda *values: next(iter(through(**dict(zip(spec.argnames, values, strict=True)))), None), spec.argnames
 
 
 def _implemented(manager: pluggy.PluginManager, method: Method) -> set[str]:

@@ -21,7 +21,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._values: dict[str, Tensor | float] = {}
-        self._counters: dict[str, Tensor | float] = {}
+        self._counters: dict[tuple[str, ...], Tensor] = {}
         self._warnings: dict[str, str] = {}
 
     def log(self, key: str, value: Tensor | float) -> None:
@@ -30,9 +30,17 @@ class Telemetry:
 
     def count(self, key: str, increment: Tensor, warning: str | None = None) -> None:
         """Add ``increment`` (0-dim) to the counter ``key``; the first `read` with it above 0 gives ``warning``."""
-        if warning is not None and key not in self._counters:
-            self._warnings[key] = warning
-        self._counters[key] = self._counters.get(key, 0) + increment.detach()
+        self.count_all([key], increment.reshape(1), warning)
+
+    def count_all(self, keys: Sequence[str], increments: Tensor, warning: str | None = None) -> None:
+        """Add the elements of ``increments``, (N,), to N counters that are always counted together, in place."""
+        together, increments = (*keys,), increments.detach()
+        counts = self._counters.get(together)
+        if counts is None:
+            self._warnings |= dict.fromkeys(keys, warning) if warning is not None else {}
+            wide = torch.promote_types(increments.dtype, torch.int64)
+            counts = torch.zeros(len(keys), dtype=wide, device=increments.device)
+        self._counters[together] = counts.to(increments.device).add_(increments)
 
     def forget(self, method: str) -> None:
         """Drop the values, not the counters, of a method whose window is over."""
@@ -40,7 +48,7 @@ class Telemetry:
 
     def read(self) -> dict[str, float]:
         """Move everything to the host, one copy per device."""
-        logged = self._values | self._counters
+        logged = self._values | self._counted()
         by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
         numbers: dict[str, float] = {}
         for key, value in logged.items():
@@ -55,6 +63,13 @@ class Telemetry:
             self._warnings = {key: other for key, other in self._warnings.items() if other != warning}
             warnings.warn(warning, ModbalanceWarning, stacklevel=depth_of_caller())
         return {key: numbers[key] for key in logged}
+
+    def _counted(self) -> dict[str, Tensor]:
+        counted: dict[str, Tensor] = {}
+        for keys, counts in self._counters.items():
+            for key, count in zip(keys, counts, strict=True):
+                counted[key] = counted[key] + count if key in counted else count
+        return counted
 
 
 # Warnings

@@ -8,6 +8,7 @@ import attrs
 from torch import Tensor
 from torch.optim import Optimizer
 
+from modbalance._model.ownership import Ownership
 from modbalance._model.rerun import Rerun
 from modbalance._model.structure import Structure
 from modbalance._model.unimodal import Unimodal
@@ -34,6 +35,7 @@ class Training:
         steps: Optimizer steps taken so far in which a method acted.
         loss_fn: The loss of the latest `opt.criterion`, ``scorer`` its score.
         should_stop: Whether a method would end the training.
+        ownership: Parameters of the inner optimizer by modality.
     """
 
     structure: Structure
@@ -49,3 +51,8 @@ class Training:
     loss_fn: Callable[..., Tensor] | None = None
     scorer: Score | None = None
     should_stop: bool = False
+    ownership: Ownership = attrs.field(init=False)
+
+    @ownership.default
+    def _ownership(self) -> Ownership:
+        return Ownership(self.structure, self.optimizer)

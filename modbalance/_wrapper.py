@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from torch.optim import Optimizer
+import torch
+from torch.optim import Optimizer, optimizer
+
+Step = Callable[..., Any]
+
+
+def with_step_hooks(step: Step) -> Step:
+    """Return ``step`` with the hooks on steps and the range in profiles that torch gives to every optimizer.
+
+    Without hook and profile it is the bare function: the inner optimizer has a range of its own, and twice the cost of
+    one weighs in a small step.
+    """
+    observed = Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def chosen(self: Wrapper, *args: Any, **kwargs: Any) -> Any:
+        return (observed if self._step_is_observed else step)(self, *args, **kwargs)
+
+    chosen.hooked = True  # type: ignore[attr-defined]  # torch wraps the step of a class that lacks this mark
+    return chosen
 
 
 class Wrapper(Optimizer):
@@ -50,6 +71,12 @@ class Wrapper(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer."""
         self._inner.add_param_group(param_group)
+
+    @property
+    def _step_is_observed(self) -> bool:
+        own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        of_all = optimizer._global_optimizer_pre_hooks or optimizer._global_optimizer_post_hooks
+        return bool(own or of_all or torch._C._autograd._profiler_enabled())
 
     def _about_to_scale(self) -> None:
         """Called when a GradScaler is about to take a step or to skip it."""

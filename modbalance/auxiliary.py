@@ -56,6 +56,10 @@ class Auxiliary:
 
     modules: dict[str, nn.Module]
     optimizer: Optimizer
+    _parameters: dict[str, dict[str, nn.Parameter]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._parameters = {name: dict(module.named_parameters()) for name, module in self.modules.items()}
 
     @classmethod
     def build(
@@ -104,7 +108,7 @@ class Auxiliary:
 
     def trained(self, modality: str) -> dict[str, nn.Parameter]:
         """Return the parameters of a module that require a gradient, by name."""
-        return {key: p for key, p in self.modules[modality].named_parameters() if p.requires_grad}
+        return {key: p for key, p in self._parameters[modality].items() if p.requires_grad}
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the weights by modality, and of the state of the optimizer."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from modbalance._model.forward import map_tensors, tensors_in
+from modbalance._model.forward import Args, Kwargs, map_tensors, tensors_in
 from modbalance._model.unimodal import ABSTAIN, NO, YES, agreement
 from modbalance.context import Batch
 from modbalance.errors import ConfigError, ObservationError
@@ -22,6 +22,7 @@ from modbalance.errors import ConfigError, ObservationError
 __all__ = ["Coalition", "choose", "factored", "full", "guard_buffers", "proper"]
 
 Coalition = tuple[str, ...]
+Features = Mapping[str, Tensor]
 
 FALLBACK = (
     "The logits of each coalition of modalities are computed by the whole model, since {reason}. Where encoders are "
@@ -58,17 +59,12 @@ def full(batch: Batch, *, training: bool = False, no_gradient: str = "") -> dict
 def factored(batch: Batch, *, no_gradient: str = "") -> dict[Coalition, Tensor]:
     """Return the logits of the proper coalitions in eval mode by one pass of each encoder, and one of a masked sample.
 
-    Exact where features depend on the input of their own modality and of their own sample alone. Arguments and errors
-    are those of `full`.
+    Exact where features depend on the input of their own modality and of their own sample alone. Where they do not
+    depend on the mode either, the features of the forward stand for those of its pass. Arguments and errors are those
+    of `full`.
     """
     with _without_recomputation(no_gradient):
-        seen, masked = _features_in_eval(batch), _features_in_eval(batch, masked=True)
-        absent = {name: masked[name].expand_as(feature) for name, feature in seen.items()}
-        fuse = batch.run._training.rerun.fuse
-        return {
-            S: fuse({i: seen[i] if i in S else absent[i] for i in seen}, batch.forward, training=False)
-            for S in proper(batch.run.modalities)
-        }
+        return _fused(batch, *_features_in_eval(batch))
 
 
 def choose(batch: Batch, expected: Mapping[Coalition, Tensor], *, hint: str = "") -> str:
@@ -116,23 +112,41 @@ def guard_buffers(output: Tensor, model: nn.Module) -> None:
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
 
-def _features_in_eval(batch: Batch, *, masked: bool = False) -> Mapping[str, Tensor]:
-    """Return the features of a batch in eval mode, with graph: the model runs once more.
+def _fused(batch: Batch, seen: Features, masked: Features) -> dict[Coalition, Tensor]:
+    """Return the logits of the proper coalitions, from features of the batch and of one masked sample."""
+    absent = {name: masked[name].expand_as(feature) for name, feature in seen.items()}
+    fuse = batch.run._training.rerun.fuse
+    return {
+        S: fuse({i: seen[i] if i in S else absent[i] for i in seen}, batch.forward, training=False)
+        for S in proper(batch.run.modalities)
+    }
+
+
+def _features_in_eval(batch: Batch, *, reuse: bool = True) -> tuple[Features, Features]:
+    """Return the features of the batch, (B, ..., D_i), and of one masked sample, (1, ..., D_i), with graph.
 
     Args:
         batch: The batch.
-        masked: Return those of the mask value instead, for one sample: (1, ..., D_i).
+        reuse: Whether the features of the forward may stand for those in eval mode, where they are equal.
+    """
+    structure, forward = batch.run._training.structure, batch._require_inputs()
+    args, kwargs = forward.inputs or ((), {})
+    first = structure.inputs.masked(*map_tensors((args, kwargs), _first), structure.modalities, ())
+    is_complete = forward.features.keys() == set(structure.modalities)
+    if reuse and is_complete and structure.modes is not None and structure.modes.is_excluded():
+        return forward.features, _run_encoders(batch, *first)
+    return _run_encoders(batch, args, kwargs), _run_encoders(batch, *first)
+
+
+def _run_encoders(batch: Batch, args: Args, kwargs: Kwargs) -> Features:
+    """Return the features of a pass of the model in eval mode, with graph.
 
     Raises:
         ObservationError: No hook saw the features.
     """
-    training, forward = batch.run._training, batch._require_inputs()
-    args, kwargs = forward.inputs or ((), {})
-    if masked:
-        args, kwargs = training.structure.inputs.masked(args, kwargs, batch.run.modalities, ())
-        args, kwargs = map_tensors(args, _first), map_tensors(kwargs, _first)
+    training = batch.run._training
     with training.watch.separately() as seen:
-        training.rerun.model(forward, args, kwargs, training=False)
+        training.rerun.model(batch._require_inputs(), args, kwargs, training=False)
     if not seen.features:
         raise ObservationError(training.structure.explain_missing_features(ran=True))
     return seen.features
@@ -140,7 +154,12 @@ def _features_in_eval(batch: Batch, *, masked: bool = False) -> Mapping[str, Ten
 
 def _vote(batch: Batch, expected: Mapping[Coalition, Tensor]) -> tuple[int, str]:
     try:
-        found = torch.stack([*factored(batch).values()])
+        with _without_recomputation(""):
+            seen, masked = _features_in_eval(batch, reuse=False)
+            versions = [feature._version for feature in seen.values()]
+            found = torch.stack([*_fused(batch, seen, masked).values()])
+        if versions != [feature._version for feature in seen.values()]:
+            return NO, "the fusion changes its features in place"
         precision = found.dtype if batch.forward is None else batch.forward.precision(found.dtype)
         vote = agreement(found, torch.stack([*expected.values()]), precision)
         mixing = None if vote == ABSTAIN else _why_not_separate(batch)
@@ -162,15 +181,13 @@ def _why_not_separate(batch: Batch) -> str | None:
     if {id(t) for t in tensors_in((args, kwargs))} - {id(t) for t in tensors_in(tuple(inputs.values()))}:
         return "the model takes tensors that belong to no modality (name theirs in `inputs=`)"
     with torch.no_grad():
-        features, differences = _features_in_eval(batch), []
+        features, differences = _run_encoders(batch, args, kwargs), []
         if set(features) != set(inputs):
             return "the model does not call its fusion"
         for name, feature in features.items():
             poison = {other: map_tensors(value, _poison) for other, value in inputs.items() if other != name}
             changed = structure.inputs.write(args, kwargs, structure.modalities, poison)
-            with training.watch.separately() as seen:
-                training.rerun.model(forward, *changed, training=False)
-            near = torch.isclose(seen.features[name], feature, rtol=1e-3, atol=1e-5, equal_nan=False)
+            near = torch.isclose(_run_encoders(batch, *changed)[name], feature, rtol=1e-3, atol=1e-5, equal_nan=False)
             differences.append(~near.all())
     differs = torch.stack(differences).tolist()
     mixing = [name for name, found in zip(features, differs, strict=True) if found]

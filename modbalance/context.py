@@ -25,7 +25,7 @@ from modbalance._training import Training
 from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
 from modbalance.gradients import optimized
 from modbalance.method import Method
-from modbalance.scores import Score, row_mask
+from modbalance.scores import Score, of_each, row_mask
 
 __all__ = ["Batch", "EpochData", "Forwarder", "Run", "Step", "default_forward"]
 
@@ -133,8 +133,7 @@ class Run:
         Raises:
             ConfigError: The encoder shares a parameter with that of another modality.
         """
-        ours = {id(p) for p in self.optimized_parameters()}
-        return [(name, p) for name, p in self.encoder_parameters(modality) if id(p) in ours]
+        return [*self._training.ownership.parameters(self.epoch)[modality]]
 
     # The inner optimizer
 
@@ -221,6 +220,16 @@ class Run:
     def count(self, name: str, increment: Tensor, warning: str | None = None) -> None:
         """Add a 0-dim tensor to a counter of `opt.metrics()`, which gives ``warning`` once if it is above 0."""
         self._training.telemetry.count(f"{self._prefix}/{name}", increment, warning)
+
+    def log_each(self, name: str, values: Iterable[Tensor | float]) -> None:
+        """Log one value for each modality in order, as ``name/<modality>``."""
+        for modality, value in zip(self.modalities, values, strict=True):
+            self.log(f"{name}/{modality}", value)
+
+    def count_each(self, name: str, increments: Tensor, warning: str | None = None) -> None:
+        """Add to the counters ``name/<modality>`` the elements of a tensor (M,), as `count` does, in one operation."""
+        keys = [f"{self._prefix}/{name}/{modality}" for modality in self.modalities]
+        self._training.telemetry.count_all(keys, increments, warning)
 
     def warn(self, message: str) -> None:
         """Give a ModbalanceWarning that points at the user's line."""
@@ -355,6 +364,23 @@ class Batch:
             return tensor
         return torch.where(row_mask(there, tensor), tensor, tensor.detach())
 
+    def scores(
+        self, logits: Mapping[str, Tensor], of: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return `score` of the logits of each modality, sums and numbers (M,) each, in one softmax where that does."""
+        assert self.scorer is not None
+        found = None if self.present else of_each(self.scorer, [*logits.values()], self.target)
+        if found is None:
+            pairs = [self.score(each, name, of) for name, each in logits.items()]
+            return torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
+        with torch.no_grad():
+            score, mask = found
+            score = score if of is None else of(score)
+            if mask is None:
+                return score.flatten(1).sum(1), score.new_full((len(score),), score[0].numel())
+            total = score.where(mask, 0).flatten(1).sum(1)
+            return total, mask.sum(dtype=score.dtype).expand(len(total))
+
     def score(
         self, logits: Tensor, modality: str | None = None, of: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -398,6 +424,7 @@ class Step:
     coefficients: Mapping[str, Tensor] = attrs.field(factory=dict)
     cache: dict[str, Any] = attrs.field(factory=dict)
     _generators: dict[torch.device, torch.Generator] = attrs.field(factory=dict)
+    _modulated: Mapping[str, list[nn.Parameter]] | None = None
 
     def generator(self, device: torch.device, seed: int) -> torch.Generator:
         """Return this step's generator on ``device``: one stream for the whole step, see `Run.generator`."""
@@ -407,8 +434,9 @@ class Step:
 
     def parameters(self, modality: str) -> list[nn.Parameter]:
         """Return the parameters of an encoder that have a gradient and that the method modulates."""
-        named = self.run.parameters(modality)
-        return [p for name, p in named if p.grad is not None and self.method.modulates(name, p)]
+        if self._modulated is None:
+            self._modulated = self.run._training.ownership.modulated(self.method, self.run.epoch)
+        return [p for p in self._modulated[modality] if p.grad is not None]
 
 
 @attrs.define(eq=False)

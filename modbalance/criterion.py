@@ -72,6 +72,8 @@ class Criterion(nn.Module):
 
         lifecycle = self._lifecycle
         if not lifecycle.is_training(logits):
+            if not lifecycle.acts_in_eval:
+                return task_loss(logits)
             return lifecycle.evaluate(Batch(lifecycle.run, logits=logits, target=target, task_loss=task_loss))
         batch = self._batch(logits, target, features, unimodal_logits, present)
         batch.task_loss = task_loss

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["add_noise_", "norm", "optimized", "sandbox", "scale_", "std", "values"]
+__all__ = ["add_noise_", "all_values", "are_none", "clip_", "norm", "optimized", "sandbox", "scale_", "std", "values"]
+
+_CHUNK = 1 << 18  # elements of noise, a megabyte in single precision
 
 
 def optimized(optimizer: Optimizer) -> Iterator[Tensor]:
     """Yield every parameter of the optimizer."""
-    for group in optimizer.param_groups:
-        yield from group["params"]
+    return chain.from_iterable(group["params"] for group in optimizer.param_groups)
+
+
+def are_none(optimizer: Optimizer) -> bool:
+    """Return whether no parameter of the optimizer has a gradient."""
+    for parameter in optimized(optimizer):  # noqa: SIM110 - `all` would resume a generator for each
+        if parameter.grad is not None:
+            return False
+    return True
 
 
 def values(parameter: Tensor) -> Tensor:
@@ -28,34 +38,94 @@ def values(parameter: Tensor) -> Tensor:
     return parameter.grad._values()
 
 
+def all_values(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Return `values` of each parameter, with a call of it for sparse gradients alone."""
+    return [g if (g := p.grad) is not None and not g.is_sparse else values(p) for p in parameters]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
 def scale_(parameters: Iterable[Tensor], coefficient: Tensor) -> None:
     """Multiply the gradients in place by a 0-dim tensor, in one call per device and type."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for parameter in parameters:
-        by_kind.setdefault((parameter.device, parameter.dtype), []).append(values(parameter))
+    for parameter, gradient in zip(listed := [*parameters], all_values(listed), strict=True):
+        by_kind.setdefault((parameter.device, parameter.dtype), []).append(gradient)
     for (device, dtype), tensors in by_kind.items():
         # CUDA multiplies a list at once by a tensor of its own type only; half precision would round the coefficient.
-        wide = dtype if dtype == torch.float64 else torch.float32
-        torch._foreach_mul_(tensors, coefficient.to(device, wide))
+        torch._foreach_mul_(tensors, coefficient.to(device, _wide(dtype)))
 
 
 def norm(parameters: Iterable[Tensor]) -> Tensor:
     """Joint L2 norm of the gradients, 0-dim, on the device of the first."""
-    norms = torch._foreach_norm([values(parameter) for parameter in parameters])
-    wide = torch.float64 if any(each.dtype == torch.float64 for each in norms) else torch.float32
+    norms = torch._foreach_norm(all_values(parameters))
+    wide = torch.float64 if torch.float64 in [each.dtype for each in norms] else torch.float32
     return torch.linalg.vector_norm(torch.stack([each.to(norms[0].device, wide) for each in norms]))
 
 
-def std(gradient: Tensor) -> Tensor:
-    """Unbiased standard deviation over the elements of one tensor, 0-dim; 0 for a single element."""
-    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
-    return wide.std() if wide.numel() > 1 else wide.new_zeros(())
+def clip_(parameters: Sequence[Tensor], largest: float) -> None:
+    """Scale the gradients down in place so that their joint L2 norm is at most ``largest``, as torch does."""
+    gradients = [g for p in parameters if (g := p.grad) is not None]
+    kinds = {(type(g), g.layout, g.dtype, g.device) for g in gradients}
+    if len(kinds) != 1 or next(iter(kinds))[:2] != (Tensor, torch.strided):
+        nn.utils.clip_grad_norm_(parameters, largest)
+        return
+    # The operations of torch, which would ask each gradient in turn whether it may be handled in a list.
+    total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (largest / (total + 1e-6)).clamp(max=1.0))
 
 
-def add_noise_(gradient: Tensor, sigma: Tensor, generator: torch.Generator) -> None:
-    """Add Gaussian noise of standard deviation ``sigma`` (0-dim) in place."""
-    noise = torch.empty_like(gradient, dtype=sigma.dtype).normal_(generator=generator)
-    gradient.add_((noise * sigma).to(gradient.dtype))
+def std(gradients: Sequence[Tensor]) -> Tensor:
+    """Unbiased standard deviation over the elements of each tensor, (N,), in single precision at least.
+
+    It is 0 for a single element.
+
+    Args:
+        gradients: Tensors of any shape on one device, at least one.
+    """
+    wide = [g if g.dtype == torch.float64 else g.float() for g in gradients]
+    return torch.stack([g.std() if g.numel() > 1 else g.new_zeros(()) for g in wide])
+
+
+def add_noise_(gradients: list[Tensor], sigma: list[Tensor], generator: torch.Generator) -> None:
+    """Add Gaussian noise in place, drawn for one tensor after the other, in single precision at least.
+
+    Args:
+        gradients: Tensors of any shape on the device of the generator.
+        sigma: Standard deviation of the noise of each, 0-dim.
+        generator: Source of the noise.
+    """
+    sizes = [g.numel() for g in gradients]
+    buffers: dict[torch.dtype, Tensor] = {}
+    for chosen in _chunks(gradients, sizes):
+        tensors, dtype = gradients[chosen], _wide(gradients[chosen.start].dtype)
+        needed = sum(sizes[chosen])
+        if dtype not in buffers or len(buffers[dtype]) < needed:
+            buffers[dtype] = torch.empty(needed, dtype=dtype, device=tensors[0].device)
+        buffer = buffers[dtype]
+        # In memory that is kept from one chunk to the next; a draw depends on the layout of the tensor it is for.
+        pieces = torch.split(buffer[:needed], sizes[chosen])
+        noise = [
+            piece.view_as(g) if g.is_contiguous() else torch.empty_like(g, dtype=dtype)
+            for piece, g in zip(pieces, tensors, strict=True)
+        ]
+        for each in noise:
+            each.normal_(generator=generator)
+        torch._foreach_mul_(noise, sigma[chosen])
+        torch._foreach_add_(tensors, [n.to(g.dtype) for n, g in zip(noise, tensors, strict=True)])
+
+
+def _chunks(tensors: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[slice]:
+    """Yield slices of consecutive tensors of one type, of up to `_CHUNK` elements together or a single larger one."""
+    start, total = 0, 0
+    for index, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
+        if index > start and (total + size > _CHUNK or tensor.dtype != tensors[start].dtype):
+            yield slice(start, index)
+            start, total = index, 0
+        total += size
+    if start < len(sizes):
+        yield slice(start, len(sizes))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ __all__ = [
     "ge",
     "gt",
     "integer",
+    "kept",
     "one_of",
     "option",
     "optional",
@@ -112,6 +113,17 @@ def state(default: Any, *, on_host: bool = False) -> Any:
     """
     metadata = {"state": True, "on_host": on_host}
     return attrs.field(factory=lambda: copy.deepcopy(default), init=False, metadata=metadata)
+
+
+def kept(old: Tensor | None, new: Tensor) -> Tensor:
+    """Return a new value of declared state in the memory of the old one.
+
+    State that keeps its place may be part of a CUDA graph. Where there is no old value of this shape, type and device,
+    the new one itself is returned: nothing else may change it later.
+    """
+    if old is None or (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
+        return new.detach()
+    return old.copy_(new.detach())
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
+from modbalance import gradients
 from modbalance._checkpoint import Checkpoint
 from modbalance._joint import JointOptimizer
 from modbalance._lifecycle import Lifecycle
@@ -22,11 +24,10 @@ from modbalance._plugins import MethodSpec, build_methods
 from modbalance._ranks import Ranks
 from modbalance._reporting import Telemetry
 from modbalance._training import Training
-from modbalance._wrapper import Wrapper
+from modbalance._wrapper import Wrapper, with_step_hooks
 from modbalance.context import EpochData, default_forward
 from modbalance.criterion import Criterion, LogitsOf
 from modbalance.errors import ConfigError
-from modbalance.gradients import optimized
 from modbalance.method import Preset
 from modbalance.scores import Score
 
@@ -152,6 +153,7 @@ class BalancedOptimizer(Wrapper):
         """Turn gradients into modulated gradients, once per step; needed only before a clip by hand."""
         self._lifecycle.modulate()
 
+    @with_step_hooks
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step: closure, modulate, clip, inner step, commit. Returns what the inner step returns.
 
@@ -162,7 +164,7 @@ class BalancedOptimizer(Wrapper):
         if closure is None or hasattr(self._inner, "second_step"):
             self._before_inner_step()
         result = self._inner.step() if closure is None else self._inner.step(lambda: self._evaluate(closure))
-        self._lifecycle.commit()
+        self._after_inner_step()
         return result
 
     def end_epoch(
@@ -269,7 +271,7 @@ class BalancedOptimizer(Wrapper):
             self._before_inner_step()
             result = inner_pass(*args, **kwargs)
             if name == "second_step":
-                self._lifecycle.commit()
+                self._after_inner_step()
             else:
                 self._lifecycle.drop_pending()
             return result
@@ -282,12 +284,21 @@ class BalancedOptimizer(Wrapper):
         self._before_inner_step()
         return result
 
+    # A compiled step is that of the inner optimizer: the state of methods, which changes from step to step, would be
+    # compiled again each time. Dynamo leaves these two to Python. Unlike torch.compiler.disable, the decorator that
+    # torch has for its own optimizers does not load dynamo with this module.
+
+    @_disable_dynamo
     def _before_inner_step(self) -> None:
         self._lifecycle.check_parameters()
         self._lifecycle.warn_of_missing_criterion()
         self._lifecycle.modulate()
         if self._clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(list(optimized(self._inner)), self._clip_grad_norm)
+            gradients.clip_([*gradients.optimized(self._inner)], self._clip_grad_norm)
+
+    @_disable_dynamo
+    def _after_inner_step(self) -> None:
+        self._lifecycle.commit()
 
 
 def _one_optimizer(inner: Any) -> Optimizer:

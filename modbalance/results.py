@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from modbalance.errors import ConfigError, ObservationError
 from modbalance.method import Method
 from modbalance.scores import require_classes, row_mask
 
-__all__ = ["accuracy", "epoch_results", "scalar"]
+__all__ = ["accuracies", "accuracy", "epoch_results", "scalar"]
 
 Sums = tuple[Tensor, Tensor]
 # With braces for `str.format`.
@@ -73,6 +73,28 @@ def accuracy(
     Raises:
         ConfigError: The target holds neither indices nor probabilities of classes.
     """
+    hits, counted = _hits(logits, target, fix, ignore_index)
+    if present is not None:
+        counted = counted & row_mask(present, counted)
+    return (hits & counted).sum(dtype=torch.float64), counted.sum(dtype=torch.float64)
+
+
+def accuracies(logits: Sequence[Tensor], target: Tensor, *, fix: str, ignore_index: int = -100) -> Sums:
+    """Return `accuracy` of M logits of one batch at once, (M,) each; all samples count.
+
+    Raises:
+        ConfigError: The target holds neither indices nor probabilities of classes.
+    """
+    # As one more dimension of elements.
+    stacked = torch.stack([*logits], -1)
+    hits, counted = _hits(stacked, target.unsqueeze(-1).expand(*target.shape, len(logits)), fix, ignore_index)
+    both = [(each.flatten(0, -2) if each.dim() > 1 else each) for each in (hits & counted, counted)]
+    total, count = (each.sum(0, dtype=torch.float64) for each in both)
+    return total, count
+
+
+def _hits(logits: Tensor, target: Tensor, fix: str, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return for each element whether the largest logit is that of the target, and whether it counts."""
     if target.is_floating_point() and target.shape == logits.shape and logits.dim() > 1 and logits.shape[1] > 1:
         target = target.argmax(1)
     if target.is_floating_point() or logits.dim() < 2 or target.shape != logits.shape[:1] + logits.shape[2:]:
@@ -80,10 +102,7 @@ def accuracy(
             f"Accuracy should be that of classes: target of class indices or class probabilities for logits of shape "
             f"{tuple(logits.shape)}. Found target of {target.dtype}, shape {tuple(target.shape)}: {fix}."
         )
-    counted = target != ignore_index
-    if present is not None:
-        counted = counted & row_mask(present, counted)
-    return ((logits.argmax(1) == target) & counted).sum(dtype=torch.float64), counted.sum(dtype=torch.float64)
+    return logits.argmax(1) == target, target != ignore_index
 
 
 def scalar(run: Run, value: float) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import overload
 
@@ -25,6 +25,7 @@ __all__ = [
 
 # Sums over a batch, means over up to seven other modalities and a division are off by fewer units than this.
 _TIE_IN_UNITS = 32
+_LARGE = 1 << 20  # elements
 
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
@@ -40,12 +41,31 @@ def softmax(ignore_index: int = -100) -> Score:
 
 def _softmax(ignore_index: int, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
     check_classes(logits, target)
-    probability = widened(logits).softmax(1)
+    return _of_classes(logits, target, ignore_index, 1)
+
+
+def _of_classes(logits: Tensor, target: Tensor, ignore_index: int, dim: int) -> tuple[Tensor, Tensor | None]:
+    """Return the probability of the target, (..., B, ...), for classes along ``dim`` of logits (..., B, C, ...)."""
+    probability = widened(logits).softmax(dim)
     if target.is_floating_point():
-        return (probability * target).sum(1), None
+        return (probability * target).sum(dim), None
     mask = target != ignore_index
-    index = (target * mask).long().unsqueeze(1)
-    return probability.gather(1, index).squeeze(1), mask
+    index = (target * mask).long().expand(*logits.shape[: dim - 1], *target.shape).unsqueeze(dim)
+    return probability.gather(dim, index).squeeze(dim), mask
+
+
+def of_each(score: Score, logits: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Return the scores of M logits of one batch by one softmax, (M, B, ...), and their common mask, (B, ...).
+
+    ``None`` for a score that is not `softmax`, and for logits so large that a copy of them costs more than a launch.
+    """
+    if not isinstance(score, functools.partial) or score.func is not _softmax:
+        return None
+    first, *others = logits
+    if len(logits) * first.numel() > _LARGE or any(each.shape != first.shape for each in others):
+        return None
+    check_classes(first, target)
+    return _of_classes(torch.stack([*logits]), target, score.args[0], 2)
 
 
 def binary(logits: Tensor, target: Tensor) -> tuple[Tensor, None]:

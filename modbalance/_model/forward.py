@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -92,9 +93,11 @@ class Forward:
             return dtype
         return self.autocast_state[2]
 
-    def autocast(self) -> torch.autocast:
-        """Return the autocast context under which the features entered the fusion."""
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the autocast context under which the features entered the fusion; none where it is off now as then."""
         device, enabled, dtype = self.autocast_state or ("cpu", False, torch.bfloat16)
+        if not enabled and not torch.is_autocast_enabled(device):
+            return nullcontext()
         return torch.autocast(device, dtype=dtype, enabled=enabled)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modbalance._model.forward import Args, Forward, Kwargs, replace_features
+from modbalance._model.modes import ModeDependence, switched
 from modbalance._model.structure import Structure
 from modbalance._model.watch import Watch
 from modbalance.errors import ConfigError
@@ -21,6 +22,7 @@ class Rerun:
     def __init__(self, structure: Structure, watch: Watch) -> None:
         self.structure = structure
         self.watch = watch
+        self._fusion_modes = ModeDependence(nn.ModuleList(structure.fusion), ())
 
     @property
     def fusion_modules(self) -> list[nn.Module]:
@@ -42,11 +44,11 @@ class Rerun:
                 "Running the fusion again needs `fusion=`: the submodule where unimodal features become logits "
                 "(a path, a module, a list applied in sequence, or a callable). Found none."
             )
-        with ExitStack() as stack:
-            stack.enter_context(preserved(self.fusion_modules, training))
-            stack.enter_context(self.watch.paused())
-            if forward is not None:
-                stack.enter_context(forward.autocast())
+        with (
+            self._unchanged(training),
+            self.watch.paused(),
+            nullcontext() if forward is None else forward.autocast(),
+        ):
             if structure.fusion_callable is not None:
                 return _as_logits(structure.fusion_callable(*(features[name] for name in structure.modalities)))
             call = (forward.fusion_args, forward.fusion_kwargs) if forward is not None else ((), {})
@@ -55,6 +57,16 @@ class Rerun:
             for module in structure.fusion[1:]:
                 output = module(output)
             return _as_logits(output)
+
+    def _unchanged(self, training: bool | None) -> AbstractContextManager[object]:
+        """Return a context in which a pass of the fusion leaves no trace; none is needed if it cannot leave any.
+
+        A fork of the random state costs a copy of it, more than a small fusion, and is refused in a CUDA graph.
+        """
+        # Known of the modes that modules are in, so that a pass in training mode needs the switch.
+        if training is not True and self.structure.fusion and self._fusion_modes.is_excluded():
+            return nullcontext()
+        return preserved(self.fusion_modules, training)
 
     def model(self, forward: Forward, args: Args, kwargs: Kwargs, *, training: bool) -> Tensor:
         """Return the logits of the model for other inputs, run as in ``forward``."""
@@ -68,24 +80,20 @@ class Rerun:
 @contextmanager
 def preserved(modules: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
     """Restore training flags, buffers and RNG after the body; run it in the given mode, ``None``: as modules are."""
-    flags = [(module, module.training) for root in modules for module in root.modules()]
-    if training is not None:
-        for root in modules:
-            root.train(training)
-    # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
-    # norm that has run already. In eval mode no buffer changes.
-    owners = [(module._buffers, dict(module._buffers)) for module, _ in flags if module.training]
-    for buffers, kept in owners:
-        buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
-    devices = {p.device for root in modules for p in root.parameters() if p.is_cuda}
-    try:
-        with torch.random.fork_rng([device.index for device in devices]):
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    with switched(modules, training) as running:
+        # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
+        # norm that has run already. In eval mode no buffer changes.
+        owners = [(module._buffers, dict(module._buffers)) for module in running if module.training and module._buffers]
         for buffers, kept in owners:
-            buffers.update(kept)
+            buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
+        parameters = (p for module in running for p in module._parameters.values() if p is not None)
+        devices = {p.device.index for p in parameters if p.is_cuda}
+        try:
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            for buffers, kept in owners:
+                buffers.update(kept)
 
 
 @contextmanager

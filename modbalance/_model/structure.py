@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from modbalance._model import compiled
 from modbalance._model.forward import Inputs
+from modbalance._model.modes import ModeDependence
 from modbalance.errors import ConfigError, suggest
 from modbalance.gradients import optimized
 
@@ -65,6 +66,7 @@ class Structure:
         fusion_callable: The same as a callable from features to logits.
         feature_sizes: Sizes of the parts of one concatenated tensor, in fusion order.
         inputs: Places of the modalities among the arguments of the model.
+        modes: Whether features depend on the mode; ``None`` in the model-free form.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Structure:
         self._shared = _shared(self._owned)
         self.fusion, self.fusion_callable = self._resolve_fusion(fusion)
         self.feature_sizes = self._resolve_sizes(feature_sizes)
+        self.modes = None if self.model is None else ModeDependence(self.model, self.fusion)
 
     def replaced_parameters(self, optimizer: Optimizer) -> list[str]:
         """Return the names of parameters that the optimizer updates and that are the model's no more.

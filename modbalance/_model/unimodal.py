@@ -122,7 +122,8 @@ class Unimodal:
     def _slices(self, features: Features, head: nn.Linear) -> Features:
         logits, start, bias = {}, 0, head.bias
         share = None if bias is None else bias / len(features)
-        with torch.autocast(head.weight.device.type, enabled=False):
+        device = head.weight.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             for name, feature in features.items():
                 stop = start + feature.shape[-1]
                 logits[name] = F.linear(feature.to(head.weight.dtype), head.weight[:, start:stop], share)

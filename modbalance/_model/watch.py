@@ -19,6 +19,9 @@ Edit = Callable[[Forward], Mapping[str, Any] | None]
 class ModuleHook:
     """A hook on a module. Copies of the module (deepcopy, pickle) get an inert one, since they are not trained."""
 
+    is_neutral = True
+    """Whether the features that it records are those that the modules compute."""
+
     def __init__(self, call: Callable[..., Any] | None = None, owner: Watch | None = None) -> None:
         self.call = call
         self.owner = owner

@@ -7,7 +7,9 @@ the authors' code departs from the paper, and which side each option takes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import attrs
@@ -26,6 +28,7 @@ from modbalance import (
     gradients,
     gt,
     hookimpl,
+    kept,
     one_of,
     option,
     state,
@@ -111,32 +114,30 @@ class CGGM(Method):
 
     @hookimpl
     def modbalance_observe(self, batch: Batch) -> dict[str, Tensor]:
-        """Run each probe: its metric, and the gradient of its task loss, as sums over samples."""
-        probes, features = self._ready(batch), batch.require_features()
-        sums: dict[str, Tensor] = {}
-        with torch.enable_grad(), torch.autocast(batch.logits.device.type, enabled=False), batch_rng(batch):
-            for name in batch.run.modalities:
-                sums |= probes.observe(batch, name, features[name], self.metric, self.probe_eval)
+        """Run the probes: their metrics, and the gradients of their task losses, as sums over samples."""
+        probes = self._ready(batch)
+        draws = batch_rng(batch) if probes.may_draw else nullcontext()
+        with torch.enable_grad(), torch.autocast(batch.logits.device.type, enabled=False), draws:
+            sums = probes.observe(batch, self.metric, self.probe_eval)
         batch.cache["sums"] = sums
         return sums
 
     @hookimpl
     def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
         """Return rho B_i, by which the gradients of encoder i are scaled."""
-        step.cache["epsilon"], step.cache["b"] = epsilon, b = self.balance(step.run, step.stats)
-        for name, epsilon_i, b_i in zip(step.run.modalities, epsilon, b, strict=True):
-            step.run.log(f"metric/{name}", epsilon_i)
-            step.run.log(f"probe_loss/{name}", step.stats[f"loss/{name}"] / step.stats[f"samples/{name}"])
-            step.run.count(f"large/{name}", clearly_greater(b_i.abs(), LARGE), WARNING)
+        step.cache["epsilon"], step.cache["b"] = epsilon, b = self.balance(step.stats)
+        step.run.log_each("metric", epsilon)
+        step.run.log_each("probe_loss", step.stats["loss"] / step.stats["samples"])
+        step.run.count_each("large", clearly_greater(b.abs(), LARGE), WARNING)
         return dict(zip(step.run.modalities, self.rho * b, strict=True))  # g <- rho B_i g
 
-    def balance(self, run: Run, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def balance(self, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the metrics epsilon_i and the coefficients B_i of this step; (M,), double precision each."""
-        measured = torch.stack([sums[f"metric/{name}"] / sums[f"count/{name}"] for name in run.modalities])
+        measured = sums["metric"] / sums["count"]
         before = torch.zeros_like(measured) if self.epsilon is None else self.epsilon
-        epsilon = self.metric_ema * before + (1 - self.metric_ema) * measured
+        epsilon = measured.lerp(before, self.metric_ema)
         delta = epsilon - before  # Delta_i = epsilon_i(t) - epsilon_i(t-1)
-        total = sum(delta.unbind(), start=torch.zeros_like(delta[0])) + EPS  # S = sum_j Delta_j + 1e-8
+        total = functools.reduce(torch.add, delta.unbind()) + EPS  # S = sum_j Delta_j + 1e-8
         b = (total - delta) / total  # B_i = (S - Delta_i) / S
         return epsilon, b if self.coeff_clip is None else b.clamp(*self.coeff_clip)
 
@@ -149,15 +150,22 @@ class CGGM(Method):
             u: The same of the last layer of each probe, (C, K) or (C, D_i) where w is sliced.
             b: B_i, (M,).
         """
-        l_gm, derivative = b.new_zeros(()), torch.zeros_like(w)
-        for w_i, slot, u_i, b_i in zip(*(head.parts(each, len(b)) for each in (w, derivative)), u, b, strict=True):
-            length = w_i.norm().clamp(min=EPS)
-            unit_w, unit_u = w_i / length, u_i / u_i.norm().clamp(min=EPS)
-            c = (unit_w * unit_u).sum()  # c_i = cos(u_i, w)
-            turn = b_i * (unit_u - c * unit_w) / length
-            is_finite = (b_i * c).isfinite()  # a probe that diverged must not spoil the head
-            l_gm = l_gm + (b_i.abs() - b_i * c).where(is_finite, 0) / len(b)  # 1/M (sum_i |B_i| - sum_i B_i c_i)
-            slot.sub_(turn.where(is_finite, 0) / len(b))  # dl_gm/dw = -1/M sum_i B_i (u_i / |u_i| - c_i w / |w|) / |w|
+        # Lists over the modalities, whose parts may have different widths: one operation for each line.
+        parts, count = head.parts(w, len(b)), len(b)
+        lengths = torch._foreach_clamp_min(torch._foreach_norm([*parts, *u]), EPS)
+        units = torch._foreach_div([*parts, *u], lengths)
+        unit_w, unit_u = units[:count], units[count:]
+        c = [product.sum() for product in torch._foreach_mul(unit_w, unit_u)]  # c_i = cos(u_i, w)
+        bc = b * torch.stack(c)
+        across = torch._foreach_sub(unit_u, torch._foreach_mul(unit_w, c))
+        turn = torch._foreach_div(torch._foreach_mul(across, [*b]), lengths[:count])
+        is_bad = bc * 0 != 0  # a probe that diverged must not spoil the head
+        terms = (b.abs() - bc).masked_fill(is_bad, 0) / count
+        l_gm = functools.reduce(torch.add, terms.unbind())  # 1/M (sum_i |B_i| - sum_i B_i c_i)
+        sound = [turn_i.masked_fill(bad, 0) for turn_i, bad in zip(turn, is_bad, strict=True)]
+        derivative = torch.zeros_like(w)
+        for slot, turn_i in zip(head.parts(derivative, count), torch._foreach_div(sound, count), strict=True):
+            slot.sub_(turn_i)  # dl_gm/dw = -1/M sum_i B_i (u_i / |u_i| - c_i w / |w|) / |w|
         return l_gm, derivative
 
     @hookimpl
@@ -184,10 +192,11 @@ class CGGM(Method):
         w = head.gradient(batch)
         sums = batch.cache["sums"] | {"head": w.detach() * count, "all": w.new_full((), count)}
         sums = dict(zip(sums, run.sums(list(sums.values())), strict=True))
-        b = self.b if self.direction_delay else self.balance(run, sums)[1]
+        b = self.b if self.direction_delay else self.balance(sums)[1]
         if b is None:
             return {}
-        u = [self._probes.last_gradient(sums, name, weight_of(layer)) for name, layer in self._lasts().items()]
+        means = self._probes.mean_gradients(sums)
+        u = [self._probes.last_gradient(means, name, weight_of(layer)) for name, layer in self._lasts().items()]
         l_gm, derivative = self.align(head, sums["head"] / sums["all"], u, b)
         # Of the joint gradient, only the share of this rank has a graph here.
         share = (derivative * w).sum()
@@ -198,9 +207,10 @@ class CGGM(Method):
         """Keep epsilon_i, B_i and the derivative of l_gm; step the probes by the gradients of their own losses."""
         epsilon = step.cache["epsilon"]
         before = torch.zeros_like(epsilon) if self.epsilon is None else self.epsilon
-        self.epsilon = epsilon.where(epsilon.isfinite(), before)
-        self.b = step.cache["b"].nan_to_num(1.0)
-        self.pull = step.cache.get("pull")
+        self.epsilon = kept(self.epsilon, before.where(epsilon * 0 != 0, epsilon))
+        self.b = kept(self.b, step.cache["b"].nan_to_num(1.0))
+        pull = step.cache.get("pull")
+        self.pull = None if pull is None else kept(self.pull, pull)
         self._probes.step(step.stats)
 
     # The probes

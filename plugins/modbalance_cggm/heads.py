@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from modbalance import Batch, ConfigError, Run
-from modbalance.results import accuracy
+from modbalance.results import accuracies, accuracy
 from modbalance.scores import require_classes, row_mask
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 METRICS = ("accuracy", "sign")
+FIX = "for regression pass `metric='sign'`, for other tasks a callable (logits, target) -> (sum, count)"
 Sizes = dict[str, int]
 Metric = Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]
 Sums = tuple[Tensor, Tensor]
@@ -146,6 +147,17 @@ def check_metric(metric: str | Metric, loss_fn: object) -> None:
         require_classes(loss_fn, "The `metric='accuracy'` of CGGM", "pass `metric='sign'`, or a callable")
 
 
+def measure_each(
+    metric: str | Metric, logits: Mapping[str, Tensor], target: Tensor, present: Mapping[str, Tensor], ignore_index: int
+) -> Sums:
+    """Return `measure` of the outputs of all probes, (M,) each, at once where that is possible."""
+    if metric == "accuracy" and not present:
+        return accuracies([*logits.values()], target, fix=FIX, ignore_index=ignore_index)
+    pairs = [measure(metric, o_i, target, present.get(name), ignore_index) for name, o_i in logits.items()]
+    total, count = (torch.stack(values) for values in zip(*pairs, strict=True))
+    return total, count
+
+
 def measure(
     metric: str | Metric, logits: Tensor, target: Tensor, present: Tensor | None = None, ignore_index: int = -100
 ) -> Sums:
@@ -159,8 +171,7 @@ def measure(
         ignore_index: Class index of elements that do not count.
     """
     if metric == "accuracy":
-        fix = "for regression pass `metric='sign'`, for other tasks a callable (logits, target) -> (sum, count)"
-        return accuracy(logits, target, fix=fix, ignore_index=ignore_index, present=present)
+        return accuracy(logits, target, fix=FIX, ignore_index=ignore_index, present=present)
     if isinstance(metric, str):
         return _sign(logits, target, present)
     if present is not None:

@@ -15,7 +15,7 @@ from torch.optim import Adam, Optimizer
 
 from modbalance import Batch, ConfigError, Run
 from modbalance.auxiliary import Auxiliary
-from modbalance_cggm.heads import Metric, Sizes, measure
+from modbalance_cggm.heads import Metric, Sizes, measure_each
 
 KINDS = ("linear", "mlp", "transformer")
 Factory = Callable[[str, int, int], nn.Module]
@@ -78,62 +78,100 @@ def maker(run: Run, kind: Kind, sizes: Sizes, widths: Sizes, outputs: int) -> Ca
 class Probes(Auxiliary):
     """The probes of all modalities at work."""
 
-    def observe(
-        self, batch: Batch, name: str, feature: Tensor, metric: str | Metric, in_eval: bool
-    ) -> dict[str, Tensor]:
-        """Return metric, loss and gradients of one probe on one batch, as sums over its samples.
+    @property
+    def may_draw(self) -> bool:
+        """Whether a forward may take random numbers; the user's modules may."""
+        return not all(isinstance(probe, Probe) and not probe.draws for probe in self.modules.values())
 
-        Keys are ``<quantity>/<modality>``: ``metric`` and the ``count`` of its elements, ``loss`` and the number of
-        ``samples``, ``calls``; and ``gradient/<modality>/<name>`` and ``buffer/<modality>/<name>``.
+    def observe(self, batch: Batch, metric: str | Metric, in_eval: bool) -> dict[str, Tensor]:
+        """Return metrics, losses and gradients of all probes on one batch, as sums over its samples.
+
+        Keys are, (M,) each: ``metric`` and the ``count`` of its elements, ``loss`` and the number of ``samples``,
+        ``calls``; and ``gradient/<modality>/<name>`` and ``buffer/<modality>/<name>``.
 
         Args:
             batch: The batch; with its task loss.
-            name: The modality.
-            feature: Its feature.
             metric: The metric epsilon_i.
             in_eval: Whether it is measured in eval mode, in a second forward.
         """
         assert batch.task_loss is not None
-        trained = self.trained(name)
-        buffers = {key: buffer.clone() for key, buffer in self.modules[name].named_buffers()}
-        sums = dict.fromkeys(
-            ("metric", "count", "loss", "samples", "calls"), feature.new_zeros((), dtype=torch.float64)
-        )
-        gradients = {key: torch.zeros_like(p) for key, p in trained.items()}
-        moved = {key: torch.zeros_like(buffer, dtype=torch.float64) for key, buffer in buffers.items()}
-        if len(batch.logits):
-            present = batch.present.get(name)
-            logits = self._logits(name, feature, batch.logits, buffers)
-            loss = batch.task_loss(batch.where_present(name, logits))
-            found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-            gradients |= {key: g * len(logits) for key, g in zip(gradients, found, strict=True) if g is not None}
-            moved = {key: buffer.double() for key, buffer in buffers.items()}
-            if in_eval:
-                logits = self._logits(name, feature, batch.logits, buffers, training=False)
-            ignore_index = getattr(batch.run.loss_fn, "ignore_index", -100)
-            sums["metric"], sums["count"] = measure(metric, logits.detach(), batch.target, present, ignore_index)
-            sums["calls"] = sums["calls"] + 1
-            sums["samples"] = sums["samples"] + (len(logits) if present is None else present.sum())
-            sums["loss"] = loss.detach().double() * sums["samples"]
-        named = {f"{quantity}/{name}": value for quantity, value in sums.items()}
-        named |= {f"gradient/{name}/{key}": value for key, value in gradients.items()}
-        return named | {f"buffer/{name}/{key}": value for key, value in moved.items()}
+        count, z = len(batch.logits), batch.require_features()
+        buffers = {name: {k: b.clone() for k, b in probe.named_buffers()} for name, probe in self.modules.items()}
+        if not count:
+            return self._nothing(batch, buffers)
+        o = {name: self._logits(name, z[name], batch.logits, buffers[name]) for name in self.modules}
+        losses = {name: batch.task_loss(batch.where_present(name, o_i)) for name, o_i in o.items()}
+        gradients = self._gradients(losses, count)
+        moved = {f"buffer/{name}/{key}": b.double() for name, each in buffers.items() for key, b in each.items()}
+        if in_eval:
+            o = {name: self._logits(name, z[name], batch.logits, buffers[name], training=False) for name in o}
+        o = {name: o_i.detach() for name, o_i in o.items()}
+        ignore_index = getattr(batch.run.loss_fn, "ignore_index", -100)
+        measured, counted = measure_each(metric, o, batch.target, batch.present, ignore_index)
+        samples = self._samples(batch, measured)
+        loss = torch.stack([loss.detach() for loss in losses.values()]).double() * samples
+        sums = {"metric": measured, "count": counted, "loss": loss, "samples": samples}
+        return sums | {"calls": torch.ones_like(samples)} | gradients | moved
+
+    def _gradients(self, losses: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+        """Return the gradient of each probe's loss by its own parameters, times the number of samples."""
+        named = {(name, key): p for name in losses for key, p in self.trained(name).items()}
+        if len({*map(id, named.values())}) == len(named):
+            found = torch.autograd.grad([*losses.values()], [*named.values()], allow_unused=True)
+        else:  # probes that share parameters
+            found = tuple(
+                torch.autograd.grad(losses[name], p, allow_unused=True, retain_graph=True)[0]
+                for (name, _), p in named.items()
+            )
+        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, named.values(), strict=True)]
+        scaled = torch._foreach_mul(filled, count)
+        return {f"gradient/{name}/{key}": g for (name, key), g in zip(named, scaled, strict=True)}
+
+    def _samples(self, batch: Batch, like: Tensor) -> Tensor:
+        """Return the number of samples that have each modality, (M,)."""
+        if not batch.present:
+            return torch.full_like(like, len(batch.logits))
+        everyone = like.new_full((), len(batch.logits))
+        there = [batch.present.get(name) for name in self.modules]
+        return torch.stack([everyone if mask is None else mask.sum(dtype=like.dtype).to(like.device) for mask in there])
+
+    def _nothing(self, batch: Batch, buffers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what `observe` does for a batch without samples."""
+        zeros = batch.logits.new_zeros(len(self.modules), dtype=torch.float64)
+        sums = dict.fromkeys(("metric", "count", "loss", "samples", "calls"), zeros)
+        sums |= {f"gradient/{n}/{k}": torch.zeros_like(p) for n in self.modules for k, p in self.trained(n).items()}
+        return sums | {
+            f"buffer/{name}/{key}": torch.zeros_like(b, dtype=torch.float64)
+            for name, each in buffers.items()
+            for key, b in each.items()
+        }
 
     def step(self, sums: Mapping[str, Tensor]) -> None:
         """Take a step by the mean gradients, and set buffers to the mean of those that the forwards left."""
-        for name, module in self.modules.items():
-            samples, calls = sums[f"samples/{name}"].clamp(min=1), sums[f"calls/{name}"]
-            for key, parameter in self.trained(name).items():
-                parameter.grad = (sums[f"gradient/{name}/{key}"] / samples).to(parameter)
+        means = self.mean_gradients(sums)
+        for (name, key), mean in means.items():
+            parameter = self.trained(name)[key]
+            parameter.grad = mean.to(parameter)
+        for (name, module), calls in zip(self.modules.items(), sums["calls"], strict=True):
             for key, buffer in module.named_buffers():
                 buffer.copy_(torch.where(calls > 0, sums[f"buffer/{name}/{key}"] / calls, buffer))
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        for name, key in means:
+            self.trained(name)[key].grad = None
 
-    def last_gradient(self, sums: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
+    def mean_gradients(self, sums: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+        """Return by modality and name the mean gradient of a parameter over the samples."""
+        named = [(i, name, key) for i, name in enumerate(self.modules) for key in self.trained(name)]
+        samples = sums["samples"].clamp(min=1)
+        means = torch._foreach_div(
+            [sums[f"gradient/{name}/{key}"] for _, name, key in named], [samples[i] for i, _, _ in named]
+        )
+        return {(name, key): mean for (_, name, key), mean in zip(named, means, strict=True)}
+
+    def last_gradient(self, means: Mapping[tuple[str, str], Tensor], name: str, weight: Tensor) -> Tensor:
         """Return the mean gradient by the weight of a probe's last layer, zero where it is frozen; (C, K)."""
         keys = [key for key, parameter in self.trained(name).items() if parameter is weight]
-        found = [sums[f"gradient/{name}/{key}"] / sums[f"samples/{name}"].clamp(min=1) for key in keys]
+        found = [means[name, key] for key in keys]
         return (found or [torch.zeros_like(weight)])[0].flatten(1).to(weight.dtype)
 
     def _logits(
@@ -141,10 +179,14 @@ class Probes(Auxiliary):
     ) -> Tensor:
         """Run one probe in the precision of its weights; ``buffers`` change, those of the probe do not."""
         module = self.modules[name]
-        given = (feature.detach().to(next(module.parameters()).dtype),)
-        module.train(training)
-        output: Tensor = functional_call(module, buffers, (*given, like) if isinstance(module, Probe) else given)
-        module.train()
+        z = feature.detach().to(next(module.parameters()).dtype)
+        given = (z, like) if isinstance(module, Probe) else (z,)
+        if not (training and module.training):
+            module.train(training)
+        # The call for buffers alone: it takes longer than a linear probe.
+        output: Tensor = functional_call(module, buffers, given) if buffers else module(*given)
+        if not training:
+            module.train()
         if output.shape != like.shape:
             raise ConfigError(
                 f"The probe of {name!r} should return logits of shape {tuple(like.shape)}, as the model does. Found "
@@ -170,6 +212,7 @@ class Probe(nn.Module):
     def __init__(self, kind: str, size: int, width: int, outputs: int, channels_last: bool = False) -> None:
         super().__init__()
         self.channels_last = channels_last
+        self.draws = kind == "transformer"
         self.body: nn.Module = nn.Identity()
         if kind == "mlp":
             self.body = nn.Sequential(nn.Linear(size, width), nn.ReLU())
@@ -182,7 +225,8 @@ class Probe(nn.Module):
         maps = feature if self.channels_last or feature.dim() <= 3 else feature.movedim(1, -1)
         tokens = maps.flatten(1, -2) if maps.dim() > 2 else maps.unsqueeze(1)
         if like.dim() <= 2:
-            tokens = tokens if isinstance(self.body, TokenEncoder) else tokens.mean(1, keepdim=True)
+            if tokens.shape[1] > 1 and not isinstance(self.body, TokenEncoder):
+                tokens = tokens.mean(1, keepdim=True)
             return self.out_layer(self.body(tokens)[:, 0]).reshape(like.shape)
         logits = self.out_layer(self.body(tokens)).unflatten(1, maps.shape[1:-1]).movedim(-1, 1)
         mode = ("linear", "bilinear", "trilinear")[like.dim() - 3]

@@ -6,6 +6,7 @@ Deviations of the authors' code from the paper, and which side each option takes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from itertools import chain
 from typing import ClassVar
@@ -61,7 +62,7 @@ class DGL(Method):
         losses = {name: batch.task_loss(batch.where_present(name, o_i)) for name, o_i in o.items()}  # L(o_i)
         for name, loss in losses.items():
             batch.run.log(f"loss/{name}", loss)
-        return {"unimodal": self.alpha * torch.stack(list(losses.values())).sum()}  # L_u = alpha sum_i L(o_i)
+        return {"unimodal": self.alpha * functools.reduce(torch.add, losses.values())}  # L_u = alpha sum_i L(o_i)
 
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:

@@ -7,7 +7,8 @@ option takes: docs/methods/ogm_ge.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import attrs
@@ -80,8 +81,8 @@ class OGM(WindowedMethod):
     @hookimpl
     def modbalance_observe(self, batch: Batch) -> dict[str, Tensor]:
         """Sum the scores s_i of each modality, and count them."""
-        scores = [batch.score(o_i, name) for name, o_i in batch.unimodal_logits.items()]  # Eq. 8: softmax(o_i)[y]
-        return {"score": torch.stack([s for s, _ in scores]), "count": torch.stack([n for _, n in scores])}
+        s, count = batch.scores(batch.unimodal_logits)  # Eq. 8: s_i = sum over the batch of softmax(o_i)[y]
+        return {"score": s, "count": count}
 
     @hookimpl
     def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
@@ -89,28 +90,26 @@ class OGM(WindowedMethod):
         score = step.stats["score"] / step.stats["count"]
         rho = self.discrepancy(score)
         # Eq. 10: k_i = 1 - tanh(alpha rho_i) if rho_i > 1, else 1
-        k = torch.where(self.is_ahead(rho), 1 - torch.tanh(self.alpha * (rho - self.ratio_shift).clamp(min=0)), 1)
+        k = 1 - torch.tanh(self.alpha * (rho - self.ratio_shift).clamp(min=0)) * self.is_ahead(rho)
         # x/0 saturates (k = 0), as in the authors' code; 0/0 and scores that are not finite give NaN, which the core
         # replaces by 1 and counts.
-        k = k.where((score.sum().abs() < torch.inf) & (rho == rho), torch.nan)
-        for name, ratio in zip(step.run.modalities, rho, strict=True):
-            step.run.log(f"ratio/{name}", ratio)
+        k = k + 0 * score.sum()
+        step.run.log_each("ratio", rho)
         return dict(zip(step.run.modalities, k, strict=True))
 
     def discrepancy(self, score: Tensor) -> Tensor:
         """Return the discrepancy ratios rho_i from the scores s_i; shapes (M,)."""
-        others = score.repeat(len(score), 1)
-        if self.ratio == "mean_others":  # Eq. 9 for M = 2: rho_i = s_i / s_j
-            # Added one by one: the order of `sum` depends on memory alignment, and ranks would differ.
-            total = sum(others.fill_diagonal_(0).unbind(1), start=torch.zeros_like(score))
-            return score / (total / (len(score) - 1))
-        return score / others.fill_diagonal_(torch.inf).amin(1)
+        others = [score.roll(shift) for shift in range(1, len(score))]  # s_j, j != i, at place i
+        if self.ratio == "min":
+            return score / functools.reduce(torch.minimum, others)
+        # Added one by one: the order of `sum` depends on memory alignment, and ranks would differ.
+        return score / (functools.reduce(torch.add, others) / len(others))  # Eq. 9 for M = 2: rho_i = s_i / s_j
 
     def is_ahead(self, rho: Tensor) -> Tensor:
         """Return which modalities are suppressed, boolean (M,); the authors' code breaks ties against the first."""
         ahead = clearly_greater(rho, 1)
         if self.tie == "first":
-            ahead = torch.cat([ahead[:1] | ~ahead.any(), ahead[1:]])
+            ahead[:1].logical_or_(~ahead.any())
         return ahead
 
 
@@ -141,15 +140,29 @@ class OGMGE(OGM):
         """Add noise N(0, sigma^2) to each modulated tensor: g <- k_i g + epsilon."""
         sigma = step.cache.get("sigma") or self.sigma(step)
         for modality, coefficient in step.coefficients.items():
-            on = 1 if self.noise_on == "both" else clearly_greater(1, coefficient)
-            for parameter in step.parameters(modality):
-                generator = step.generator(parameter.device, self.seed)
-                gradients.add_noise_(gradients.values(parameter), on * sigma[parameter], generator)
+            for device, parameters in by_device(step.parameters(modality)).items():
+                of_each = [sigma[id(p)] for p in parameters]
+                if self.noise_on == "suppressed":
+                    of_each = [*torch._foreach_mul(of_each, clearly_greater(1, coefficient).to(of_each[0]))]
+                generator = step.generator(device, self.seed)
+                gradients.add_noise_(gradients.all_values(parameters), of_each, generator)
 
-    def sigma(self, step: Step) -> dict[Tensor, Tensor]:
-        """Return by parameter the standard deviation of its gradient's elements, unbiased, + 1e-8; each 0-dim."""
-        parameters = [p for modality in step.run.modalities for p in step.parameters(modality)]
-        return {p: self.noise_scale * (gradients.std(gradients.values(p)) + 1e-8) for p in parameters}
+    def sigma(self, step: Step) -> dict[int, Tensor]:
+        """Return by id of a parameter the standard deviation of its gradient's elements, unbiased, + 1e-8; 0-dim."""
+        everything = [p for modality in step.run.modalities for p in step.parameters(modality)]
+        sigma: dict[int, Tensor] = {}
+        for parameters in by_device(everything).values():
+            found = self.noise_scale * (gradients.std(gradients.all_values(parameters)) + 1e-8)
+            sigma |= zip(map(id, parameters), found, strict=True)
+        return sigma
+
+
+def by_device(parameters: Iterable[Tensor]) -> dict[torch.device, list[Tensor]]:
+    """Return the parameters by device, in order."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for parameter in parameters:
+        found.setdefault(parameter.device, []).append(parameter)
+    return found
 
 
 @hookimpl

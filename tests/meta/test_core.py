@@ -17,11 +17,10 @@ from modbalance import Batch, EpochData, Run, Step, list_methods
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "modbalance"
 LAYERS = (
-    ("errors",),
-    ("method", "gradients", "scores", "_ranks", "_in_place", "_model.forward", "_model.compiled"),
+    ("errors", "_model.purity"),
+    ("method", "gradients", "scores", "_ranks", "_in_place", "_model.forward", "_model.compiled", "_model.modes"),
     ("_reporting", "_joint", "_model.structure"),
-    ("_invariance",),
-    ("_model.watch",),
+    ("_invariance", "_model.ownership", "_model.watch"),
     ("_model.rerun",),
     ("_model.unimodal",),
     ("_training",),

@@ -157,6 +157,12 @@ def test_masked_passes_in_training_mode_equal_the_twin(head: str, masked_pass_gr
     agree("abc", ["batch norm", "dropout", "transformer"], head, "auto", options)
 
 
+@pytest.mark.parametrize("coalitions", ["auto", "factored"])
+@pytest.mark.parametrize("options", [{}, {"masked_pass_grad": False}, {"start_epoch": 1, "clip_trigger": 0.02}])
+def test_encoders_without_a_mode_equal_the_twin(coalitions: str, options: dict[str, Any]) -> None:
+    agree("abc", ["layer norm"] * 3, "mlp", coalitions, options)
+
+
 @pytest.mark.parametrize("preset", ["official", "paper"])
 def test_presets_equal_the_twin(preset: str) -> None:
     paper: dict[str, Any] = {"max_gap": None, "p_min": 0.0, "include_current": True, "clip_trigger": None}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, ObservationError
@@ -66,32 +69,42 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # What it costs
 
 
-@pytest.mark.parametrize("names", ["ab", "abc", "abcd"])
-def test_two_full_passes_and_one_of_a_single_sample_per_encoder(names: str) -> None:
-    model = multimodal(names)
-    optimizer = agm(model)
-    train(model, optimizer, batches(model, 1))
-    sizes: Counter[int] = Counter()
-    for encoder in model.encoders.values():
-        encoder.register_forward_hook(lambda module, args, output: sizes.update([len(args[0])]))
-    train(model, optimizer, batches(model, 1, size=6))
-    assert sizes == {6: 2 * len(names), 1: len(names)}
+@contextmanager
+def encoded(model: Multimodal) -> Iterator[tuple[Counter[int], Counter[int]]]:
+    """Count in the body how often encoders run on how many samples, forward and backward.
+
+    The hook is on all modules of the process, since hooks on encoders are code that may change their features.
+    """
+    forwards: Counter[int] = Counter()
+    backwards: Counter[int] = Counter()
+    encoders = set(model.encoders.values())
+
+    def watch(module: nn.Module, args: Any, output: Any) -> None:
+        if module in encoders:
+            forwards.update([len(output)])
+            if output.requires_grad:
+                output.register_hook(lambda gradient: backwards.update([len(gradient)]))
+
+    handle = register_module_forward_hook(watch)
+    try:
+        yield forwards, backwards
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize("names", ["ab", "abc", "abcd"])
-def test_backward_runs_through_each_pass_once(names: str) -> None:
-    model = multimodal(names)
+@pytest.mark.parametrize(
+    ("kind", "passes"), [("layer norm", {6: 1, 1: 1}), ("batch norm", {6: 2, 1: 1}), ("dropout", {6: 2, 1: 1})]
+)
+def test_passes_of_each_encoder(names: str, kind: str, passes: dict[int, int]) -> None:
+    """One more on a masked sample; in eval mode, one on the batch too where the mode matters."""
+    model = mixed(names, [kind] * len(names))
     optimizer = agm(model)
-    train(model, optimizer, batches(model, 1))
-    sizes: Counter[int] = Counter()
-
-    def watch(module: nn.Module, args: Any, output: Tensor) -> None:
-        output.register_hook(lambda gradient: sizes.update([len(gradient)]))
-
-    for encoder in model.encoders.values():
-        encoder.register_forward_hook(watch)
-    train(model, optimizer, batches(model, 1, size=6))
-    assert sizes == {6: 2 * len(names), 1: len(names)}
+    train(model, optimizer, batches(model, 1, dtype=torch.float64))
+    with encoded(model) as (forwards, backwards):
+        train(model, optimizer, batches(model, 1, size=6, dtype=torch.float64))
+    expected = {size: count * len(names) for size, count in passes.items()}
+    assert forwards == backwards == expected
 
 
 @pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
@@ -130,10 +143,11 @@ def test_a_step_runs_on_fake_tensors(coalitions: str, epoch: int) -> None:
 
 @pytest.mark.parametrize("names", ["ab", "abc", "abcd"])
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_both_forms_have_equal_gradients(names: str, head: str) -> None:
+@pytest.mark.parametrize("kinds", [KINDS, ["layer norm"] * 4, ["batch norm"] * 4])
+def test_both_forms_have_equal_gradients(names: str, head: str, kinds: list[str]) -> None:
     results = []
     for coalitions in ("factored", "full"):
-        model = mixed(names, KINDS, head)
+        model = mixed(names, kinds, head)
         optimizer = agm(model, coalitions=coalitions, alpha=2.5, clip_trigger=None)
         data = batches(model, 3, dtype=torch.float64)
         torch.manual_seed(3)

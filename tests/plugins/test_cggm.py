@@ -60,6 +60,10 @@ def slow(parameters: Any) -> SGD:
     return SGD(parameters, lr=0.05, momentum=0.5)
 
 
+def slow_once(parameters: Any) -> SGD:
+    return slow(dict.fromkeys(parameters))
+
+
 class NormProbe(nn.Sequential):
     def __init__(self, size: int, outputs: int) -> None:
         super().__init__(nn.Linear(size, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, outputs))
@@ -654,3 +658,47 @@ def test_adam_of_the_user_and_the_default() -> None:
 def _is_large(optimizer: BalancedOptimizer) -> bool:
     counters = optimizer._lifecycle.training.telemetry._counters
     return any(bool(value) for key, value in counters.items() if "/large/" in key)
+
+
+# One differentiation for all probes
+
+
+def test_probes_that_share_a_layer_take_each_gradient_from_its_own_loss() -> None:
+    """The optimizer's last word is that of the last modality, as for probes one by one."""
+    shared = nn.Linear(4, 3)
+    model = multimodal()
+    optimizer = balanced(model, "cggm", probes={"a": shared, "b": shared}, probe_optimizer=slow_once, lam=0)
+    inputs, target = batches(model, 1)[0]
+    z = model.encoders["b"](inputs[1]).detach()
+    expected = torch.autograd.grad(LOSS(shared(z), target), shared.weight)[0]
+    before = shared.weight.detach().clone()
+    train(model, optimizer, [(inputs, target)])
+    torch.testing.assert_close(shared.weight.detach(), before - 0.05 * expected)
+
+
+@pytest.mark.parametrize(("probes", "draws"), [("linear", False), ("mlp", False), ("transformer", True)])
+def test_random_state_is_forked_for_probes_that_may_draw(
+    probes: str, draws: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = multimodal()
+    optimizer = balanced(model, "cggm", probes=probes)
+    one, two = batches(model, 2)
+    train(model, optimizer, [one])
+    forks: list[object] = []
+    fork = torch.random.fork_rng
+
+    def counted(*args: Any) -> Any:
+        forks.append(args)
+        return fork(*args)
+
+    monkeypatch.setattr(torch.random, "fork_rng", counted)
+    train(model, optimizer, [two])
+    assert bool(forks) is draws
+
+
+def test_modules_of_the_user_may_draw() -> None:
+    model = multimodal()
+    optimizer = balanced(model, "cggm", probes={"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    built = method_of(optimizer)._built
+    assert built is not None
+    assert built.may_draw

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from modbalance import BalancedOptimizer, ModbalanceWarning
+from modbalance import BalancedOptimizer, Method, ModbalanceWarning, Step, gradients, hookimpl
+from modbalance_ogm_ge import OGMGE
 from support.models import AudioVisual, Multimodal
 from support.training import Batch, assert_same, audio_visual, balanced, batches, multimodal, sgd, train, weights
 
@@ -259,3 +261,66 @@ def test_an_encoder_of_which_nothing_is_modulated_is_named(method: str) -> None:
         BalancedOptimizer(sgd(model), method, **described).remove()
     assert len(seen) == 2
     BalancedOptimizer(sgd(model), method, **described, **ALL).remove()
+
+
+# Gradients as lists
+
+
+def one_by_one(tensors: list[Tensor], sigma: list[Tensor], generator: torch.Generator) -> None:
+    for tensor, deviation in zip(tensors, sigma, strict=True):
+        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        noise = torch.empty_like(tensor, dtype=wide).normal_(generator=generator)
+        tensor.add_((noise * deviation).to(tensor.dtype))
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 18])
+@pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.float64,), (torch.bfloat16, torch.float32, torch.float64)])
+def test_noise_in_chunks_is_that_of_one_tensor_after_the_other(
+    chunk: int, dtypes: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "_CHUNK", chunk)
+    shapes = [(3,), (16,), (5, 7), (1,), (4, 3, 3, 3), (64,), (2, 2)]
+    tensors = [torch.randn(shape).to(dtypes[i % len(dtypes)]) for i, shape in enumerate(shapes)]
+    tensors[4] = tensors[4].to(memory_format=torch.channels_last)
+    expected = [tensor.clone() for tensor in tensors]
+    sigma = list(torch.rand(len(tensors)).unbind())
+
+    gradients.add_noise_(tensors, sigma, torch.Generator().manual_seed(7))
+    one_by_one(expected, sigma, torch.Generator().manual_seed(7))
+
+    assert [a.equal(b) for a, b in zip(tensors, expected, strict=True)] == [True] * len(shapes)
+    assert tensors[4].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_deviations_are_those_of_each_tensor() -> None:
+    tensors = [torch.randn(5, 4), torch.randn(1), torch.randn(7).bfloat16()]
+    found = gradients.std(tensors)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [tensors[0].std().item(), 0.0, tensors[2].float().std().item()]
+
+
+def test_a_gradient_that_another_method_takes_away_moves_no_noise() -> None:
+    """Standard deviations are taken before, noise is added after the method in front has removed a gradient."""
+
+    @attrs.define(eq=False, kw_only=True)
+    class Removing(Method):
+        name: ClassVar[str] = "removing"
+
+        @hookimpl
+        def modbalance_gradients(self, step: Step) -> None:
+            step.parameters("a")[0].grad = None
+
+    model = wide()
+    optimizer = balanced(model, [Removing(), OGMGE(param_filter="all")])
+    inputs, target = batches(model, 1)[0]
+    optimizer.criterion(nn.CrossEntropyLoss())(model(*inputs), target).backward()
+    first, *others = model.encoders["a"].parameters()
+    assert first.grad is not None
+    first.grad *= 1e4
+    before = [p.grad.std() for p in others if p.grad is not None]
+    optimizer.modulate()
+
+    assert first.grad is None
+    after = [p.grad.std() for p in others if p.grad is not None]
+    assert len(before) == len(after) == 3
+    assert all(new < 5 * old for new, old in zip(after, before, strict=True))

@@ -152,6 +152,16 @@ def test_global_step_hooks_fire_for_the_wrapper_and_for_the_inner_optimizer() ->
     assert seen == ["BalancedOptimizer", "SGD"]
 
 
+def test_a_profile_shows_the_step_of_the_wrapper_around_that_of_the_inner_optimizer() -> None:
+    model = multimodal()
+    optimizer = balanced(model)
+    with torch.autograd.profiler.profile(acc_events=True) as profile:
+        train(model, optimizer, batches(model, 1))
+
+    names = [event.name for event in profile.function_events or () if event.name.startswith("Optimizer.step#")]
+    assert sorted(names) == ["Optimizer.step#BalancedOptimizer.step", "Optimizer.step#SGD.step"]
+
+
 def test_state_dict_hooks_see_and_change_the_state() -> None:
     model = multimodal()
     optimizer = balanced(model)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Generator
+from typing import Any, ClassVar
 
+import attrs
 import pytest
 
-from modbalance import Method, PluginConflictError, PluginLoadError, UnknownMethodError, hookimpl, list_methods
+from modbalance import Batch, Method, PluginConflictError, PluginLoadError, UnknownMethodError, hookimpl, list_methods
 from modbalance._plugins import Listing, load_method, plugin_manager
 from support.plugin_distributions import METHOD, Add
 from support.training import assert_same, balanced, batches, multimodal, sgd, train
@@ -232,3 +235,21 @@ def test_every_manager_is_its_own() -> None:
     assert one is not two
     assert [name for name, _ in one.list_name_plugin()] == ["a"]
     assert one.get_plugin("a") is not two.get_plugin("a")
+
+
+def test_a_hook_may_be_a_wrapper() -> None:
+    @attrs.define(eq=False, kw_only=True)
+    class Wrapping(Method):
+        name: ClassVar[str] = "wrapping"
+        seen: list[Any] = attrs.field(factory=list)
+
+        @hookimpl(wrapper=True)
+        def modbalance_observe(self, batch: Batch) -> Generator[None, list[Any], list[Any]]:
+            self.seen.append((yield))
+            return [{"value": batch.logits.sum()}]
+
+    method = Wrapping()
+    model = multimodal()
+    optimizer = balanced(model, method)
+    train(model, optimizer, batches(model, 1))
+    assert optimizer._lifecycle.methods[0].seen == [[]]  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, scores
 from support.batch_spy import look_once
+from support.operation_counts import CountOps
 from support.training import batches, multimodal
 
 
@@ -248,3 +250,51 @@ def test_clearly_greater_takes_the_coarser_precision() -> None:
 
 def test_any_positive_number_is_clearly_greater_than_zero() -> None:
     assert scores.clearly_greater(torch.tensor([1e-30, 0.0, -1.0]), 0).tolist() == [True, False, False]
+
+
+# Scores of all modalities at once
+
+
+@pytest.mark.parametrize("trailing", [(), (3, 2)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shape: torch.randint(4, shape),
+        lambda shape: torch.randint(4, shape).masked_fill(torch.rand(shape) < 0.5, -100),
+        lambda shape: torch.rand(shape[0], 4, *shape[1:]).softmax(1),
+    ],
+    ids=["indices", "some ignored", "probabilities"],
+)
+@pytest.mark.parametrize("presence", [{}, {"b": torch.tensor([True, False, True, True, False])}])
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_scores_of_all_modalities_are_those_of_each(
+    trailing: tuple[int, ...],
+    make: Callable[[tuple[int, ...]], Tensor],
+    presence: dict[str, Tensor],
+    limit: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scores, "_LARGE", limit)
+    target = make((5, *trailing))
+    logits = {name: torch.randn(5, 4, *trailing) for name in "abc"}
+    optimizer = BalancedOptimizer(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), "none")
+    batch = Batch(optimizer._lifecycle.run, target=target, scorer=scores.softmax(), present=presence)
+
+    for of in (None, lambda probability: probability.double().log()):
+        totals, counts = batch.scores(logits, of)
+        expected = [batch.score(each, name, of) for name, each in logits.items()]
+        assert totals.equal(torch.stack([total for total, _ in expected]))
+        assert counts.equal(torch.stack([count for _, count in expected]))
+
+
+def test_one_softmax_scores_all_modalities() -> None:
+    optimizer = BalancedOptimizer(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), "none")
+    batch = Batch(optimizer._lifecycle.run, target=torch.zeros(5, dtype=torch.long), scorer=scores.softmax())
+    with CountOps() as counted:
+        batch.scores({name: torch.randn(5, 4) for name in "abc"})
+    assert counted.ops["aten._softmax.default"] == 1
+
+
+def test_targets_that_are_no_classes_are_refused_for_all_modalities_at_once() -> None:
+    with pytest.raises(ConfigError, match="class indices"):
+        scores.of_each(scores.softmax(), [torch.zeros(2, 3)] * 2, torch.zeros(2))
