@@ -28,9 +28,9 @@ class GradientWatch:
         )
 
     def was_changed(self) -> bool:
-        """Return whether the gradient that the last backward left was changed in place since."""
-        gradient = self.parameter.grad
-        return gradient is not None and gradient is self._gradient and gradient._version != self._version
+        """Return whether the gradient that the last backward left was changed in place since; asked once a step."""
+        noted, self._gradient = self._gradient, None
+        return noted is not None and noted is self.parameter.grad and noted._version != self._version
 
     def remove(self) -> None:
         """Take the hook off the parameter."""

@@ -406,6 +406,10 @@ class Lifecycle:
         names = self.training.structure.replaced_parameters(self.training.optimizer)
         if names:
             self.notices.give(_reporting.REPLACED_PARAMETERS, count=str(len(names)), name=names[0])
+        scaling = self.acting("modbalance_coefficients")
+        if scaling and not any(self.training.ownership.parameters(epoch).values()):
+            methods = " and ".join(f"`{method.name}`" for method in scaling)
+            self.notices.give(_reporting.NOTHING_TO_SCALE, methods=methods)
 
     def describe(self, clip_grad_norm: float | None) -> str:
         """Return the text of `opt.describe()`."""

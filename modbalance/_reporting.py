@@ -105,6 +105,11 @@ SAVED_WITHIN_A_STEP = (
     "A state was saved between the micro-batches of one step: it is that of the last whole step, and the gradients "
     "since then are in no checkpoint. Save after `opt.step()`, or repeat these micro-batches after loading. Given once."
 )
+NOTHING_TO_SCALE = (
+    "{methods} scales gradients of the encoders, but this optimizer updates none of their parameters, so that it does "
+    "nothing. Give the optimizer the parameters that the model has now: sharding, or loading with `assign=True`, makes "
+    "new ones. Given once."
+)
 CHANGED_GRADIENTS = (
     "Gradients were changed in place between the backward and the modulation by {methods}, most likely by a clip, "
     "which then bounds other gradients than those of the step. Call `opt.modulate()` before the clip, or switch the "

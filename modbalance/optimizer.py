@@ -217,10 +217,8 @@ class BalancedOptimizer(Wrapper):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer; its key ``"modality"``, if any, counts as at construction."""
-        structure = self._lifecycle.training.structure
-        structure.check_group(param_group)
+        self._lifecycle.training.structure.check_group(param_group)
         super().add_param_group(param_group)
-        structure.adopt(self._inner.param_groups[-1])
 
     def _about_to_scale(self) -> None:
         """Hear that a GradScaler is about to take a step or to skip it: the pending step is complete."""

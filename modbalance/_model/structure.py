@@ -82,16 +82,10 @@ class Structure:
         self.inputs = inputs
         ours = {id(p) for p in optimized(optimizer)}
         self._trained = {name: p for name, p in self._parameters_now() if id(p) in ours}
-        if modalities is not None:
-            self.encoders = self._resolve_encoders(modalities)
-            owned = {name: _parameters(parts) for name, parts in self.encoders.items()}
-        else:
-            self.encoders = {}
-            owned = _grouped(optimizer)
-        self.modalities = tuple(owned)
+        self._optimizer = optimizer
+        self.encoders = {} if modalities is None else self._resolve_encoders(modalities)
+        self.modalities = tuple(self.encoders or _grouped(optimizer))
         inputs.check(self.modalities)
-        self._owned = self._named(owned)
-        self._shared = _shared(self._owned)
         self.fusion, self.fusion_callable = self._resolve_fusion(fusion)
         self.feature_sizes = self._resolve_sizes(feature_sizes)
         self.modes = None if self.model is None else ModeDependence(self.model, self.fusion)
@@ -102,32 +96,24 @@ class Structure:
         Raises:
             ConfigError: The optimizer updates none of the model's parameters.
         """
-        now = {id(p) for _, p in self._parameters_now()}
-        if self.model is not None and now.isdisjoint(map(id, optimized(optimizer))):
+        now, updated = {id(p) for _, p in self._parameters_now()}, {id(p) for p in optimized(optimizer)}
+        if self.model is not None and now.isdisjoint(updated):
             raise ConfigError(
                 f"The optimizer should update parameters of the model. Found none among the {len(now)} that "
                 f"{type(self.model).__name__} has now, so that nothing would be trained. Sharding it "
                 "(`fully_shard`), or loading with `assign=True`, makes new parameters: do so first, then build the "
                 "torch optimizer from `model.parameters()`, and BalancedOptimizer around it."
             )
-        return [name for name, p in self._trained.items() if id(p) not in now]
+        return [name for name, p in self._trained.items() if id(p) in updated - now]
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Raise a ConfigError for a parameter group, added later, of a modality that is not known."""
         modality = group.get("modality")
-        if modality is not None and not self.encoders and modality not in self._owned:
+        if modality is not None and not self.encoders and modality not in self.modalities:
             raise ConfigError(
                 f"An added group should name one of the modalities {list(self.modalities)}. "
                 f"Found {modality!r}: give all modalities when BalancedOptimizer is built."
             )
-
-    def adopt(self, group: Mapping[str, Any]) -> None:
-        """Take a parameter group that was added later for a part of the modality that it names."""
-        if self.encoders or "modality" not in group:
-            return
-        named = self._owned[group["modality"]]
-        named.extend((f"{group['modality']}.{len(named) + index}", p) for index, p in enumerate(group["params"]))
-        self._shared = _shared(self._owned)
 
     def owned(self, modality: str) -> list[tuple[str, nn.Parameter]]:
         """Return (name, parameter) of a modality's encoder.
@@ -136,15 +122,15 @@ class Structure:
             ConfigError: A parameter belongs to the encoder of another modality too.
         """
         self.require_disjoint()
-        return self._owned[modality]
+        return self.listed(modality)
 
     def listed(self, modality: str) -> list[tuple[str, nn.Parameter]]:
-        """Return (name, parameter) of a modality's encoder, shared or not."""
-        return self._owned[modality]
+        """Return (name, parameter) of a modality's encoder, shared or not, as the model is now."""
+        return self._owned_now().get(modality, [])
 
     def require_disjoint(self) -> None:
         """Raise a ConfigError if two encoders share a parameter."""
-        for name, owners in self._shared.items():
+        for name, owners in _shared(self._owned_now()).items():
             raise ConfigError(
                 f"Encoders should not share parameters, so that each belongs to one modality. Found {name!r} in those "
                 f"of {' and '.join(map(repr, owners))}: name only the parts that are a modality's own in `modalities=`."
@@ -219,6 +205,11 @@ class Structure:
         raise ConfigError(
             f"Parameter `feature_sizes` should give one size for each of {list(self.modalities)}. Found {sizes!r}."
         )
+
+    def _owned_now(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        # Not kept: sharding after this object was built, and loading with `assign=True`, put others in their place.
+        by_module = {name: _parameters(parts) for name, parts in self.encoders.items()}
+        return self._named(by_module or _grouped(self._optimizer))
 
     def _named(self, owned: Mapping[str, list[nn.Parameter]]) -> dict[str, list[tuple[str, nn.Parameter]]]:
         names = {id(p): name for name, p in self._parameters_now()}

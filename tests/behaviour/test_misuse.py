@@ -403,7 +403,7 @@ def test_parameters_beside_the_model_and_frozen_ones_are_no_misuse() -> None:
     model = multimodal()
     model.get_parameter("encoders.a.0.weight").requires_grad_(False)
     extra = nn.Parameter(torch.zeros(1))
-    optimizer = balanced(model, "ogm", SGD([*model.get_submodule("fusion").parameters(), extra], lr=0.1))
+    optimizer = balanced(model, "ogm", SGD([*model.parameters(), extra], lr=0.1))
     step_of(model, optimizer)
 
 
