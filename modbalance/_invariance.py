@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,18 +27,32 @@ _CHANGED = {"lr": 0.01, "weight_decay": 0.0, "foreach": None, "fused": None, "ca
 """Settings of the scratch optimizers: a scheduler may begin at 0, and decay moves a parameter without any gradient."""
 
 
-def kept_update(optimizer: Optimizer) -> float:
+def kept_update(optimizer: Optimizer, parameters: Collection[Tensor]) -> tuple[float, str]:
     """Return how far a parameter moves with all gradients multiplied by 0.01, over how far it moves without.
 
-    0.01 for SGD, 1 for Adam, and 100 for optimizers whose update is inverse to the gradient; the largest of several
-    parameter groups. Further optimizers of the same class and settings step a scratch matrix: the optimizer itself, its
-    state and the global random state stay as they are. Classes that cannot be built from parameters and settings alone,
-    and those whose step needs a closure, count as 0.
+    0.01 for SGD, 1 for Adam, and 100 for optimizers whose update is inverse to the gradient. Further optimizers of the
+    same class and settings step a scratch matrix: the optimizer itself, its state and the global random state stay as
+    they are. Classes that cannot be built from parameters and settings alone, and those whose step needs a closure,
+    count as 0.
+
+    Args:
+        optimizer: The optimizer.
+        parameters: The parameters that matter; groups without them are left out.
+
+    Returns:
+        The share, the largest over the groups, and the name of the optimizer's class.
     """
     if isinstance(optimizer, JointOptimizer):
-        return max(map(kept_update, optimizer.optimizers))
-    groups = {repr(settings): settings for settings in map(_settings, optimizer.param_groups)}
-    return max((_kept(type(optimizer), optimizer.defaults, each) for each in groups.values()), default=0.0)
+        return max(kept_update(each, parameters) for each in optimizer.optimizers)
+    ours = {*map(id, parameters)}
+    groups = [group for group in optimizer.param_groups if any(id(each) in ours for each in group["params"])]
+    distinct = {_without_names(settings): settings for settings in map(_settings, groups)}
+    shares = (_kept(type(optimizer), optimizer.defaults, settings) for settings in distinct.values())
+    return max(shares, default=0.0), type(optimizer).__name__
+
+
+def _without_names(settings: Mapping[str, Any]) -> str:
+    return repr({name: value for name, value in settings.items() if not isinstance(value, str)})
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,12 +78,12 @@ def _kept(kind: type[Optimizer], defaults: Mapping[str, Any], group: Mapping[str
 def _update(build: Callable[[nn.Parameter], Optimizer], coefficient: float) -> Tensor:
     """Return how far a scratch matrix moves in the second half of the steps, as a norm (0-dim)."""
     with torch.random.fork_rng([]), torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they speak of the scratch parameter
-        torch.manual_seed(0)
+        warnings.simplefilter("ignore")  # any would be about the scratch parameter
+        torch.default_generator.manual_seed(0)  # not those of devices, which are not restored
         scratch = nn.Parameter(0.1 * torch.randn(4, 4, device="cpu"))
         gradients = torch.randn(STEPS, 4, 4, device="cpu")
         optimizer = build(scratch)
-        if hasattr(optimizer, "train"):  # schedule-free optimizers ask for it
+        if hasattr(optimizer, "train"):  # schedule-free optimizers need it
             optimizer.train()
         before = scratch.detach().clone()
         for index, gradient in enumerate(gradients):

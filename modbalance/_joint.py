@@ -1,6 +1,6 @@
 """Several optimizers with disjoint parameters as one: a step steps each, groups and state are theirs, not copied.
 
-So are optimizers used that take some parameters only, such as Muon for matrices beside AdamW for the rest.
+Muon, for example, takes matrices only, and stands beside AdamW for the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from modbalance.errors import ConfigError
+from modbalance.errors import CheckpointError, ConfigError
 from modbalance.gradients import optimized
 
 Groups = list[dict[str, Any]]
@@ -64,8 +64,9 @@ class JointOptimizer(Optimizer):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Settings that groups have where nothing else was given; where several know a setting, those of the first."""
-        return {name: value for optimizer in reversed(self.optimizers) for name, value in optimizer.defaults.items()}
+        """Settings that all optimizers know, with the values of the first: schedulers look here for momentum."""
+        first, *others = (optimizer.defaults for optimizer in self.optimizers)
+        return {name: value for name, value in first.items() if all(name in defaults for defaults in others)}
 
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
@@ -86,6 +87,19 @@ class JointOptimizer(Optimizer):
         """Clear the gradients of all parameters."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
+
+    def train(self) -> None:
+        """Switch schedule-free optimizers to the weights of training."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """Switch schedule-free optimizers to the weights of evaluation."""
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        for optimizer in self.optimizers:
+            if hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse: it is open which optimizer should take the group."""
@@ -108,11 +122,13 @@ class JointOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the states of all optimizers; nothing is changed if the groups do not fit."""
-        given, wanted = (
-            [len(g["params"]) for g in groups] for groups in (state_dict["param_groups"], self.param_groups)
-        )
+        saved = state_dict.get("param_groups", [])
+        given, wanted = ([len(group["params"]) for group in groups] for groups in (saved, self.param_groups))
         if given != wanted:
-            raise ValueError(f"The saved groups should have {wanted} parameters. Found {given}.")
+            raise CheckpointError(
+                f"The saved groups should have {wanted} parameters. Found {given}: build the optimizers in the order "
+                "and with the groups of the run that saved them."
+            )
         remaining = list(state_dict["param_groups"])
         for optimizer in self.optimizers:
             count = len(optimizer.param_groups)
@@ -182,6 +198,6 @@ def _check(optimizers: Sequence[Optimizer]) -> None:
             other = seen.setdefault(id(parameter), optimizer)
             if other is not optimizer:
                 raise ConfigError(
-                    "Optimizers that are joined should have no parameter in common. Found one of shape "
-                    f"{tuple(parameter.shape)} in {type(other).__name__} and {type(optimizer).__name__}."
+                    "Optimizers that are joined should have no parameter in common: each is updated once. Found one of "
+                    f"shape {tuple(parameter.shape)} in {type(other).__name__} and {type(optimizer).__name__}."
                 )

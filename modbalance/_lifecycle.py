@@ -248,7 +248,10 @@ class Lifecycle:
         if pending is None or pending.phase is Phase.MODULATED or not self.active:
             return
         if self._gradients_are_none():
-            self.pending = None  # no backward followed, or its gradients were dropped: the inner step does nothing
+            # No backward followed, or its gradients were dropped: the inner step does nothing.
+            if self.training.ranks.count > 1:
+                self._summed(pending, self.active)  # other ranks may have gradients, and wait in this reduction
+            self.pending = None
             return
         self._warn_of_changed_gradients()
         pending.steps = self._summed(pending, self.active)
@@ -433,14 +436,14 @@ class Lifecycle:
     def _warn_of_invariance(self) -> None:
         structure, optimizer = self.training.structure, self.training.optimizer
         named = [each for modality in self.modalities for each in structure.listed(modality)]
-        returning = self.hooks.implementers("modbalance_coefficients")
-        scaling = [method for method in returning if any(method.modulates(*each) for each in named)]
-        share = kept_update(optimizer) if scaling else 0.0
+        scaled = {
+            method.name: [parameter for name, parameter in named if method.modulates(name, parameter)]
+            for method in self.hooks.implementers("modbalance_coefficients")
+        }
+        share, name = kept_update(optimizer, [parameter for each in scaled.values() for parameter in each])
         if share > MOST:
-            methods = " and ".join(f"`{method.name}`" for method in scaling)
-            self.notices.give(
-                _reporting.SCALE_INVARIANCE, methods=methods, optimizer=name_of(optimizer), share=f"{share:.2g}"
-            )
+            methods = " and ".join(f"`{method}`" for method, parameters in scaled.items() if parameters)
+            self.notices.give(_reporting.SCALE_INVARIANCE, methods=methods, optimizer=name, share=f"{share:.2g}")
 
     def _watched_gradient(self) -> GradientWatch | None:
         """Watch a parameter of an encoder, if a method edits gradients between the backward and the inner step."""
@@ -452,7 +455,8 @@ class Lifecycle:
         return GradientWatch(parameter) if is_edited and parameter is not None else None
 
     def _warn_of_changed_gradients(self) -> None:
-        if self._gradient_watch is not None and self._gradient_watch.was_changed():
+        watch = None if self.training.dry_run else self._gradient_watch
+        if watch is not None and watch.was_changed():
             methods = " and ".join(f"`{method.name}`" for method in self.methods)
             self.notices.give(_reporting.CHANGED_GRADIENTS, methods=methods)
 

@@ -111,9 +111,9 @@ NOTHING_TO_SCALE = (
     "new ones. Given once."
 )
 CHANGED_GRADIENTS = (
-    "Gradients were changed in place between the backward and the modulation by {methods}, most likely by a clip, "
-    "which then bounds other gradients than those of the step. Call `opt.modulate()` before the clip, or switch the "
-    "clip of the framework off and pass `clip_grad_norm=` to BalancedOptimizer. Given once."
+    "Gradients were changed in place between the backward and the modulation by {methods}. A clip there bounds other "
+    "gradients than those of the step: call `opt.modulate()` before it, or switch the clip of the framework off and "
+    "pass `clip_grad_norm=` to BalancedOptimizer. A division, as for a mean over ranks, does no harm. Given once."
 )
 SCALE_INVARIANCE = (
     "{methods} scales gradients, and the update of {optimizer} hardly follows them: with gradients times 0.01 a "

@@ -156,6 +156,11 @@ class Run:
         each = optimizer.optimizers if isinstance(optimizer, JointOptimizer) else (optimizer,)
         return not any(isinstance(one, Adagrad) for one in each)
 
+    @property
+    def has_two_passes(self) -> bool:
+        """Whether a step of the inner optimizer takes gradients at two places, as that of SAM does."""
+        return hasattr(self._training.optimizer, "second_step")
+
     def clear_optimizer_state(self, parameters: Iterable[Tensor]) -> None:
         """Drop the inner optimizer's state of some parameters, such as momentum."""
         for parameter in parameters:

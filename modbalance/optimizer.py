@@ -161,8 +161,11 @@ class BalancedOptimizer(Wrapper):
         leaves is modulated. An optimizer of two passes (SAM, with `first_step` and `second_step`) takes its first pass
         from the gradients that stand, which are modulated as well.
         """
-        if closure is None or hasattr(self._inner, "second_step"):
+        has_two_passes = self._lifecycle.run.has_two_passes
+        if closure is None or has_two_passes:
             self._before_inner_step()
+        if closure is not None and has_two_passes:
+            self._lifecycle.drop_pending()
         result = self._inner.step() if closure is None else self._inner.step(lambda: self._evaluate(closure))
         self._after_inner_step()
         return result

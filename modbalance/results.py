@@ -107,7 +107,7 @@ def _hits(logits: Tensor, target: Tensor, fix: str, ignore_index: int) -> tuple[
 
 def scalar(run: Run, value: float) -> Tensor:
     """Return a 0-dim tensor for the gradients, in at least single precision; made on the device, without a copy."""
-    parameter = next(p for name in run.modalities for _, p in run.encoder_parameters(name))
+    parameter = next(run.optimized_parameters())
     return torch.full((), value, dtype=torch.promote_types(parameter.dtype, torch.float32), device=parameter.device)
 
 

@@ -73,7 +73,12 @@ class MSLR(WindowedMethod):
 
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
-        """Check the names in `init`."""
+        """Check the names in `init`, and the optimizer."""
+        if self.mode == "lr" and run.has_two_passes:
+            raise ConfigError(
+                'Option `mode = "lr"` of method `mslr` should measure the update of one pass. Found an optimizer of '
+                'two passes, such as SAM: use `mode="grad"`.'
+            )
         for name in self.init or {}:
             if name not in run.modalities:
                 raise ConfigError(f"Option `init` of method `mslr` names {name!r}. {suggest(name, run.modalities)}")

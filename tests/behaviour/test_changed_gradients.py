@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,7 @@ def steps(method: str, between: Between, *, micro_batches: int = 1, in_closure: 
 @pytest.mark.parametrize("clip", [clip_norm, clip_values])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_clip_before_the_modulation_is_named_once(method: str, clip: Between, in_closure: bool) -> None:
-    with pytest.warns(ModbalanceWarning, match=r"changed in place .*`opt\.modulate\(\)` before the clip") as given:
+    with pytest.warns(ModbalanceWarning, match=r"changed in place .*`opt\.modulate\(\)` before it") as given:
         steps(method, clip, in_closure=in_closure)
     assert len(given) == 1
 
@@ -102,7 +103,32 @@ def test_a_copy_and_a_removed_wrapper_watch_for_themselves() -> None:
     other_model, other_optimizer = copy.deepcopy((model, optimizer))
     train(other_model, other_optimizer, batches(model, 1))
     optimizer.remove()
-    assert not model.get_parameter("encoders.a.0.weight")._post_accumulate_grad_hooks
+    assert not model.get_parameter("encoders.a.0.weight")._backward_hooks
+    for _ in range(3):
+        optimizer = balanced(model, "ogm")
+    gc.collect()
+    hooks = model.get_parameter("encoders.a.0.weight")._backward_hooks
+    assert hooks is not None
+    assert len(hooks) == 1
     with torch.no_grad():
         clip_norm(model, optimizer)
     optimizer.step()
+
+
+def test_a_dry_run_changes_nothing_and_minds_nothing() -> None:
+    steps("ogm", clip_norm, dry_run=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at the loss
+def test_a_backward_in_compiled_code_is_not_watched() -> None:
+    model = multimodal()
+    optimizer = balanced(model, "ogm")
+    criterion = optimizer.criterion(nn.CrossEntropyLoss())
+    for inputs, target in batches(model, 2):
+        optimizer.zero_grad()
+        loss = criterion(model(*inputs), target)
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            loss.backward()
+        optimizer.step()
+    assert optimizer.metrics()["ogm/coefficient/a"] <= 1

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW, NAdam, Optimizer, RAdam, Rprop
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from modbalance._invariance import MOST, kept_update
+from modbalance import _invariance
+from modbalance._invariance import MOST
+from modbalance._joint import JointOptimizer
+from modbalance.gradients import optimized
 
 
 class SignDescent(Optimizer):
@@ -44,6 +47,10 @@ class Adamant(SGD):
 class NeedsAModel(SGD):
     def __init__(self, params: Iterable[Any], model: nn.Module, lr: float = 0.1) -> None:
         super().__init__(params, lr=lr)
+
+
+def kept_update(optimizer: Optimizer) -> float:
+    return _invariance.kept_update(optimizer, list(optimized(optimizer)))[0]
 
 
 def parameters() -> list[nn.Parameter]:
@@ -81,6 +88,25 @@ def test_one_group_of_many_is_enough() -> None:
     linear: dict[str, Any] = {"params": parameters(), "eps": 1e6}  # so large that the update follows the gradient
     assert kept_update(AdamW([linear])) < MOST
     assert kept_update(AdamW([linear, {"params": parameters()}])) == pytest.approx(1, rel=1e-3)
+
+
+def test_groups_without_parameters_that_matter_are_left_out() -> None:
+    encoder, head = parameters(), parameters()
+    groups: list[dict[str, Any]] = [{"params": encoder, "eps": 1e6}, {"params": head, "name": "head"}]
+    optimizer = AdamW(groups)
+    assert _invariance.kept_update(optimizer, encoder)[0] < MOST
+    joint = JointOptimizer([SGD(encoder, lr=0.1), AdamW(head)])
+    share, name = _invariance.kept_update(joint, encoder)
+    assert (share < MOST, name) == (True, "SGD")
+    share, name = _invariance.kept_update(joint, [*encoder, *head])
+    assert (share > MOST, name) == (True, "AdamW")
+
+
+def test_random_numbers_of_devices_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    kept_update(AdamW(parameters()))
+    assert not seeds
 
 
 def test_nothing_is_left_behind() -> None:

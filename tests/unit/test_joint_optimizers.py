@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import schedulefree
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import LBFGS, SGD, Adafactor, AdamW, Optimizer
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
-from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, list_methods
+from modbalance import BalancedOptimizer, CheckpointError, ConfigError, ModbalanceWarning, list_methods
 from support.optimizers import assert_same_state
 from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 from support.two_passes import SAM
@@ -123,6 +124,25 @@ def test_a_scaler_and_a_closure_serve_all() -> None:
     assert_same(model, plain)
 
 
+def test_schedulers_that_move_momentum_name_what_they_miss() -> None:
+    model = multimodal()
+    optimizer = wrapped(model, "none", matrices_and_others)
+    with pytest.raises(ValueError, match="momentum"):
+        OneCycleLR(optimizer, 0.1, total_steps=4)
+    OneCycleLR(optimizer, 0.1, total_steps=4, cycle_momentum=False)
+
+
+def test_schedule_free_optimizers_are_switched() -> None:
+    model = multimodal()
+    free: Any = schedulefree.AdamWScheduleFree(model.encoders.parameters(), lr=0.01, warmup_steps=2)
+    optimizer: Any = BalancedOptimizer([free, sgd(model.fusion)], "none")
+    optimizer.train()
+    train(model, optimizer, batches(model, 3))
+    before = weights(model)
+    optimizer.eval()
+    assert not torch.equal(weights(model)["encoders.a.0.weight"], before["encoders.a.0.weight"])
+
+
 def test_momentum_of_all_is_cleared() -> None:
     model = multimodal()
     optimizer = wrapped(model, "none", two_of_sgd)
@@ -144,9 +164,9 @@ def test_a_copy_is_independent() -> None:
     assert_same(train(model, optimizer, batches(model, 1)), other_model)
 
 
-def test_the_notice_on_scales_names_all() -> None:
+def test_the_notice_on_scales_names_the_optimizer() -> None:
     model = multimodal()
-    with pytest.warns(ModbalanceWarning, match="Adafactor and AdamW hardly follows"):
+    with pytest.warns(ModbalanceWarning, match="update of (Adafactor|AdamW) hardly follows"):
         optimizer = wrapped(model, "ogm", matrices_and_others)
     assert "Adafactor and AdamW.step" in optimizer.describe()
 
@@ -156,7 +176,7 @@ def test_the_notice_on_scales_names_all() -> None:
     [
         (lambda model: [], "Found an empty list"),
         (lambda model: [sgd(model), "adam"], "or a list of them. Found str"),
-        (lambda model: [sgd(model), sgd(model)], "no parameter in common. Found one of shape"),
+        (lambda model: [sgd(model), sgd(model)], "no parameter in common: each is updated once. Found one of shape"),
         (lambda model: [sgd(model.fusion), LBFGS(model.encoders.parameters())], "no closure. Found LBFGS"),
         (lambda model: [sgd(model.fusion), SAM(model.encoders.parameters())], "no closure. Found SAM"),
         (lambda model: [sgd(model.fusion), balanced(model, "none", sgd(model.encoders))], "Found BalancedOptimizer"),
@@ -181,6 +201,6 @@ def test_a_state_of_other_groups_changes_nothing() -> None:
     train(model, optimizer, batches(model, 1))
     before = copy.deepcopy(optimizer.state_dict())
     inner = optimizer._inner
-    with pytest.raises(ValueError, match=r"should have \[3, 7\] parameters. Found \[10\]"):
+    with pytest.raises(CheckpointError, match=r"should have \[3, 7\] parameters. Found \[10\]"):
         inner.load_state_dict(sgd(model).state_dict())
     assert_same_state(optimizer.state_dict(), before)

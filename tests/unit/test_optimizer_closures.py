@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from modbalance import BalancedOptimizer, ModbalanceWarning, list_methods
+from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, list_methods
 from support.models import Multimodal
 from support.training import Batch, assert_close, assert_same, balanced, batches, multimodal, sgd
 from support.two_passes import SAM, Polyak
@@ -114,6 +114,23 @@ def test_a_second_pass_past_the_criterion_is_named() -> None:
     nn.CrossEntropyLoss()(model(*inputs), target).backward()
     with pytest.warns(ModbalanceWarning, match=r"opt\.criterion"):
         optimizer.second_step()
+
+
+def test_a_closure_past_the_criterion_is_named() -> None:
+    model = multimodal()
+    optimizer: Any = balanced(model, "ogm", SAM(model.parameters()))
+    criterion = criterion_of(optimizer)
+    inputs, target = batches(model, 1)[0]
+    criterion(model(*inputs), target).backward()
+    with pytest.warns(ModbalanceWarning, match=r"opt\.criterion"):
+        optimizer.step(lambda: nn.CrossEntropyLoss()(model(*inputs), target).backward())
+    assert optimizer._lifecycle.training.steps == 0
+
+
+def test_the_learning_rate_of_sam_is_not_scaled() -> None:
+    model = multimodal()
+    with pytest.raises(ConfigError, match=r"Found an optimizer of two passes.*mode=.grad."):
+        balanced(model, "mslr", SAM(model.parameters()), mode="lr")
 
 
 @pytest.mark.parametrize("method", ["none", "ogm"])
