@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipe_common.data.cache.headers import Facts, Header
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.readers.pickles import load_pickle
-from recipe_common.data.readers.waveforms import unreadable
+from recipe_common.data.readers.waveforms import OTHERWISE, unreadable
 from recipe_common.errors import RecipeError
 
 DAMAGED = (
@@ -47,19 +50,32 @@ class StoredSpectrogram:
             matrix = torch.as_tensor(_load(path), dtype=torch.float32)
         except DAMAGED as error:
             raise unreadable(path, str(error).partition("\n")[0], self.what) from error
-        if matrix.ndim == 3 and len(matrix) == 1:
-            matrix = matrix[0]
-        if matrix.ndim != 2 or 0 in matrix.shape:
-            raise unreadable(path, f"an array of shape {tuple(matrix.shape)}, not a matrix", self.what)
+        matrix = matrix.reshape(self._checked_shape(path, tuple(matrix.shape)))
         if not torch.isfinite(matrix).all():
             raise unreadable(path, "numbers that are not finite", self.what)
-        if self.shape is not None and tuple(matrix.shape) != self.shape:
+        return matrix.unsqueeze(0)
+
+    @property
+    def header(self) -> Header:
+        """Reader of the headers of npy files; of other files only whether they are data at all."""
+        return Header("stored", _read_header, self._check_header)
+
+    def _check_header(self, path: Path, facts: Sequence[Facts]) -> None:
+        for shape in facts[0]:
+            self._checked_shape(path, tuple(shape))
+
+    def _checked_shape(self, path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the rows and columns of an array of some shape."""
+        sides = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+        if len(sides) != 2 or 0 in sides:
+            raise unreadable(path, f"an array of shape {shape}, not a matrix", self.what)
+        if self.shape is not None and sides != self.shape:
             raise RecipeError(
                 f"The spectrogram in {path} should have the shape of the first, {self.shape}",
-                found=str(tuple(matrix.shape)),
+                found=str(sides),
                 fix="make all of them anew with one length, or leave this one out with `--skip-bad`",
             )
-        return matrix.unsqueeze(0)
+        return sides[0], sides[1]
 
     def check(self, path: Path) -> Tensor:
         """Decode a file."""
@@ -69,6 +85,17 @@ class StoredSpectrogram:
         """Return a front end that accepts only the shape of a file, so that samples can be stacked."""
         _, rows, columns = self(path).shape
         return StoredSpectrogram((rows, columns))
+
+
+def _read_header(path: Path) -> Facts:
+    """Return the shape of the array in a npy file as the only entry; pickles and pt files have no header."""
+    check_file(path, f"{path} should be a readable {StoredSpectrogram.what}", otherwise=OTHERWISE)
+    if path.suffix != ".npy":
+        return []
+    try:
+        return [[*np.load(path, mmap_mode="r", allow_pickle=False).shape]]
+    except DAMAGED as error:
+        raise unreadable(path, str(error).partition("\n")[0], StoredSpectrogram.what) from error
 
 
 def _load(path: Path) -> Any:
