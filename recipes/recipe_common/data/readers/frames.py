@@ -2,8 +2,8 @@
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from recipe_common.data.cache.headers import Facts, Header
+from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.batches import batch_tensor
 from recipe_common.errors import RecipeError, require
@@ -148,7 +149,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         RecipeError: If the file is missing, damaged, unreasonably large or not a whole picture.
     """
-    with _decoding(path), Image.open(path) as image:
+    with decoding(partial(_bad_picture, path)), Image.open(path) as image:
         return image.convert("RGB")
 
 
@@ -158,7 +159,7 @@ def read_picture_header(path: Path) -> Facts:
     Raises:
         RecipeError: If the file is missing, no picture, or unreasonably large.
     """
-    with _decoding(path), Image.open(path) as image:
+    with decoding(partial(_bad_picture, path)), Image.open(path) as image:
         return [*image.size]
 
 
@@ -188,15 +189,6 @@ def frame_headers(files: Sequence[Path], names: Iterable[str]) -> Facts:
     for part in segments(len(files), min(len(files), HEADERS_PER_CLIP)):
         read_picture_header(files[part[0]])
     return [len(files), zlib.crc32("\n".join(names).encode())]
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    try:
-        yield
-    # For damaged headers Pillow raises nearly every error there is: SyntaxError, struct.error, OverflowError, ...
-    except Exception as error:
-        raise _bad_picture(path, str(error) or type(error).__name__) from error
 
 
 def _bad_picture(path: Path, found: str) -> RecipeError:

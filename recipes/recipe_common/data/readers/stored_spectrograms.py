@@ -1,8 +1,7 @@
 """Spectrograms stored in npy, pkl or pt files."""
 
-import pickle
-import struct
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,16 +11,11 @@ import torch
 from torch import Tensor
 
 from recipe_common.data.cache.headers import Facts, Header
+from recipe_common.data.readers.decoding import decoding, open_npy
 from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.data.readers.waveforms import OTHERWISE, unreadable
 from recipe_common.errors import RecipeError
-
-DAMAGED = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    *(pickle.UnpicklingError, struct.error),
-)
-"""Errors of NumPy and torch for torn bytes that are read as an array."""
 
 
 @attrs.frozen
@@ -46,10 +40,8 @@ class StoredSpectrogram:
         Raises:
             RecipeError: If the file is unreadable or does not hold one finite matrix of the right shape.
         """
-        try:
+        with decoding(partial(unreadable, path, kind=self.what)):
             matrix = torch.as_tensor(_load(path), dtype=torch.float32)
-        except DAMAGED as error:
-            raise unreadable(path, str(error).partition("\n")[0], self.what) from error
         matrix = matrix.reshape(self._checked_shape(path, tuple(matrix.shape)))
         if not torch.isfinite(matrix).all():
             raise unreadable(path, "numbers that are not finite", self.what)
@@ -92,15 +84,12 @@ def _read_header(path: Path) -> Facts:
     check_file(path, f"{path} should be a readable {StoredSpectrogram.what}", otherwise=OTHERWISE)
     if path.suffix != ".npy":
         return []
-    try:
-        return [[*np.load(path, mmap_mode="r", allow_pickle=False).shape]]
-    except DAMAGED as error:
-        raise unreadable(path, str(error).partition("\n")[0], StoredSpectrogram.what) from error
+    return [[*open_npy(path, partial(unreadable, path, kind=StoredSpectrogram.what)).shape]]
 
 
 def _load(path: Path) -> Any:
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        return np.array(open_npy(path, ValueError))
     if path.suffix == ".pkl":
         return np.asarray(load_pickle(path), dtype=np.float32)
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from recipe_common.data.cache.headers import Facts, Header, HeaderStore
+from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.sampler import Key
 from recipe_common.data.samples.seeding import derived_seed
@@ -119,11 +120,9 @@ class Case:
             self.slice(index, max(self.shape[:2]))
 
     def _read(self, name: str, part: Any) -> NDArray[Any]:
-        try:
+        with decoding(partial(_unreadable, self.path)):
             values: NDArray[Any] = _opened(self.path, os.getpid())[name][part]
-        except (OSError, KeyError, RuntimeError) as error:  # h5py raises all three for a damaged file
-            raise _unreadable(self.path, str(error)) from error
-        return values
+            return values
 
 
 @lru_cache(maxsize=1)
@@ -155,12 +154,9 @@ def open_case(path: Path, modalities: int, labels: Labels) -> Case:
 
 def _read_header(path: Path) -> Facts:
     """Return name, shape and kind of numbers of each dataset."""
-    try:
-        with require("h5py").File(path, "r") as file:
-            datasets = {name: values for name, values in file.items() if hasattr(values, "dtype")}
-            return [[name, [*values.shape], values.dtype.kind] for name, values in datasets.items()]
-    except (OSError, RuntimeError) as error:
-        raise _unreadable(path, str(error)) from error
+    with decoding(partial(_unreadable, path)), require("h5py").File(path, "r") as file:
+        datasets = {name: values for name, values in file.items() if hasattr(values, "dtype")}
+        return [[name, [*values.shape], values.dtype.kind] for name, values in datasets.items()]
 
 
 def _case(modalities: int, labels: Labels, path: Path, facts: Sequence[Facts]) -> Case:

@@ -18,6 +18,7 @@ from torch import Tensor
 from recipe_common.data.cache.headers import Facts
 from recipe_common.data.cache.pipelines import FramesPipeline, sound_pipeline
 from recipe_common.data.readers.audio import FrontEnd
+from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.frames import (
     CLIP_HEADER,
     FRAME_NAME,
@@ -30,6 +31,7 @@ from recipe_common.data.readers.frames import (
 )
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
+from recipe_common.data.readers.unbounded import check_heaps, check_lengths
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
 from recipe_common.errors import RecipeError, require
@@ -152,13 +154,14 @@ def hdf5_frames(path: Path) -> tuple[StoredJpg, ...]:
 
 def _hdf5_frames(path: Path, limit: int | None) -> tuple[int, tuple[StoredJpg, ...]]:
     """Return the number of frames, and the first ones."""
-    try:
-        with require("h5py").File(path) as file:
-            stored = file[HDF5_FRAMES]
-            first = enumerate(stored[:limit])
-            count, frames = len(stored), tuple(StoredJpg(bytes(frame), f"{path}[{at}]") for at, frame in first)
-    except (OSError, KeyError, TypeError) as error:
-        raise _bad_hdf5(path, str(error)) from error
+    with decoding(partial(_bad_hdf5, path)):
+        check_heaps(path)
+    with decoding(partial(_bad_hdf5, path)), require("h5py").File(path) as file:
+        stored = file[HDF5_FRAMES]
+        if stored.id.get_offset() is not None and stored.dtype.metadata:  # in one piece, of varying length
+            check_lengths(path, stored.id.get_offset(), len(stored))
+        first = enumerate(stored[:limit])
+        count, frames = len(stored), tuple(StoredJpg(bytes(frame), f"{path}[{at}]") for at, frame in first)
     if not frames:
         raise _bad_hdf5(path, "no frames")
     return count, frames
