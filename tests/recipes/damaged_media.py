@@ -29,7 +29,8 @@ from recipe_common.data.prepare.optical_flow import write_two_streams
 from recipe_common.data.prepare.video import _extract
 from recipe_common.data.readers.arrays import ArrayFile, Pictures, brightness_scale, read_class_indices, rows_not_finite
 from recipe_common.data.readers.frames import read_image, read_picture_header
-from recipe_common.data.readers.packed_sequences import Shapes, read_packed
+from recipe_common.data.readers.packed_parts import Shapes
+from recipe_common.data.readers.packed_sequences import read_packed
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.readers.volumes import Labels, open_case
 from recipe_common.data.readers.waveforms import read_samples, read_sound_header, read_waveform

@@ -305,7 +305,7 @@ def test_the_parts_of_a_flow_must_have_the_same_files(tmp_path: Path) -> None:
     for name, count in (("rgb", 3), ("u", 2), ("v", 2)):
         for number in range(count):
             write_frame(tmp_path / name / "clip" / f"frame{number:06d}.jpg")
-    rgb, flow = two_stream_sources(tmp_path / "rgb", tmp_path / "u", tmp_path / "v", TwoStreams())
+    rgb, flow = two_stream_sources([tmp_path / "rgb"], [tmp_path / "u"], [tmp_path / "v"], TwoStreams())
     media = [source.find(Row("clip", "label")) for source in (rgb, flow)]
     assert rgb.header is not None
     assert flow.header is not None
@@ -316,6 +316,25 @@ def test_the_parts_of_a_flow_must_have_the_same_files(tmp_path: Path) -> None:
     assert expected in str(fault(flow.header, media[1], tmp_path))
     with pytest.raises(RecipeError, match="should hold the same jpg files"):
         flow.read(media[1], seed=None)
+
+
+def test_flow_in_the_folder_of_the_frames_is_checked(tmp_path: Path) -> None:
+    clip = tmp_path / "clip"
+    for name in ("img_00001", "img_00002", "flow_x_00001", "flow_y_00001"):
+        write_frame(clip / f"{name}.jpg")
+    _, flow = two_stream_sources([tmp_path], [tmp_path], [tmp_path], TwoStreams())
+    assert flow.header is not None
+    media = flow.find(Row("clip", "label"))
+    assert fault(flow.header, media, tmp_path) is None
+    write_frame(clip / "flow_x_00002.jpg")
+    assert "should hold the same jpg files. Found 2 and 1" in str(fault(flow.header, media, tmp_path))
+    (clip / "flow_y_00002.jpg").write_bytes(b"")
+    assert "flow_y_00002.jpg should be a readable picture. Found an empty file" in str(
+        fault(flow.header, media, tmp_path)
+    )
+    for path in clip.glob("flow_y_*"):
+        path.unlink()
+    assert "should hold the same jpg files. Found 2 and 0" in str(fault(flow.header, media, tmp_path))
 
 
 def test_a_file_that_vanishes_is_a_fault(tmp_path: Path) -> None:
