@@ -97,7 +97,7 @@ def test_an_unknown_fold_shows_the_known_ones(tmp_path: Path) -> None:
         (np.eye(4)[:, :3], "shape (4, 3)"),
         (np.array([0, 1, 2, 4]), "int64 of shape (4,)"),
         (np.array([0, 1, 2, -1]), "int64 of shape (4,)"),
-        (np.eye(4)[:3], r"val_int2name\.npy should have as many names as val_label\.npy has labels\. Found 4 and 3"),
+        (np.eye(4)[:3], "val_int2name.npy should have as many names as val_label.npy has labels. Found 4 and 3"),
     ],
 )
 def test_bad_labels(tmp_path: Path, labels: Any, found: str) -> None:
