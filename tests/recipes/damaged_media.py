@@ -29,8 +29,10 @@ from recipe_common.data.prepare.optical_flow import write_two_streams
 from recipe_common.data.prepare.video import _extract
 from recipe_common.data.readers.arrays import ArrayFile, Pictures, brightness_scale, read_class_indices, rows_not_finite
 from recipe_common.data.readers.frames import read_image, read_picture_header
+from recipe_common.data.readers.mmsa import read_mmsa
 from recipe_common.data.readers.packed_parts import Shapes
 from recipe_common.data.readers.packed_sequences import read_packed
+from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.readers.volumes import Labels, open_case
 from recipe_common.data.readers.waveforms import read_samples, read_sound_header, read_waveform
@@ -40,9 +42,11 @@ from recipe_common.data.samples.youtube import csv_rows
 from recipe_common.errors import RecipeError
 from support.mutations import mutations
 
+from .mmsa_files import mmsa_content
 from .tiny_videos import write_video
 
 CLASSES = ("cat", "dog")
+MMSA_SHAPES = Shapes("MMSA", (None, 4), (None, 2), (None, 2))
 SHAPES = Shapes("tiny", (3, 4), (3, 2), (3, 2))
 
 
@@ -174,6 +178,16 @@ def _packed() -> bytes:
     return pickle.dumps({part: {**split, "id": ["a", "b", "c"]} for part in ("train", "valid", "test")}, protocol=4)
 
 
+def _mmsa() -> bytes:
+    shapes = {"text": (5, 4), "audio": (4, 2), "vision": (4, 2)}
+    content = mmsa_content(shapes["audio"], shapes["vision"], text=shapes["text"])
+    return pickle.dumps(content, protocol=4)
+
+
+def _read_mmsa(path: Path) -> None:
+    read_mmsa(path, load_pickle(path), MMSA_SHAPES, (-3, 3))
+
+
 def _npy(values: Any) -> bytes:
     content = io.BytesIO()
     np.save(content, values)
@@ -283,6 +297,7 @@ MEDIA: dict[str, Media] = {
     "IEMOCAP features": Media("a.h5", _utterances, _read_utterances),
     "IEMOCAP statistics": Media("a.h5", _statistics, lambda path: iemocap.read_statistics(path, 2)),
     "packed pickle": Media("a.pkl", _packed, lambda path: read_packed(path, [SHAPES], (-3, 3))),
+    "MMSA pickle": Media("a.pkl", _mmsa, _read_mmsa),
     "stored pickle": Media("a.pkl", lambda: pickle.dumps(np.ones((4, 3)), protocol=2), StoredSpectrogram()),
     "npy of pictures": Media("a.npy", lambda: _npy(_random().random((5, 16)).astype(np.float32)), _read_pictures),
     "npy of labels": Media("a.npy", lambda: _npy(np.arange(6) % 2), lambda path: read_class_indices(path, 2)),

@@ -21,6 +21,7 @@ COUNTS = {
     "IEMOCAP features": 300,
     "IEMOCAP statistics": 300,
     "packed pickle": 1_000,
+    "MMSA pickle": 300,
     "stored pickle": 1_000,
     **{name: 250 for name in MEDIA if "npy" in name},
     "stored pt": 500,
@@ -29,7 +30,7 @@ COUNTS = {
     **dict.fromkeys(("wav", "float wav", "jpg", "png"), 250),
 }
 """Damaged copies of each kind: at least 1,000 of NIfTI, h5, pickles, npy, lists and video."""
-SEED, SEEDS = 7, {"stored pickle": 9}
+SEED, SEEDS = 7, {"stored pickle": 9, "MMSA pickle": 9}
 """None of these makes a library crash, hang or fill the memory, even where recipes had no checks before it."""
 LONGEST = 1_000
 """Characters of a message."""
