@@ -24,6 +24,8 @@ from torch import nn
 
 from recipe_common.arguments import positive_int, seed_int
 from recipe_common.cli import main
+from recipe_common.data.cache.feed import beside
+from recipe_common.data.cache.headers import HeaderStore
 from recipe_common.data.datasets.brats import FILES, MODALITIES, SUFFIX, find_raw
 from recipe_common.data.datasets.brats_releases import CLASSES, prepared_labels, raw_labels
 from recipe_common.data.prepare.engine import Preparation, parse_preparation, verify
@@ -110,8 +112,8 @@ def load(settings: Settings[BratsSettings]) -> Data:
     own, skip_bad = settings.own, settings.data.skip_bad
     root = settings.data.data_root or synthetic_folder("brats", SYNTHETIC, SYNTHETIC.write)
     files, origin, release = FILES.find(root, own.split_seed)
-    labels = prepared_labels(release)
-    opened = {part: open_cases(paths, len(MODALITIES), labels, skip_bad=skip_bad) for part, paths in files.items()}
+    labels, store = prepared_labels(release), HeaderStore(root, beside(root))
+    opened = open_cases(files, len(MODALITIES), labels, store, skip_bad=skip_bad)
     cases = {part: found for part, (found, _) in opened.items()}
     counts = ", ".join(f"{part} {len(cases[part]):,} of {len(files[part]):,}" for part in files)
     if not settings.data.validation:
@@ -139,6 +141,7 @@ def load(settings: Settings[BratsSettings]) -> Data:
             f"split: {origin}",
             f"cases: {counts}",
             f"evaluation: {scored}",
+            *store.summary,
         ),
         task=segmentation(
             REGIONS,

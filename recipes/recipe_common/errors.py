@@ -11,9 +11,14 @@ class RecipeError(Exception):
         should: What should be, as a sentence without its full stop, such as "`--option` should be like name=value".
         found: What was found instead.
         fix: What to do.
+
+    Attributes:
+        should: As given.
+        found: As given; None for an error from another process, whose parts are its whole message.
     """
 
     def __init__(self, should: str, *, found: str | None = None, fix: str | None = None) -> None:
+        self.should, self.found = should, found
         super().__init__(should if found is None or fix is None else explained(should, found, fix))
 
 

@@ -49,6 +49,14 @@ def test_all_of_a_file() -> None:
     assert found["val"].summary("val") == "val: 3 segments (MMSA)"
 
 
+def test_infinite_text_of_padding_does_not_count() -> None:
+    content, expected = contents(), read(contents())["train"].text
+    content["train"]["text"][:, -1] = -np.inf
+    train = read(content)["train"]
+    assert train.repaired == {}
+    assert torch.equal(train.text, expected)
+
+
 def test_labels_of_each_modality() -> None:
     content = contents(own_labels=True)
     train = read(content)["train"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from recipe_common.data.prepare import optical_flow as module
-from recipe_common.data.prepare.engine import Item
+from recipe_common.data.prepare.engine import Failure, Item, _process
 from recipe_common.data.prepare.optical_flow import FLOW_METHODS, flow_to_grey, optical_flow, write_two_streams
 from recipe_common.errors import RecipeError
 
@@ -63,6 +64,38 @@ def test_flow_is_motion_to_the_right_and_down_in_pixels(method: str) -> None:
     flow = optical_flow(method)(texture(0, 0), texture(3, -2))
     assert flow.shape == (64, 64, 2)
     np.testing.assert_allclose(np.median(flow[16:-16, 16:-16], axis=(0, 1)), [3, -2], atol=0.2)
+
+
+@pytest.mark.parametrize("method", FLOW_METHODS)
+def test_flow_does_not_depend_on_sizes_before(method: str) -> None:
+    pair, small = (texture(0, 0, 128), texture(5, -3, 128)), (texture(0, 0, 20), texture(1, 0, 20))
+    expected, calculate = optical_flow(method)(*pair), optical_flow(method)
+    for _ in range(2):
+        calculate(*small)
+        np.testing.assert_array_equal(calculate(*pair), expected)
+
+
+@pytest.mark.parametrize("method", FLOW_METHODS)
+def test_a_video_whose_proportions_change_has_all_its_flow(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(64, 64), (64, 64), (64, 96), (64, 96)]
+    frames = [
+        av.VideoFrame.from_ndarray(np.repeat(texture(2 * number, 0, 96)[:height, :width, None], 3, axis=2))
+        for number, (height, width) in enumerate(sizes)
+    ]
+    monkeypatch.setattr(module, "sampled_frames", lambda video, fps: enumerate(frames))
+    item = item_of(tmp_path)
+    write_two_streams(item, method=method, short_side=64, stride=1)
+    rgb, right, down = item.outputs
+    assert len(files(rgb)) == 4
+    assert len(files(right)) == len(files(down)) == 3
+    shapes = []
+    for name in files(right):
+        with Image.open(right / name) as picture:
+            shapes.append(picture.size)
+    assert shapes == [(64, 64), (64, 64), (96, 64)]
+    assert centre(right / "frame000003.jpg") == pytest.approx(255 * 22 / 40, abs=3)
 
 
 def test_grey_values_are_those_of_the_released_flow() -> None:
@@ -127,6 +160,14 @@ def test_a_video_of_one_frame_is_refused_and_leaves_nothing(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="fewer than two video frames"):
         write_two_streams(item, method="dis", short_side=64, stride=1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [item.source]
+
+
+def test_pictures_that_opencv_refuses_are_a_failure_of_their_video(tmp_path: Path) -> None:
+    item = item_of(tmp_path)
+    write_moving(item.source)
+    outcome = _process(item, partial(write_two_streams, method="dis", short_side=8, stride=1), tmp_path)
+    assert isinstance(outcome, Failure)
+    assert outcome.source == item.source
 
 
 def test_opencv_without_contributed_modules_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

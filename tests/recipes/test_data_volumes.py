@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from recipe_common.data.cache.headers import HeaderStore
 from recipe_common.data.readers.volumes import (
     AllSlices,
     Case,
@@ -161,9 +162,10 @@ def test_a_file_with_another_content_is_refused(tmp_path: Path, damage: Callable
     good = write_h5(tmp_path / "good.h5", *synthetic_case(1))
     path = write_h5(tmp_path / "a.h5", *synthetic_case(0))
     damage(path)
+    store = HeaderStore(tmp_path, tmp_path)
     with pytest.raises(RecipeError, match=rf"(?s)a\.h5 should .* Found .*{found}.*: download .*--skip-bad"):
-        open_cases([path, good], 4, LABELS, skip_bad=False)
-    cases, faults = open_cases([path, good], 4, LABELS, skip_bad=True)
+        open_cases({"train": [path, good]}, 4, LABELS, store, skip_bad=False)
+    cases, faults = open_cases({"train": [path, good]}, 4, LABELS, store, skip_bad=True)["train"]
     assert [case.path for case in cases] == [good]
     assert len(faults) == 1
     assert faults[0].startswith(f"a.h5: {path} should")
@@ -176,10 +178,11 @@ def test_damage_inside_a_file_is_found_when_it_is_read_or_before(tmp_path: Path)
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
     path.write_bytes(bytes(content))
-    (case,), _ = open_cases([path], 4, LABELS, skip_bad=False)
+    store = HeaderStore(tmp_path, tmp_path)
+    (case,), _ = open_cases({"train": [path]}, 4, LABELS, store, skip_bad=False)["train"]
     with pytest.raises(RecipeError, match=r"a\.h5"):
         case.slice(0, 20)
-    assert open_cases([path], 4, LABELS, skip_bad=True)[0] == ()
+    assert open_cases({"train": [path]}, 4, LABELS, store, skip_bad=True)["train"][0] == ()
 
 
 @pytest.fixture

@@ -250,11 +250,11 @@ def test_a_clip_of_mmaction2_without_flow_is_named(root: Path) -> None:
     for path in (root / "rawframes/YoYo/v_YoYo_g01_c01").glob("flow_*.jpg"):
         path.unlink()
     (root / "rawframes/YoYo/v_YoYo_g01_c02/flow_y_00002.jpg").unlink()
-    data = load(root)
-    assert "test: v_YoYo_g01_c01: no flow" in data.skipped
-    index = [sample.name for sample in samples_of(data.test)].index("v_YoYo_g01_c02")
     with pytest.raises(RecipeError, match=r"should hold the same jpg files\. Found 3 and 2"):
-        data.test[0, index]
+        load(root)
+    data = load(root, skip_bad=True, min_found=0.8)
+    assert "test: v_YoYo_g01_c01: no flow" in data.skipped
+    assert "v_YoYo_g01_c02" not in [sample.name for sample in samples_of(data.test)]
 
 
 def test_flow_among_the_frames_is_no_frame(root: Path) -> None:

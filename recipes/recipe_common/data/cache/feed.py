@@ -67,7 +67,7 @@ def feed(
     """
     if settings is None or settings.cache is None:
         return partial(SampleDataset, sources=sources, seed=seed)
-    folder = beside(root) if settings.cache == AUTO else Path(settings.cache)
+    folder = cache_folder(settings, root)
     samples = (*parts.train, *parts.val, *parts.test)
     workers = settings.cache_workers or os.cpu_count() or 1
     short_side = settings.cache_size or CACHE_SIZE
@@ -76,6 +76,12 @@ def feed(
         for index, source in enumerate(sources)
     )
     return partial(CachedDataset, kept=kept, seed=seed, device_transforms=settings.device_transforms)
+
+
+def cache_folder(settings: FeedSettings | None, root: Path) -> Path:
+    """Return the folder of the cache; that of `--cache auto` if none is given."""
+    named = None if settings is None else settings.cache
+    return beside(root) if named in (None, AUTO) else Path(named)
 
 
 def beside(root: Path) -> Path:

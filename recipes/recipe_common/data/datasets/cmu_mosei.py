@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipe_common.data.datasets.packed_files import PackedFile, find_packed, read_variant
+from recipe_common.data.readers.decoding import decoding, open_npy
 from recipe_common.data.readers.mmsa import TextStates
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.readers.packed_parts import SPLITS, Shapes, check_range, finite
@@ -221,13 +222,11 @@ def _read_vocabulary(root: Path, sentences: Mapping[Any, Any]) -> tuple[dict[str
 
 
 def _read_vectors(path: Path) -> Tensor:
-    try:
-        vectors = np.load(path, allow_pickle=False)
-        values, bad = finite(vectors)
-    except (ValueError, TypeError, OSError, EOFError) as error:
-        raise file_error(
-            path, f"{path} should hold an array of word vectors", found=str(error), fix="download it again"
-        ) from error
+    def error(found: str) -> RecipeError:
+        return file_error(path, f"{path} should hold an array of word vectors", found=found, fix="download it again")
+
+    with decoding(error):
+        values, bad = finite(open_npy(path, error))
     if values.ndim != 2 or bad:
         raise RecipeError(
             f"{path} should hold finite word vectors (V, D)",

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recipe_common.data.readers.decoding import decoding, open_npy
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
@@ -86,26 +87,26 @@ def read_split(root: Path, fold: int, classes: Sequence[str]) -> Split:
 
 
 def _read_part(folder: Path, part: str, classes: Sequence[str]) -> tuple[Row, ...]:
-    names = [_text(value) for value in _load(folder / f"{part}_int2name.npy").reshape(-1)]
+    listed = folder / f"{part}_int2name.npy"
+    with decoding(partial(_unreadable, listed)):
+        names = [_text(value) for value in _load(listed).reshape(-1)]
     path = folder / f"{part}_label.npy"
     labels = _class_indices(_load(path), len(classes), path)
     if len(names) != len(labels):
         raise RecipeError(
-            f"{folder} should have as many names as labels",
-            found=f"{len(names):,} and {len(labels):,} of {part}",
+            f"{listed} should have as many names as {path.name} has labels",
+            found=f"{len(names):,} and {len(labels):,}",
             fix="restore both files",
         )
     return tuple(Row(name, classes[label]) for name, label in zip(names, labels, strict=True))
 
 
 def _load(path: Path) -> NDArray[Any]:
-    try:
-        loaded: NDArray[Any] = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise file_error(
-            path, f"{path} should be a readable npy file", found=str(error), fix="restore the file"
-        ) from error
-    return loaded
+    return np.array(open_npy(path, partial(_unreadable, path)))
+
+
+def _unreadable(path: Path, found: str) -> RecipeError:
+    return file_error(path, f"{path} should be a readable npy file", found=found, fix="restore the file")
 
 
 def _text(value: Any) -> str:
@@ -149,11 +150,13 @@ class FeatureFile:
         self.path = path
         self._open: tuple[int, Any] | None = None
         self.size = 0
-        self.names = frozenset(self._file())
+        with decoding(self._broken):
+            self.names = frozenset(name for name in self._file() if isinstance(name, str))  # damaged ones are bytes
         if not self.names:
             raise RecipeError(f"{path} should hold a dataset for each utterance", found="none", fix="download it again")
         first = min(self.names)
-        shape: tuple[int, ...] = getattr(self._dataset(first), "shape", ())
+        with decoding(partial(self._bad, first)):
+            shape: tuple[int, ...] = getattr(self._file()[first], "shape", ())
         if len(shape) != 2:
             raise self._bad(first, f"shape {shape}" if shape else "a group")
         self.size = shape[1]
@@ -168,29 +171,24 @@ class FeatureFile:
         Raises:
             RecipeError: If they are unreadable, not finite, or of another shape than (T, D).
         """
-        try:
-            features = np.asarray(self._dataset(name)[()], dtype=np.float32)
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise self._bad(name, str(error)) from error
+        with decoding(partial(self._bad, name)):
+            features = np.asarray(self._file()[name][()], dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self.size:
             raise self._bad(name, f"shape {features.shape} instead of (T, {self.size})")
         if not np.isfinite(features).all():
             raise self._bad(name, "values that are not finite")
         return features
 
-    def _dataset(self, name: str) -> Any:
-        return self._file()[name]
-
     def _file(self) -> Any:
         # A handle must not be shared with the workers that a process forks.
         if self._open is None or self._open[0] != os.getpid():
-            try:
+            with decoding(self._broken):
                 self._open = os.getpid(), require("h5py").File(self.path, "r")
-            except OSError as error:
-                raise file_error(
-                    self.path, f"{self.path} should be a whole h5 file", found=str(error), fix="download it again"
-                ) from error
         return self._open[1]
+
+    def _broken(self, found: str) -> RecipeError:
+        should = f"{self.path} should be a whole h5 file"
+        return file_error(self.path, should, found=found, fix="download it again")
 
     def _bad(self, name: str, found: str) -> RecipeError:
         return RecipeError(
@@ -209,13 +207,13 @@ def read_statistics(path: Path, fold: int) -> tuple[Array, Array]:
     Raises:
         RecipeError: If the file is unreadable or lacks the fold.
     """
-    try:
-        with require("h5py").File(path, "r") as file:
-            mean, deviation = (np.asarray(file[str(fold)][name][()], np.float32) for name in ("mean", "std"))
-    except (OSError, KeyError) as error:
-        raise file_error(
-            path, f"{path} should hold `{fold}/mean` and `{fold}/std`", found=str(error), fix="download the file again"
-        ) from error
+
+    def error(found: str) -> RecipeError:
+        should = f"{path} should hold `{fold}/mean` and `{fold}/std`"
+        return file_error(path, should, found=found, fix="download the file again")
+
+    with decoding(error), require("h5py").File(path, "r") as file:
+        mean, deviation = (np.asarray(file[str(fold)][name][()], np.float32) for name in ("mean", "std"))
     return mean, np.where(deviation == 0, np.float32(1), deviation)
 
 

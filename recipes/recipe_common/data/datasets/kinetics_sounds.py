@@ -176,7 +176,7 @@ def read_database(path: Path, classes: Sequence[str]) -> Split:
     """
     try:
         database = json.loads(path.read_text(encoding="utf-8-sig"))["database"]
-        rows = {name: (entry["subset"], class_name(entry["label"])) for name, entry in database.items()}
+        rows = {name: (str(entry["subset"]), class_name(entry["label"])) for name, entry in database.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise file_error(
             path,

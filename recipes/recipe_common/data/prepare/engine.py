@@ -264,9 +264,9 @@ def _process(item: Item, make: Callable[[Item], object], root: Path) -> dict[str
 
 
 def _source_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of bad sources; not every FFmpegError is a ValueError or OSError, and PyAV may be absent."""
-    av = sys.modules.get("av")
-    return (ValueError, OSError, RecipeError, *((av.FFmpegError,) if av else ()))
+    """Return the errors of bad sources; those of PyAV and OpenCV, which may be absent, are errors of their own."""
+    av, cv2 = sys.modules.get("av"), sys.modules.get("cv2")
+    return (ValueError, OSError, RecipeError, *((av.FFmpegError,) if av else ()), *((cv2.error,) if cv2 else ()))
 
 
 def _disk_full(error: Exception) -> RecipeError:

@@ -1,6 +1,5 @@
 """Converts NIfTI files, one per modality and case, to the h5 files of `recipe_common.data.readers.volumes`."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipe_common.data.prepare.engine import Item, run_prepare
+from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.readers.volumes import Labels
 from recipe_common.errors import RecipeError, require
@@ -184,10 +184,8 @@ def read_volume(path: Path) -> NDArray[Any]:
     """
     nibabel = require("nibabel")
     check_file(path, f"{path} should be a NIfTI file")
-    try:
+    with decoding(lambda found: ValueError(f"{path.name}: {found}")):
         volume: NDArray[Any] = np.asanyarray(nibabel.load(path).dataobj)
-    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"{path.name}: {error}") from error
     if volume.ndim != 3:
         raise ValueError(f"{path.name} has shape {volume.shape}, not (H, W, D)")
     return volume

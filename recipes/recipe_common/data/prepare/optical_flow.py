@@ -6,6 +6,7 @@ the shorter side 256 pixels, flow k from frame k to frame k + 1, horizontal and 
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ FLOW_METHODS = ("tvl1", "dis")
 def optical_flow(method: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]:
     """Return a function from two grey pictures (H, W) to the motion (H, W, 2) in pixels, right and down positive.
 
+    It has an object of OpenCV for each size: one that has seen a small picture computes all later ones on fewer scales.
+
     Args:
         method: "tvl1" (Zach et al., 2007; as released, about 1 s for a pair of 341 x 256 pixels on one core) or "dis"
             (Kroeger et al., 2016; some 50 times faster).
@@ -36,16 +39,17 @@ def optical_flow(method: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]]
     cv2 = require("cv2")
     cv2.setNumThreads(1)  # every worker process has its own core
     if method == "dis":
-        solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        make = partial(cv2.DISOpticalFlow_create, cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     elif hasattr(cv2, "optflow"):
-        solver = cv2.optflow.DualTVL1OpticalFlow_create()
+        make = cv2.optflow.DualTVL1OpticalFlow_create
     else:
         raise RecipeError(
             "OpenCV should have its contributed modules, for TV-L1",
             found="OpenCV without them",
             fix="run `pip install opencv-contrib-python-headless` in place of the other OpenCV, or use `--flow dis`",
         )
-    return lambda before, after: solver.calc(before, after, None)
+    solver = cache(lambda size: make())
+    return lambda before, after: solver(before.shape).calc(before, after, None)
 
 
 def flow_to_grey(flow: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -80,7 +84,8 @@ def write_two_streams(item: Item, *, method: str, short_side: int, stride: int) 
             picture = _scaled(picture_of(frame), short_side)
             grey = require("cv2").cvtColor(picture, require("cv2").COLOR_RGB2GRAY)
             if kept is not None:
-                flow = flow_to_grey(calculate(kept, grey))
+                following = grey if grey.shape == kept.shape else _resized(grey, kept)
+                flow = flow_to_grey(calculate(kept, following))
                 _write(right, number, flow[..., 0])
                 _write(down, number, flow[..., 1])
                 count += 1
@@ -96,6 +101,12 @@ def _scaled(picture: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
     factor = short_side / min(height, width)
     scaled: Any = require("cv2").resize(picture, (round(width * factor), round(height * factor)))
     return scaled
+
+
+def _resized(picture: NDArray[np.uint8], like: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture in the size of another, where the proportions change inside a video."""
+    resized: Any = require("cv2").resize(picture, like.shape[::-1])
+    return resized
 
 
 def _write(folder: Path | None, number: int, picture: NDArray[np.uint8]) -> None:

@@ -20,10 +20,17 @@ SPEED_PERIOD = 600.0
 """Seconds over which the speed is averaged: one item may take minutes, and the default of rich is 30 s."""
 
 
-def progress_bar(*, transient: bool = False) -> Progress:
-    """Return a bar with the items done, the time passed and the time left; a transient one vanishes at the end."""
+def progress_bar(*, transient: bool = False, disable: bool = False) -> Progress:
+    """Return a bar with the items done, the time passed and the time left.
+
+    Args:
+        transient: Whether the bar vanishes at the end.
+        disable: Whether nothing is shown.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), speed_estimate_period=SPEED_PERIOD, transient=transient)
+    return Progress(
+        *columns, TimeRemainingColumn(), speed_estimate_period=SPEED_PERIOD, transient=transient, disable=disable
+    )
 
 
 def in_processes(

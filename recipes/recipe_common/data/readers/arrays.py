@@ -1,6 +1,7 @@
 """Pictures and class indices in npy files, read through memory maps and never loaded as a whole."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recipe_common.data.readers.decoding import open_npy
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.errors import RecipeError
 
@@ -58,17 +60,7 @@ class ArrayFile:
 
 
 def _open(path: Path) -> NDArray[Any]:
-    try:
-        # Unlike numpy.load this has no way to unpickle: a pickle in a downloaded file can run any code.
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise file_error(
-            path,
-            f"{path} should be a complete npy file of numbers",
-            found=str(error),
-            fix="unpack or download it again. An array of Python objects is a pickle, which is not opened because that "
-            "can run code: save it as numbers",
-        ) from error
+    array = open_npy(path, partial(_incomplete, path))
     if array.dtype.kind not in "uif" or array.ndim == 0:
         raise RecipeError(
             f"{path} should be an npy file of integers or floats, samples first",
@@ -76,6 +68,16 @@ def _open(path: Path) -> NDArray[Any]:
             fix="save it as uint8",
         )
     return array
+
+
+def _incomplete(path: Path, found: str) -> RecipeError:
+    return file_error(
+        path,
+        f"{path} should be a complete npy file of numbers",
+        found=found,
+        fix="unpack or download it again. An array of Python objects is a pickle, which is not opened because that "
+        "can run code: save it as numbers",
+    )
 
 
 class Pictures:

@@ -5,7 +5,7 @@ Every front end is called with a path, and with a seed in training, and returns 
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -16,8 +16,17 @@ from attrs.validators import gt, in_
 from torch import Tensor
 
 from recipe_common.arguments import positive_float, positive_int
+from recipe_common.data.cache.headers import Facts, Header
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
-from recipe_common.data.readers.waveforms import check_waveform, read_waveform, repeated, unreadable
+from recipe_common.data.readers.waveforms import (
+    check_sound_header,
+    check_waveform,
+    read_sound_header,
+    read_waveform,
+    repeated,
+    sound_header,
+    unreadable,
+)
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError, require
 from recipe_common.settings.declaration import flag
@@ -41,6 +50,10 @@ class FrontEnd(Protocol):
         Raises:
             RecipeError: If that fails.
         """
+
+    @property
+    def header(self) -> Header:
+        """Reader of the headers of its files."""
 
 
 @attrs.frozen(kw_only=True)
@@ -153,6 +166,11 @@ class Spectrogram:
         """Decode a file."""
         return check_waveform(path, self.rate)
 
+    @property
+    def header(self) -> Header:
+        """Reader of the headers of its files."""
+        return sound_header(self.rate)
+
     def transform(self, waveform: Tensor) -> Tensor:
         """Return the spectrogram of a waveform of shape (samples,) of any length > 0."""
         return self.of_batch(repeated(waveform, self.samples)[None])[0].contiguous()
@@ -233,6 +251,11 @@ class WindowSpectrogram:
         """Decode a file."""
         return check_waveform(path, self.rate)
 
+    @property
+    def header(self) -> Header:
+        """Reader of the headers of its files."""
+        return sound_header(self.rate)
+
 
 @attrs.frozen
 class Fbank:
@@ -269,8 +292,7 @@ class Fbank:
             RecipeError: If the file is unreadable or shorter than one window.
         """
         waveform = read_waveform(path, self.rate)
-        if len(waveform) < self._window:
-            raise unreadable(path, f"{len(waveform)} samples, less than 25 ms")
+        self._check_length(path, len(waveform))
         return self.transform(waveform)
 
     def transform(self, waveform: Tensor) -> Tensor:
@@ -296,8 +318,16 @@ class Fbank:
         return self(path)
 
     @property
-    def _window(self) -> int:
-        return int(self.rate * 0.025)
+    def header(self) -> Header:
+        """Reader of the headers of its files; they also show the length."""
+        return Header("sound", read_sound_header, self._check_header)
+
+    def _check_header(self, path: Path, facts: Sequence[Facts]) -> None:
+        self._check_length(path, check_sound_header(self.rate, path, facts))
+
+    def _check_length(self, path: Path, samples: int) -> None:
+        if samples < int(self.rate * 0.025):
+            raise unreadable(path, f"{samples} samples, less than 25 ms")
 
 
 @cache

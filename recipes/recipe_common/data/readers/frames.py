@@ -1,7 +1,9 @@
 """Reads frames of a clip from jpg files: their choice, random crops, resizing and normalisation."""
 
 import re
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -12,15 +14,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from recipe_common.data.cache.headers import Facts, Header
+from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.batches import batch_tensor
-from recipe_common.errors import require
+from recipe_common.errors import RecipeError, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_AREA = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 """Share of the picture, and width over height, of a random crop: torchvision's, which is in the papers' code."""
+HEADERS_PER_CLIP = 16
+"""Frames of a clip whose headers are read before the training, spread evenly; of all others only the size."""
 FRAME_NAME = re.compile(r"(?!\.|flow_[xy]_)(?:.*\D)?(\d+)\.jpe?g", re.IGNORECASE)
 """Optical flow in the folder of the frames, as MMAction2 has it, is no frame."""
 
@@ -143,15 +149,57 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         RecipeError: If the file is missing, damaged, unreasonably large or not a whole picture.
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    # For damaged headers Pillow raises nearly every error there is: SyntaxError, struct.error, OverflowError, ...
-    except Exception as error:
-        raise file_error(
-            path,
-            f"{path} should be a readable picture",
-            found=str(error) or type(error).__name__,
-            fix="restore the file",
-            otherwise=", or leave its sample out with `--skip-bad`",
-        ) from error
+    with decoding(partial(_bad_picture, path)), Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def read_picture_header(path: Path) -> Facts:
+    """Return the width and height of a picture.
+
+    Raises:
+        RecipeError: If the file is missing, no picture, or unreasonably large.
+    """
+    with decoding(partial(_bad_picture, path)), Image.open(path) as image:
+        return [*image.size]
+
+
+def read_clip_header(folder: Path) -> Facts:
+    """Return the number of frames in a folder, and a checksum of their names.
+
+    Raises:
+        RecipeError: If a frame is an empty file, or is no picture and among `HEADERS_PER_CLIP`.
+    """
+    files = frame_files(folder)
+    return frame_headers(files, (path.name for path in files))
+
+
+def frame_headers(files: Sequence[Path], names: Iterable[str]) -> Facts:
+    """Return the number of some frames, and a checksum of their names.
+
+    Args:
+        files: The frames.
+        names: Their names, or the parts of these that count.
+
+    Raises:
+        RecipeError: If a frame is an empty file, or is no picture and among `HEADERS_PER_CLIP`.
+    """
+    for path in files:
+        if path.stat().st_size == 0:
+            raise _bad_picture(path, "nothing")
+    for part in segments(len(files), min(len(files), HEADERS_PER_CLIP)):
+        read_picture_header(files[part[0]])
+    return [len(files), zlib.crc32("\n".join(names).encode())]
+
+
+def _bad_picture(path: Path, found: str) -> RecipeError:
+    return file_error(
+        path,
+        f"{path} should be a readable picture",
+        found=found,
+        fix="restore the file",
+        otherwise=", or leave its sample out with `--skip-bad`",
+    )
+
+
+PICTURE_HEADER = Header("picture", read_picture_header)
+CLIP_HEADER = Header("frames", read_clip_header)

@@ -131,7 +131,8 @@ def _cut_padding(
 ) -> tuple[str, ...]:
     """Set the steps of padding to 0 and return notes on lengths that are not those of their segments."""
     if tokens is not None and tokens.shape[::2] == arrays["text"].shape[:2]:
-        arrays["text"] = arrays["text"] * tokens[:, 1, :, None].ne(0).numpy()
+        # Not a product: infinite values of padding would become NaN.
+        arrays["text"] = np.where(tokens[:, 1, :, None].ne(0).numpy(), arrays["text"], 0)
     notes = []
     for modality in MODALITIES[1:]:
         key = f"{modality}_lengths"

@@ -2,13 +2,16 @@
 
 import pickle
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.non_files import check_file
+from recipe_common.data.readers.pickled_arrays import ARRAY, Array, Dtype, from_buffer, new_array, scalar
+from recipe_common.data.readers.unbounded import check_memo
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
@@ -20,27 +23,16 @@ _OTHER_FORMATS = (
     (b"\x89HDF", "an HDF5 file", "download the pickle file"),
     (b"\x93NUMPY", "a NumPy npy file", "download the pickle file"),
 )
-_DAMAGE = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-)
-"""Errors of torn or overwritten bytes that are read as instructions."""
 
 
 def load_pickle(path: Path) -> Any:
     """Read a pickle file of arrays and plain containers.
 
     An ordinary pickle may run any code when it is opened, and these files come from other people's drives. This reader
-    admits only NumPy arrays, dtypes and scalars (of NumPy 1 and 2), built-in containers, numbers, bytes and strings,
-    and refuses any other name before it is imported. It does not bound the memory that a file needs. Protocol 2 files
-    of Python 2 are read as latin-1: their byte strings become `str`, one character per byte.
+    admits only NumPy arrays and scalars (of NumPy 1 and 2), built-in containers, numbers, bytes and strings, and
+    refuses any other name before it is imported. It does not bound the memory that a file needs, but for numbers of
+    objects, of which a damaged one would fill it. Protocol 2 files of Python 2 are read as latin-1: their byte strings
+    become `str`, one character per byte.
 
     Args:
         path: The file.
@@ -58,15 +50,18 @@ def load_pickle(path: Path) -> Any:
     check_file(path, f"{path} should be a pickle file")
     with path.open("rb") as file:
         _check_format(path, file)
-        try:
-            return _DataUnpickler(file, path).load()
-        except _DAMAGE as error:
-            raise RecipeError(
-                f"{path} should be a whole pickle file",
-                found=f"{path.stat().st_size:,} bytes that end too early or are damaged "
-                f"({type(error).__name__}: {error})",
-                fix="download it again and compare its size",
-            ) from error
+        with decoding(partial(_damaged, path)):
+            check_memo(path)
+            content = _DataUnpickler(file, path).load()
+    return content.view(np.ndarray) if isinstance(content, Array) else content
+
+
+def _damaged(path: Path, found: str) -> RecipeError:
+    return RecipeError(
+        f"{path} should be a whole pickle file",
+        found=f"{path.stat().st_size:,} bytes that end too early or are damaged ({found})",
+        fix="download it again and compare its size",
+    )
 
 
 def _check_format(path: Path, file: BinaryIO) -> None:
@@ -92,7 +87,7 @@ class _DataUnpickler(pickle.Unpickler):
         if found is None:
             raise RecipeError(
                 f"{self._path} should be a pickle of NumPy arrays and plain containers",
-                found=f"`{module}.{name}`, which may run code",
+                found=f"`{' '.join(f'{module}.{name}'.split())}`, which may run code",
                 fix="if you trust its origin, open it yourself and save it again as arrays, lists and dicts",
             )
         return found
@@ -106,20 +101,17 @@ class _DataUnpickler(pickle.Unpickler):
         )
 
 
-def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:
+def _admitted() -> dict[tuple[str, str], Any]:
     """Map names to objects, so that nothing is imported by a name from a file."""
-    array: Any = np.zeros(1)
-    reconstruct, scalar = array.__reduce__()[0], array[0].__reduce__()[0]
-    from_buffer = array.__reduce_ex__(5)[0]
-    names: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+    names: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): ARRAY,
+        ("numpy", "dtype"): partial(Dtype),  # not the class, whose attributes a pickle could change
         ("collections", "OrderedDict"): OrderedDict,
         ("collections", "defaultdict"): defaultdict,
         ("_codecs", "encode"): _encode,
     }
     for core in ("numpy.core", "numpy._core"):  # before and from NumPy 2 on
-        names[f"{core}.multiarray", "_reconstruct"] = reconstruct
+        names[f"{core}.multiarray", "_reconstruct"] = new_array
         names[f"{core}.multiarray", "scalar"] = scalar
         names[f"{core}.numeric", "_frombuffer"] = from_buffer
     python_2 = {"unicode": str, "long": int, "xrange": range}

@@ -1,7 +1,7 @@
 """Spectrograms stored in npy, pkl or pt files."""
 
-import pickle
-import struct
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,15 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipe_common.data.cache.headers import Facts, Header
+from recipe_common.data.readers.decoding import decoding, open_npy
+from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.readers.pickles import load_pickle
-from recipe_common.data.readers.waveforms import unreadable
+from recipe_common.data.readers.waveforms import OTHERWISE, unreadable
 from recipe_common.errors import RecipeError
-
-DAMAGED = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    *(pickle.UnpicklingError, struct.error),
-)
-"""Errors of NumPy and torch for torn bytes that are read as an array."""
 
 
 @attrs.frozen
@@ -43,23 +40,34 @@ class StoredSpectrogram:
         Raises:
             RecipeError: If the file is unreadable or does not hold one finite matrix of the right shape.
         """
-        try:
+        with decoding(partial(unreadable, path, kind=self.what)):
             matrix = torch.as_tensor(_load(path), dtype=torch.float32)
-        except DAMAGED as error:
-            raise unreadable(path, str(error).partition("\n")[0], self.what) from error
-        if matrix.ndim == 3 and len(matrix) == 1:
-            matrix = matrix[0]
-        if matrix.ndim != 2 or 0 in matrix.shape:
-            raise unreadable(path, f"an array of shape {tuple(matrix.shape)}, not a matrix", self.what)
+        matrix = matrix.reshape(self._checked_shape(path, tuple(matrix.shape)))
         if not torch.isfinite(matrix).all():
             raise unreadable(path, "numbers that are not finite", self.what)
-        if self.shape is not None and tuple(matrix.shape) != self.shape:
+        return matrix.unsqueeze(0)
+
+    @property
+    def header(self) -> Header:
+        """Reader of the headers of npy files; of other files only whether they are data at all."""
+        return Header("stored", _read_header, self._check_header)
+
+    def _check_header(self, path: Path, facts: Sequence[Facts]) -> None:
+        for shape in facts[0]:
+            self._checked_shape(path, tuple(shape))
+
+    def _checked_shape(self, path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the rows and columns of an array of some shape."""
+        sides = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+        if len(sides) != 2 or 0 in sides:
+            raise unreadable(path, f"an array of shape {shape}, not a matrix", self.what)
+        if self.shape is not None and sides != self.shape:
             raise RecipeError(
                 f"The spectrogram in {path} should have the shape of the first, {self.shape}",
-                found=str(tuple(matrix.shape)),
+                found=str(sides),
                 fix="make all of them anew with one length, or leave this one out with `--skip-bad`",
             )
-        return matrix.unsqueeze(0)
+        return sides[0], sides[1]
 
     def check(self, path: Path) -> Tensor:
         """Decode a file."""
@@ -71,9 +79,17 @@ class StoredSpectrogram:
         return StoredSpectrogram((rows, columns))
 
 
+def _read_header(path: Path) -> Facts:
+    """Return the shape of the array in a npy file as the only entry; pickles and pt files have no header."""
+    check_file(path, f"{path} should be a readable {StoredSpectrogram.what}", otherwise=OTHERWISE)
+    if path.suffix != ".npy":
+        return []
+    return [[*open_npy(path, partial(unreadable, path, kind=StoredSpectrogram.what)).shape]]
+
+
 def _load(path: Path) -> Any:
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        return np.array(open_npy(path, ValueError))
     if path.suffix == ".pkl":
         return np.asarray(load_pickle(path), dtype=np.float32)
     return torch.load(path, map_location="cpu", weights_only=True)

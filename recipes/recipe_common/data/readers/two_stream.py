@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from recipe_common.data.cache.headers import Facts, Header
 from recipe_common.data.readers.frames import (
+    CLIP_HEADER,
     FRAME_NAME,
     IMAGENET_MEAN,
     IMAGENET_STD,
     frame_files,
+    frame_headers,
     pixels_of,
     read_image,
     segments,
@@ -213,8 +216,8 @@ def two_stream_sources(
     frames_pipeline, flow_pipeline = (partial(_pipeline, streams, is_flow) for is_flow in (False, True))
     where = " and ".join(dict.fromkeys((listed(right), listed(down))))
     return (
-        Source("rgb", "frames", listed(rgb), find_frames, streams.rgb, _check_rgb, frames_pipeline),
-        Source("flow", "flow", where, find_flow, streams.flow, _check_flow, flow_pipeline),
+        Source("rgb", "frames", listed(rgb), find_frames, streams.rgb, _check_rgb, frames_pipeline, CLIP_HEADER),
+        Source("flow", "flow", where, find_flow, streams.flow, _check_flow, flow_pipeline, FLOW_HEADER),
     )
 
 
@@ -230,11 +233,7 @@ def flow_files(folders: tuple[Path, Path]) -> list[tuple[Path, Path]]:
     """
     right, down = _parts(folders)
     if [_place(path) for path in right] != [_place(path) for path in down]:
-        raise RecipeError(
-            f"{folders[0]} and {folders[1]} should hold the same jpg files",
-            found=f"{len(right)} and {len(down)}",
-            fix="restore the files, or leave the clip out with `--skip-bad`",
-        )
+        raise _other_files(folders, len(right), len(down))
     return list(zip(right, down, strict=True))
 
 
@@ -255,6 +254,33 @@ def _place(path: Path) -> str:
     """Return the name of a file that both parts of a flow have in common."""
     match = FLOW_NAME.fullmatch(path.name)
     return match[2] if match else path.name
+
+
+def _read_flow_header(folder: Path) -> Facts:
+    """Return number and checksum of the names of a part of a flow, or of both parts where they are in one folder."""
+    both = [part for part in _parts((folder, folder)) if part]
+    return [frame_headers(part, map(_place, part)) for part in both or [frame_files(folder)]]
+
+
+def _check_flow_header(folders: tuple[Path, Path], facts: Sequence[Facts]) -> None:
+    right, down, *_ = [*(part for parts in facts for part in parts), [0, 0]]
+    if right != down:
+        raise _other_files(folders, right[0], down[0])
+
+
+def _other_files(folders: tuple[Path, Path], right: int, down: int) -> RecipeError:
+    return RecipeError(
+        f"{folders[0]} and {folders[1]} should hold the same jpg files",
+        found=f"{right} and {down}",
+        fix="restore the files, or leave the clip out with `--skip-bad`",
+    )
+
+
+def _distinct(folders: tuple[Path, Path]) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(folders))
+
+
+FLOW_HEADER = Header("flow", _read_flow_header, _check_flow_header, _distinct)
 
 
 def _find_one(folders: Indexed, row: Row) -> Path | None:

@@ -5,8 +5,8 @@ that are one slice deep are read fastest; files with other chunks are read as we
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from recipe_common.data.cache.headers import Facts, Header, HeaderStore
+from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.sampler import Key
 from recipe_common.data.samples.seeding import derived_seed
@@ -118,11 +120,9 @@ class Case:
             self.slice(index, max(self.shape[:2]))
 
     def _read(self, name: str, part: Any) -> NDArray[Any]:
-        try:
+        with decoding(partial(_unreadable, self.path)):
             values: NDArray[Any] = _opened(self.path, os.getpid())[name][part]
-        except (OSError, KeyError, RuntimeError) as error:  # h5py raises all three for a damaged file
-            raise _unreadable(self.path, str(error)) from error
-        return values
+            return values
 
 
 @lru_cache(maxsize=1)
@@ -149,12 +149,18 @@ def open_case(path: Path, modalities: int, labels: Labels) -> Case:
     Raises:
         RecipeError: If it is cut short or no h5 file, or its two datasets do not fit.
     """
-    try:
-        with require("h5py").File(path, "r") as file:
-            datasets = {name: values for name, values in file.items() if hasattr(values, "dtype")}
-            found = {name: (tuple(values.shape), values.dtype.kind) for name, values in datasets.items()}
-    except (OSError, RuntimeError) as error:
-        raise _unreadable(path, str(error)) from error
+    return _case(modalities, labels, path, [_read_header(path)])
+
+
+def _read_header(path: Path) -> Facts:
+    """Return name, shape and kind of numbers of each dataset."""
+    with decoding(partial(_unreadable, path)), require("h5py").File(path, "r") as file:
+        datasets = {name: values for name, values in file.items() if hasattr(values, "dtype")}
+        return [[name, [*values.shape], values.dtype.kind] for name, values in datasets.items()]
+
+
+def _case(modalities: int, labels: Labels, path: Path, facts: Sequence[Facts]) -> Case:
+    found = {name: (tuple(shape), kind) for name, shape, kind in facts[0]}
     image, image_kind = found.get("image", ((), ""))
     label, label_kind = found.get("label", ((), ""))
     fits = len(image) == 4 and image[0] == modalities and label == image[1:] and 0 not in image
@@ -167,35 +173,48 @@ def open_case(path: Path, modalities: int, labels: Labels) -> Case:
 
 
 def open_cases(
-    paths: Iterable[Path], modalities: int, labels: Labels, *, skip_bad: bool
-) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    files: Mapping[str, Sequence[Path]], modalities: int, labels: Labels, store: HeaderStore, *, skip_bad: bool
+) -> dict[str, tuple[tuple[Case, ...], tuple[str, ...]]]:
     """Check the headers of h5 files.
 
     Args:
-        paths: The files.
+        files: The files of each part.
         modalities: Number of modalities, M.
         labels: Values that their labels may have.
+        store: Facts of earlier runs.
         skip_bad: Whether to decode every file now and leave bad ones out, which takes about a second for 100 MB.
 
     Returns:
-        The cases, and one line for each file left out.
+        For each part the cases, and one line for each file left out.
 
     Raises:
-        RecipeError: For a bad header, unless `skip_bad`.
+        RecipeError: For bad headers, unless `skip_bad`.
     """
-    cases, faults = [], []
-    for path in paths:
+    paths = [path for part in files.values() for path in part]
+    header = Header("volume", _read_header, partial(_case, modalities, labels))
+    found = dict(zip(paths, store.results(header, paths), strict=True))
+    bad = [each for each in found.values() if isinstance(each, RecipeError)]
+    if bad and not skip_bad:
+        raise store.error(bad, len(paths), "cases")
+    if skip_bad:
+        found = {path: _decoded(case) for path, case in found.items()}
+    return {part: _sorted_out([(path, found[path]) for path in paths]) for part, paths in files.items()}
+
+
+def _decoded(case: Case | RecipeError) -> Case | RecipeError:
+    """Return a case, or an error if it cannot be decoded whole."""
+    if isinstance(case, Case):
         try:
-            case = open_case(path, modalities, labels)
-            if skip_bad:
-                case.check()
+            case.check()
         except RecipeError as error:
-            if not skip_bad:
-                raise
-            faults.append(f"{path.name}: {message(error)}")
-        else:
-            cases.append(case)
-    return tuple(cases), tuple(faults)
+            return error
+    return case
+
+
+def _sorted_out(found: Sequence[tuple[Path, Case | RecipeError]]) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """Return the cases, and a line for each file with an error."""
+    cases = tuple(case for _, case in found if isinstance(case, Case))
+    return cases, tuple(f"{path.name}: {message(error)}" for path, error in found if isinstance(error, RecipeError))
 
 
 Augment = Callable[[Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor]]

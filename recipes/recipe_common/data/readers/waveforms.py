@@ -1,14 +1,16 @@
 """Reads sound files as waveforms: decoding, resampling, repetition."""
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recipe_common.data.cache.headers import Facts, Header
 from recipe_common.data.readers.non_files import check_file, file_error
 from recipe_common.errors import RecipeError, require
 
@@ -63,6 +65,47 @@ def _decoded(path: Path, rate: int | None) -> tuple[Tensor, int]:
     if not torch.isfinite(waveform).all():
         raise unreadable(path, _not_finite(torch.from_numpy(samples)))
     return waveform, source_rate
+
+
+def read_sound_header(path: Path) -> Facts:
+    """Return the samples per channel of a sound file, and its sampling rate in Hz.
+
+    Raises:
+        RecipeError: If the file is missing, cut off or no sound file, or holds no sample.
+    """
+    soundfile = require("soundfile")
+    check_file(path, f"{path} should be a readable wav file", otherwise=OTHERWISE)
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise unreadable(path, str(error)) from error
+    if info.frames <= 0:
+        raise unreadable(path, "no samples")
+    return [info.frames, info.samplerate]
+
+
+def check_sound_header(rate: int, path: Path, facts: Sequence[Facts]) -> int:
+    """Check that a sound file can be resampled.
+
+    Args:
+        rate: Sampling rate in Hz to which it is resampled.
+        path: The file.
+        facts: Its facts from `read_sound_header`.
+
+    Returns:
+        Its samples at that rate.
+
+    Raises:
+        RecipeError: If it cannot.
+    """
+    ((frames, source),) = facts
+    _check_rate(path, source, rate)
+    return math.ceil(frames * rate / source)
+
+
+def sound_header(rate: int) -> Header:
+    """Return the reader of the headers of sound files that are resampled to a rate in Hz."""
+    return Header("sound", read_sound_header, partial(check_sound_header, rate))
 
 
 def _not_finite(samples: Tensor) -> str:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe_common.data.cache.feed import FeedSettings, feed
+from recipe_common.data.cache.feed import FeedSettings, cache_folder, feed
+from recipe_common.data.cache.headers import HeaderStore
 from recipe_common.data.samples.faulty import fault_lines
+from recipe_common.data.samples.headers import check_headers
 from recipe_common.data.samples.sources import SampleFinder, Source
 from recipe_common.data.samples.splits import Split
 from recipe_common.recipe import Data
@@ -38,9 +40,13 @@ def open_samples(
         faults: Known faults by the name of the sample; the summary names those that are kept.
 
     Raises:
-        RecipeError: If too few samples of a part are on disk, or if the cache cannot be built or read.
+        RecipeError: If too few samples of a part are on disk, if headers show unreadable files, which `--skip-bad`
+            leaves out, or if the cache cannot be built or read.
     """
     parts = SampleFinder(classes, sources, min_found, settings.data.skip_bad).read(split)
+    store = HeaderStore(root, cache_folder(feeding, root))
+    if not settings.data.skip_bad:  # which has decoded all files by now
+        check_headers(parts, sources, store)
     kept = (sample.name for part in (parts.train, parts.val, parts.test) for sample in part)
     opened = feed(feeding, root, parts, sources, seed=settings.optimisation.seed)
     return Data(
@@ -50,6 +56,6 @@ def open_samples(
         classes=classes,
         modalities=tuple(source.modality for source in sources),
         synthetic=settings.data.is_synthetic,
-        summary=(*lines, *parts.summary, *fault_lines(faults or {}, kept)),
+        summary=(*lines, *parts.summary, *fault_lines(faults or {}, kept), *store.summary),
         skipped=parts.skipped,
     )

@@ -15,11 +15,23 @@ from typing import cast
 import attrs
 from torch import Tensor
 
+from recipe_common.data.cache.headers import Facts
 from recipe_common.data.cache.pipelines import FramesPipeline, sound_pipeline
 from recipe_common.data.readers.audio import FrontEnd
-from recipe_common.data.readers.frames import FRAME_NAME, Frames, frame_files, read_image, segments
+from recipe_common.data.readers.decoding import decoding
+from recipe_common.data.readers.frames import (
+    CLIP_HEADER,
+    FRAME_NAME,
+    Frames,
+    frame_files,
+    read_clip_header,
+    read_image,
+    read_picture_header,
+    segments,
+)
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
+from recipe_common.data.readers.unbounded import check_heaps, check_lengths
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
 from recipe_common.errors import RecipeError, require
@@ -62,7 +74,7 @@ def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str]
     if isinstance(read, StoredSpectrogram) and read.shape is None:
         read = _of_one_shape(read, files)
     pipeline = partial(sound_pipeline, read)
-    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, pipeline)
+    return Source("audio", read.what, listed(folders), Indexed(files, key), read, read.check, pipeline, read.header)
 
 
 def _of_one_shape(read: StoredSpectrogram, files: Mapping[str, Path]) -> StoredSpectrogram:
@@ -89,7 +101,8 @@ def frames_source(
     find = partial(_find_frames, Indexed(entries, key))
     read = partial(_read_frames, frames, choice)
     pipeline = partial(_frames_pipeline, frames, choice)
-    return Source("visual", "frames", listed(folders), find, read, _check_frames, pipeline)
+    header = attrs.evolve(CLIP_HEADER, read=_read_header)
+    return Source("visual", "frames", listed(folders), find, read, _check_frames, pipeline, header)
 
 
 def index_files(folders: Iterable[Path], endings: Sequence[str], key: Callable[[str], str] = str) -> dict[str, Path]:
@@ -136,15 +149,22 @@ def hdf5_frames(path: Path) -> tuple[StoredJpg, ...]:
     Raises:
         RecipeError: If the file is damaged or holds no such dataset.
     """
-    h5py = require("h5py")
-    try:
-        with h5py.File(path) as file:
-            frames = tuple(StoredJpg(bytes(frame), f"{path}[{index}]") for index, frame in enumerate(file[HDF5_FRAMES]))
-    except (OSError, KeyError, TypeError) as error:
-        raise _bad_hdf5(path, str(error)) from error
+    return _hdf5_frames(path, None)[1]
+
+
+def _hdf5_frames(path: Path, limit: int | None) -> tuple[int, tuple[StoredJpg, ...]]:
+    """Return the number of frames, and the first ones."""
+    with decoding(partial(_bad_hdf5, path)):
+        check_heaps(path)
+    with decoding(partial(_bad_hdf5, path)), require("h5py").File(path) as file:
+        stored = file[HDF5_FRAMES]
+        if stored.id.get_offset() is not None and stored.dtype.metadata:  # in one piece, of varying length
+            check_lengths(path, stored.id.get_offset(), len(stored))
+        first = enumerate(stored[:limit])
+        count, frames = len(stored), tuple(StoredJpg(bytes(frame), f"{path}[{at}]") for at, frame in first)
     if not frames:
         raise _bad_hdf5(path, "no frames")
-    return frames
+    return count, frames
 
 
 def _bad_hdf5(path: Path, found: str) -> RecipeError:
@@ -192,6 +212,14 @@ def choose(files: Sequence[Path], count: int, choice: str) -> Sequence[Path]:
 def _check_frames(path: Path) -> None:
     for frame in _clip_frames(path):
         read_image(frame)
+
+
+def _read_header(path: Path) -> Facts:
+    if path.suffix != HDF5_ENDING:
+        return read_clip_header(path)
+    count, (first,) = _hdf5_frames(path, 1)
+    read_picture_header(cast("Path", first))
+    return [count]
 
 
 def _frames_pipeline(frames: Frames, choice: str, short_side: int) -> FramesPipeline:

@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch.utils.data import Dataset
 
+from recipe_common.data.cache.headers import Header
 from recipe_common.data.readers.non_files import kinds_in
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sampler import Key
@@ -35,6 +36,7 @@ class Source:
         pipeline: From the length in pixels to which the shorter side of pictures may be scaled down, to the
             `Pipeline` (`recipe_common.data.cache.pipelines`) of a cache; None if the modality cannot be cached. With
             the same media and seed its tensors are those of `read`, but for that scaling.
+        header: Reader of the headers of the files; None if there are none to be checked before the training.
     """
 
     modality: str
@@ -44,6 +46,7 @@ class Source:
     read: Callable[..., Any]
     check: Callable[[Any], object]
     pipeline: Callable[[int], Any] | None = None
+    header: Header | None = None
 
 
 @attrs.frozen

@@ -5,6 +5,7 @@ Row n of every file belongs to clip n. N clips, T segments (10 of one second), C
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.sources import SHOWN
 from recipe_common.errors import RecipeError, message, require
@@ -41,7 +43,7 @@ class FeatureFile(Sequence[Any]):
     def __init__(self, path: Path, rows: Sequence[int] | None = None) -> None:
         self.path = path
         self._opened: tuple[int, Any] | None = None
-        with _open(path) as file:
+        with decoding(partial(_damaged, path)), _open(path) as file:
             self.shape: tuple[int, ...] = _dataset(file, path, FEATURES_KEY).shape
         if len(self.shape) == 0:
             raise _damaged(path, f"a single number as `{FEATURES_KEY}`")
@@ -60,10 +62,8 @@ class FeatureFile(Sequence[Any]):
             RecipeError: If it cannot be read, or if it holds numbers that are not finite.
         """
         row = self.rows[index]
-        try:
+        with decoding(lambda found: _damaged(self.path, f"an unreadable row {row} ({found})")):
             values = torch.from_numpy(np.asarray(self._dataset[row], dtype=np.float32))
-        except OSError as error:
-            raise _damaged(self.path, f"an unreadable row {row} ({error})") from error
         if not torch.isfinite(values).all():
             raise _damaged(self.path, f"numbers that are not finite in row {row}")
         return values
@@ -208,18 +208,13 @@ def _damaged_rows(audio: FeatureFile, visual: FeatureFile, order: Sequence[int])
 
 
 def _read(path: Path, key: str) -> NDArray[Any]:
-    with _open(path) as file:
-        try:
-            return np.asarray(_dataset(file, path, key)[()])
-        except OSError as error:
-            raise _damaged(path, str(error)) from error
+    with decoding(partial(_damaged, path)), _open(path) as file:
+        return np.asarray(_dataset(file, path, key)[()])
 
 
 def _open(path: Path) -> Any:
-    try:
+    with decoding(partial(_damaged, path)):
         return require("h5py").File(path, "r")
-    except OSError as error:
-        raise _damaged(path, str(error)) from error
 
 
 def _dataset(file: Any, path: Path, key: str) -> Any:

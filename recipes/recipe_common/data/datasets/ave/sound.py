@@ -1,6 +1,7 @@
 """Spectrograms of the sound of an event, or of the first seconds of its clip."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,11 +12,12 @@ from attrs.validators import ge
 from torch import Tensor
 
 from recipe_common.arguments import positive_float, positive_int
+from recipe_common.data.cache.headers import Facts, Header
 from recipe_common.data.cache.pipelines import TensorPipeline
 from recipe_common.data.datasets.ave.clips import seconds_of
 from recipe_common.data.readers.audio import Spectrogram, above
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
-from recipe_common.data.readers.waveforms import read_waveform
+from recipe_common.data.readers.waveforms import check_sound_header, read_sound_header, read_waveform
 from recipe_common.data.samples.audiovisual import audio_source
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
@@ -72,14 +74,24 @@ class EventSpectrogram:
             RecipeError: If the file is unreadable or ends before the event begins.
         """
         waveform = read_waveform(event.path, self.rate)
-        inside = waveform[event.start * self.rate : event.end * self.rate]
-        if len(inside) == 0:
+        self._check_length(event, len(waveform))
+        return self.transform(waveform[event.start * self.rate : event.end * self.rate])
+
+    @property
+    def header(self) -> Header:
+        """Reader of the headers of its files; they also show whether the event begins before the end."""
+        return Header("sound", read_sound_header, self._check_header, _event_files)
+
+    def _check_header(self, event: EventFile, facts: Sequence[Facts]) -> None:
+        self._check_length(event, check_sound_header(self.rate, event.path, facts))
+
+    def _check_length(self, event: EventFile, samples: int) -> None:
+        if samples <= event.start * self.rate:
             raise RecipeError(
                 f"{event.path} should have sound from second {event.start} on",
-                found=f"{len(waveform) / self.rate:.1f} s",
+                found=f"{samples / self.rate:.1f} s",
                 fix="restore the file, or leave it out with --skip-bad",
             )
-        return self.transform(inside)
 
     def transform(self, waveform: Tensor) -> Tensor:
         """Return the spectrogram of a waveform of shape (samples,) of any length > 0."""
@@ -118,6 +130,14 @@ class StartSpectrogram:
             return made
         numbers = made.flatten().repeat(math.ceil(self.refill**2 / made.numel()))
         return numbers[: self.refill**2].reshape(1, self.refill, self.refill)
+
+    @property
+    def header(self) -> Header:
+        """Reader of the headers of its files."""
+        return Header("sound", read_sound_header, self._check_header, _event_files)
+
+    def _check_header(self, event: EventFile, facts: Sequence[Facts]) -> None:
+        check_sound_header(self.spectrogram.rate, event.path, facts)
 
 
 @attrs.frozen(kw_only=True)
@@ -164,7 +184,7 @@ def event_audio_source(folder: Path, read: EventFrontEnd) -> Source:
     if isinstance(read, StoredSpectrogram):
         return audio_source([folder], read)
     pipeline = partial(_sound_pipeline, read)
-    return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read, pipeline)
+    return Source("audio", read.what, str(folder), partial(_find_wav, folder), read, read, pipeline, read.header)
 
 
 def _sound_pipeline(read: EventSpectrogram | StartSpectrogram, short_side: int) -> TensorPipeline:

@@ -16,7 +16,7 @@ from recipe_common.data.datasets.food101.lists import clean_title, picture_path,
 from recipe_common.data.features.pictures import picture_entry
 from recipe_common.data.features.store import find_store
 from recipe_common.data.features.texts import check_length, text_entry, tokenized
-from recipe_common.data.readers.frames import IMAGENET_MEAN, IMAGENET_STD, read_image
+from recipe_common.data.readers.frames import IMAGENET_MEAN, IMAGENET_STD, PICTURE_HEADER, read_image
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
 from recipe_common.errors import require
@@ -102,7 +102,9 @@ def text_entry_of(row: Row) -> Entry:
 
 def picture_source(root: Path, transform: PictureTransform) -> Source:
     """Return the pictures under `root` as a source, (3, size, size) each."""
-    return Source("image", "jpg file", str(root), partial(_find_picture, root), transform, read_image)
+    return Source(
+        "image", "jpg file", str(root), partial(_find_picture, root), transform, read_image, header=PICTURE_HEADER
+    )
 
 
 def token_source(folder: Path, length: int) -> Source:
