@@ -15,6 +15,7 @@ from modbalance.context import Batch as Batch
 from modbalance.context import EpochData as EpochData
 from modbalance.context import Run as Run
 from modbalance.context import Step as Step
+from modbalance.errors import CaptureError as CaptureError
 from modbalance.errors import CheckpointError as CheckpointError
 from modbalance.errors import ConfigError as ConfigError
 from modbalance.errors import ModbalanceError as ModbalanceError
@@ -41,6 +42,7 @@ from modbalance.optimizer import BalancedOptimizer as BalancedOptimizer
 __all__ = [
     "BalancedOptimizer",
     "Batch",
+    "CaptureError",
     "CheckpointError",
     "ConfigError",
     "EpochData",

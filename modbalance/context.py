@@ -18,6 +18,7 @@ from torch.optim import Adagrad
 from modbalance._joint import JointOptimizer
 from modbalance._model import compiled
 from modbalance._model.forward import Forward, map_tensors
+from modbalance._model.graphs import refuse_in_capture
 from modbalance._model.rerun import preserved
 from modbalance._model.structure import Part, resolve
 from modbalance._reporting import depth_of_caller
@@ -246,6 +247,7 @@ class Run:
         Two ranks, or a run and its resumption, therefore draw the same numbers, and a step that never happens takes
         no numbers away from the next one.
         """
+        refuse_in_capture("random numbers that depend on the number of the step, which is counted in Python")
         # Odd multiplier (2^64 / golden ratio) so that neighbouring seeds and steps do not share streams.
         key = (seed * 0x9E3779B97F4A7C15 + self.steps) % 2**63
         return torch.Generator(device).manual_seed(key)

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CaptureError",
     "CheckpointError",
     "ConfigError",
     "ModbalanceError",
@@ -40,6 +41,10 @@ class PluginLoadError(ModbalanceError):
 
 class ObservationError(ModbalanceError, RuntimeError):
     """A method needs a value in this step that was neither seen nor given."""
+
+
+class CaptureError(ModbalanceError, RuntimeError):
+    """A step is captured in a CUDA graph that could not be repeated as it is."""
 
 
 class CheckpointError(ModbalanceError, ValueError):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modbalance._model.forward import Args, Forward, Kwargs, replace_features
+from modbalance._model.graphs import refuse_in_capture
 from modbalance._model.modes import ModeDependence, switched
 from modbalance._model.structure import Structure
 from modbalance._model.watch import Watch
@@ -80,6 +81,7 @@ class Rerun:
 @contextmanager
 def preserved(modules: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
     """Restore training flags, buffers and RNG after the body; run it in the given mode, ``None``: as modules are."""
+    refuse_in_capture("modules that run again and may draw numbers or change buffers, whose state is put back")
     with switched(modules, training) as running:
         # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
         # norm that has run already. In eval mode no buffer changes.

@@ -27,6 +27,7 @@ from modbalance import (
     gt,
     hookimpl,
     integer,
+    kept,
     one_of,
     option,
     optional,
@@ -137,11 +138,12 @@ class AGM(WindowedMethod):
     def modbalance_after_step(self, step: Step) -> None:
         """Add the scores of this step to their mean, and keep the scale for the epochs after the window."""
         s = step.stats["score"] / step.stats["count"]
-        self.mean_score, self.score_steps = self.updated_mean(s)
+        mean_score, score_steps = self.updated_mean(s)
+        self.mean_score, self.score_steps = kept(self.mean_score, mean_score), kept(self.score_steps, score_steps)
         for i, name in enumerate(step.run.modalities):
             step.run.log(f"score/{name}", s[i])
         if "kappa" in step.stats:
-            self.last_kappa = step.stats["kappa"] / step.stats["batches"]
+            self.last_kappa = kept(self.last_kappa, step.stats["kappa"] / step.stats["batches"])
 
     def shapley_outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return m_i by modality, (B, C, ...), from the logits f(S) of all coalitions but the empty one."""

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "modbalance"
 LAYERS = (
     ("errors", "_model.purity"),
-    ("method", "gradients", "scores", "_ranks", "_in_place", "_model.forward", "_model.compiled", "_model.modes"),
+    (
+        *("method", "gradients", "scores", "_ranks", "_in_place"),
+        *("_model.forward", "_model.graphs", "_model.compiled", "_model.modes"),
+    ),
     ("_reporting", "_joint", "_model.structure"),
     ("_invariance", "_model.ownership", "_model.watch"),
     ("_model.rerun",),
