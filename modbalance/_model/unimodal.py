@@ -120,14 +120,14 @@ class Unimodal:
         return {name: logits[name] for name in modalities}
 
     def _slices(self, features: Features, head: nn.Linear) -> Features:
-        logits, start, bias = {}, 0, head.bias
+        weight, bias, logits, start = head.weight, head.bias, {}, 0
         share = None if bias is None else bias / len(features)
-        device = head.weight.device.type
+        device, dtype = weight.device.type, weight.dtype
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             for name, feature in features.items():
-                stop = start + feature.shape[-1]
-                logits[name] = F.linear(feature.to(head.weight.dtype), head.weight[:, start:stop], share)
-                start = stop
+                width = feature.shape[-1]
+                logits[name] = F.linear(feature.to(dtype), weight.narrow(1, start, width), share)
+                start += width
         return logits
 
     def _zeroed(self, features: Features, forward: Forward | None) -> Features:

@@ -84,7 +84,12 @@ def test_a_criterion_in_compiled_code_lets_the_method_observe(method: str) -> No
     model, eager = audio_visual(), audio_visual()
     optimizer = wrapped(model, method)
     criterion = optimizer.criterion(LOSS)
-    loss_of: Callable[..., Tensor] = torch.compile(lambda inputs, y: criterion(model(*inputs), y), backend="eager")
+
+    @torch.compile(backend="eager")
+    def loss_of(inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        loss: Tensor = criterion(model(*inputs), target)
+        return loss
+
     for inputs, target in batches(model, 3):
         optimizer.zero_grad()
         loss_of(inputs, target).backward()

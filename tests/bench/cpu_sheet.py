@@ -1,0 +1,123 @@
+"""The sheet of the CPU: time and operations of a step of every method over the bare optimizer, in one run.
+
+`make bench` writes it to docs/benchmarks/cpu.md. All steps of one workload take turns, so that what else the machine
+does falls on all alike; a ratio is the median over the rounds. Operations repeat exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from bench.cuda_sheet import table
+from bench.measure import operations, ratios
+from bench.models import WORKLOADS, Step, bare_step, method_step
+from modbalance import list_methods
+
+OUTPUT = Path(__file__).parents[2] / "docs" / "benchmarks" / "cpu.md"
+METHODS = ("none", *(listing.name for listing in list_methods() if listing.method is not None))
+OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"audio": 0.9, "visual": 1.1}}}
+WITHOUT_CONVOLUTIONS: dict[str, dict[str, Any]] = {name: {"param_filter": "all"} for name in ("ogm", "ogm_ge")}
+PAIRS = {"mlp": 41, "vit": 15, "wide": 15, "pair": 15}
+"""Rounds by workload."""
+REPEATED = {"mlp": 5}
+"""Steps that are timed together, where a single one is short."""
+TIMES = {
+    ("mlp", "none"): 1.03,
+    ("mlp", "ogm"): 1.9,
+    ("mlp", "cggm"): 3.0,
+    ("mlp", "dgl"): 1.8,
+    ("vit", "ogm_ge"): 1.3,
+    ("vit", "agm"): 2.1,
+    ("wide", "agm"): 1.3,
+    ("pair", "ogm_ge"): 1.25,
+    ("pair", "agm"): 2.05,
+}
+"""Largest time over the bare optimizer that is aimed at."""
+ADDED = {("mlp", "ogm"): 36, ("mlp", "cggm"): 100, ("vit", "ogm_ge"): 1300}
+"""Most operations beyond those of the bare optimizer that are aimed at."""
+
+
+@attrs.frozen
+class Row:
+    """A measured step.
+
+    Attributes:
+        workload: Name of the workload.
+        method: Name of the method.
+        ratio: Time over that of the bare optimizer.
+        added: Operations beyond those of the bare optimizer.
+    """
+
+    workload: str
+    method: str
+    ratio: float
+    added: int
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table."""
+        key = (self.workload, self.method)
+        time, added = TIMES.get(key, ""), ADDED.get(key, "")
+        return (self.workload, self.method, f"{self.ratio:.2f}", str(time), f"{self.added:,}", str(added))
+
+
+def measure(workload: str, methods: Iterable[str], pairs: int) -> list[Row]:
+    """Return the rows of one workload, whose steps take turns."""
+    made = WORKLOADS[workload]
+    steps = {"bare": bare_step(made)} | {name: method_step(made, name, **options(workload, name)) for name in methods}
+    counts = {name: operations(step) for name, step in steps.items()}
+    times = REPEATED.get(workload, 1)
+    found: Mapping[str, float] = ratios(
+        {name: repeated(step, times) for name, step in steps.items()}, pairs=pairs, threads=made.threads
+    )
+    return [Row(workload, name, ratio, counts[name] - counts["bare"]) for name, ratio in found.items()]
+
+
+def options(workload: str, method: str) -> dict[str, Any]:
+    """Return the options with which a method can be built and does something on a workload."""
+    return OPTIONS.get(method, {}) | ({} if workload == "pair" else WITHOUT_CONVOLUTIONS.get(method, {}))
+
+
+def repeated(step: Step, times: int) -> Step:
+    """Return several steps as one."""
+
+    def steps() -> None:
+        for _ in range(times):
+            step()
+
+    return steps
+
+
+def sheet(rows: Iterable[Row], load: tuple[float, float]) -> str:
+    """Return the page.
+
+    Args:
+        rows: What was measured.
+        load: Load of the machine in the minute before and in the last minute of the run.
+    """
+    head = ("workload", "step of", "time over bare", "aim", "operations added", "aim")
+    threads = ", ".join(f"`{name}` {made.threads}" for name, made in WORKLOADS.items())
+    return (
+        "# Steps on a CPU\n\n<!-- written by `make bench` -->\n\n"
+        f"{processor()}, {os.cpu_count()} cores; torch {torch.__version__}, Python {platform.python_version()}. Load "
+        f"of the machine {load[0]:.1f} before and {load[1]:.1f} at the end of the run, which takes two cores.\n"
+        "Command: `make bench`. Threads: "
+        f"{threads}.\n\nThe workloads are those of [models.py](../../tests/bench/models.py). Times are medians of "
+        f"{min(PAIRS.values())} to {max(PAIRS.values())} rounds in which all steps of a workload take turns. "
+        "Operations are those of aten without views; they repeat exactly, and `tests/behaviour/test_step_cost.py` limits them.\n\n"
+        f"{table(head, [row.cells() for row in rows])}\n"
+    )
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.machine()])[0]
