@@ -91,7 +91,8 @@ class Auxiliary:
                 raise ConfigError(
                     f"The {what} of {name!r} should have parameters to train. Found none: pass one that has."
                 )
-            _move(modules[name], run.device)
+            if next(modules[name].parameters()).device != run.device:
+                modules[name].to(run.device)
         parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
         return cls(modules, make_optimizer(parameters))
 
@@ -104,7 +105,13 @@ class Auxiliary:
     def follow(self, tensors: Mapping[str, Tensor]) -> None:
         """Move each module to the device of its modality's tensor: the user may have moved the model."""
         for name, module in self.modules.items():
-            _move(module, tensors[name].device)
+            # Fake tensors cannot be moved, not even to where they are.
+            if self.first(name).device != tensors[name].device:
+                module.to(tensors[name].device)
+
+    def first(self, modality: str) -> nn.Parameter:
+        """Return the first parameter of a module, which tells its device and precision."""
+        return next(iter(self._parameters[modality].values()))
 
     def trained(self, modality: str) -> dict[str, nn.Parameter]:
         """Return the parameters of a module that require a gradient, by name."""
@@ -131,9 +138,3 @@ class Auxiliary:
         """Whether saved weights have the names and shapes of these modules."""
         ours = {m: {k: v.shape for k, v in p.state_dict().items()} for m, p in self.modules.items()}
         return ours == {m: {k: v.shape for k, v in values.items()} for m, values in saved["weights"].items()}
-
-
-def _move(module: nn.Module, device: torch.device) -> None:
-    # Fake tensors cannot be moved, not even to where they are.
-    if next(module.parameters()).device != device:
-        module.to(device)

@@ -109,6 +109,7 @@ class CGGM(Method):
     _run: Run | None = attrs.field(default=None, init=False)
     _head: Head | None = attrs.field(default=None, init=False)
     _built: Probes | None = attrs.field(default=None, init=False)
+    _last_layers: dict[str, nn.Module] = attrs.field(factory=dict, init=False)
 
     # The paper's equations
 
@@ -174,7 +175,7 @@ class CGGM(Method):
         head = self._head
         if head is None or self.direction != "weight":
             return
-        u = [matrix(layer) for layer in self._lasts().values()]
+        u = [matrix(layer) for layer in self._last_layers.values()]
         l_gm, derivative = self.align(head, matrix(head.layer), u, step.cache["b"])
         step.run.log("l_gm", l_gm)
         step.cache["pull"] = self.lam * derivative.view_as(head.weight)
@@ -196,7 +197,7 @@ class CGGM(Method):
         if b is None:
             return {}
         means = self._probes.mean_gradients(sums)
-        u = [self._probes.last_gradient(means, name, weight_of(layer)) for name, layer in self._lasts().items()]
+        u = [self._probes.last_gradient(means, name, weight_of(layer)) for name, layer in self._last_layers.items()]
         l_gm, derivative = self.align(head, sums["head"] / sums["all"], u, b)
         # Of the joint gradient, only the share of this rank has a graph here.
         share = (derivative * w).sum()
@@ -244,12 +245,14 @@ class CGGM(Method):
     def _adopt(self, sizes: Sizes, outputs: int) -> None:
         """Take probes for these sizes, built now if there are none, and compare their shapes with the head's."""
         probes = self._built or self._made(sizes, outputs)
+        lasts: dict[str, nn.Module] = {}
         if self._head is not None:
             lasts = {name: last_layer(probe, f"The probe of {name!r}") for name, probe in probes.modules.items()}
             self._head.compare(lasts, sizes)
         if self._built is None:
             probes.share(self._attached)
         self._built, self.sizes, self.outputs = probes, sizes, outputs
+        self._last_layers = lasts
 
     def _made(self, sizes: Sizes, outputs: int) -> Probes:
         widths = sizes if self._head is None else self._head.widths(sizes)
@@ -265,9 +268,6 @@ class CGGM(Method):
     def _probes(self) -> Probes:
         assert self._built is not None
         return self._built
-
-    def _lasts(self) -> dict[str, nn.Module]:
-        return {name: last_layer(probe, "The probe") for name, probe in self._probes.modules.items()}
 
     # State; saved states have the probes under "guides", an earlier name
 

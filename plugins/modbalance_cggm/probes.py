@@ -78,6 +78,15 @@ def maker(run: Run, kind: Kind, sizes: Sizes, widths: Sizes, outputs: int) -> Ca
 class Probes(Auxiliary):
     """The probes of all modalities at work."""
 
+    _has_buffers: dict[str, bool] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        Auxiliary.__attrs_post_init__(self)
+        self._has_buffers = {name: next(probe.buffers(), None) is not None for name, probe in self.modules.items()}
+
+    def _buffers(self, name: str) -> Iterable[tuple[str, Tensor]]:
+        return self.modules[name].named_buffers() if self._has_buffers[name] else ()
+
     @property
     def may_draw(self) -> bool:
         """Whether a forward may take random numbers; the user's modules may."""
@@ -96,7 +105,7 @@ class Probes(Auxiliary):
         """
         assert batch.task_loss is not None
         count, z = len(batch.logits), batch.require_features()
-        buffers = {name: {k: b.clone() for k, b in probe.named_buffers()} for name, probe in self.modules.items()}
+        buffers = {name: {k: b.clone() for k, b in self._buffers(name)} for name in self.modules}
         if not count:
             return self._nothing(batch, buffers)
         o = {name: self._logits(name, z[name], batch.logits, buffers[name]) for name in self.modules}
@@ -149,15 +158,15 @@ class Probes(Auxiliary):
     def step(self, sums: Mapping[str, Tensor]) -> None:
         """Take a step by the mean gradients, and set buffers to the mean of those that the forwards left."""
         means = self.mean_gradients(sums)
-        for (name, key), mean in means.items():
-            parameter = self.trained(name)[key]
+        trained = [self._parameters[name][key] for name, key in means]
+        for parameter, mean in zip(trained, means.values(), strict=True):
             parameter.grad = mean.to(parameter)
-        for (name, module), calls in zip(self.modules.items(), sums["calls"], strict=True):
-            for key, buffer in module.named_buffers():
+        for name, calls in zip(self.modules, sums["calls"], strict=True):
+            for key, buffer in self._buffers(name):
                 buffer.copy_(torch.where(calls > 0, sums[f"buffer/{name}/{key}"] / calls, buffer))
         self.optimizer.step()
-        for name, key in means:
-            self.trained(name)[key].grad = None
+        for parameter in trained:
+            parameter.grad = None
 
     def mean_gradients(self, sums: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
         """Return by modality and name the mean gradient of a parameter over the samples."""
@@ -179,7 +188,7 @@ class Probes(Auxiliary):
     ) -> Tensor:
         """Run one probe in the precision of its weights; ``buffers`` change, those of the probe do not."""
         module = self.modules[name]
-        z = feature.detach().to(next(module.parameters()).dtype)
+        z = feature.detach().to(self.first(name).dtype)
         given = (z, like) if isinstance(module, Probe) else (z,)
         if not (training and module.training):
             module.train(training)

@@ -110,7 +110,8 @@ def sheet(rows: Iterable[Row], load: tuple[float, float]) -> str:
         "Command: `make bench`. Threads: "
         f"{threads}.\n\nThe workloads are those of [models.py](../../tests/bench/models.py). Times are medians of "
         f"{min(PAIRS.values())} to {max(PAIRS.values())} rounds in which all steps of a workload take turns. "
-        "Operations are those of aten without views; they repeat exactly, and `tests/behaviour/test_step_cost.py` limits them.\n\n"
+        "Operations are those of aten without views; they repeat exactly, and `tests/behaviour/test_step_cost.py` "
+        "limits them.\n\n"
         f"{table(head, [row.cells() for row in rows])}\n"
     )
 
