@@ -595,7 +595,7 @@ def _finite(step: Step, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]
     is_bad = values * 0 != 0
     keys = [f"{step.method.name}/nonfinite/{name}" for name in coefficients]
     step.run._training.telemetry.count_all(keys, is_bad)
-    return dict(zip(coefficients, values.masked_fill(is_bad, 1), strict=True))
+    return dict(zip(coefficients, values.masked_fill(is_bad, 1).unbind(), strict=True))
 
 
 def _described(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -286,7 +285,8 @@ class Batch:
 
     def _seen_by(self, run: Run) -> Batch:
         """Return this batch for another method: same tensors, and unimodal logits that are computed once for all."""
-        view = copy.copy(self)
+        view = object.__new__(type(self))  # `copy.copy` takes several times as long
+        view.__dict__.update(self.__dict__)
         view.run = run
         return view
 

@@ -127,10 +127,10 @@ class CGGM(Method):
     def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
         """Return rho B_i, by which the gradients of encoder i are scaled."""
         step.cache["epsilon"], step.cache["b"] = epsilon, b = self.balance(step.stats)
-        step.run.log_each("metric", epsilon)
-        step.run.log_each("probe_loss", step.stats["loss"] / step.stats["samples"])
+        step.run.log_each("metric", epsilon.unbind())
+        step.run.log_each("probe_loss", (step.stats["loss"] / step.stats["samples"]).unbind())
         step.run.count_each("large", clearly_greater(b.abs(), LARGE), WARNING)
-        return dict(zip(step.run.modalities, self.rho * b, strict=True))  # g <- rho B_i g
+        return dict(zip(step.run.modalities, (self.rho * b).unbind(), strict=True))  # g <- rho B_i g
 
     def balance(self, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the metrics epsilon_i and the coefficients B_i of this step; (M,), double precision each."""
@@ -159,11 +159,11 @@ class CGGM(Method):
         c = [product.sum() for product in torch._foreach_mul(unit_w, unit_u)]  # c_i = cos(u_i, w)
         bc = b * torch.stack(c)
         across = torch._foreach_sub(unit_u, torch._foreach_mul(unit_w, c))
-        turn = torch._foreach_div(torch._foreach_mul(across, [*b]), lengths[:count])
+        turn = torch._foreach_div(torch._foreach_mul(across, b.unbind()), lengths[:count])
         is_bad = bc * 0 != 0  # a probe that diverged must not spoil the head
         terms = (b.abs() - bc).masked_fill(is_bad, 0) / count
         l_gm = functools.reduce(torch.add, terms.unbind())  # 1/M (sum_i |B_i| - sum_i B_i c_i)
-        sound = [turn_i.masked_fill(bad, 0) for turn_i, bad in zip(turn, is_bad, strict=True)]
+        sound = [turn_i.masked_fill(bad, 0) for turn_i, bad in zip(turn, is_bad.unbind(), strict=True)]
         derivative = torch.zeros_like(w)
         for slot, turn_i in zip(head.parts(derivative, count), torch._foreach_div(sound, count), strict=True):
             slot.sub_(turn_i)  # dl_gm/dw = -1/M sum_i B_i (u_i / |u_i| - c_i w / |w|) / |w|

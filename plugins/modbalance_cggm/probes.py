@@ -120,7 +120,8 @@ class Probes(Auxiliary):
         samples = self._samples(batch, measured)
         loss = torch.stack([loss.detach() for loss in losses.values()]).double() * samples
         sums = {"metric": measured, "count": counted, "loss": loss, "samples": samples}
-        return sums | {"calls": torch.ones_like(samples)} | gradients | moved
+        calls = {"calls": torch.ones_like(samples)} if moved else {}  # the divisor of buffers alone
+        return sums | calls | gradients | moved
 
     def _gradients(self, losses: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
         """Return the gradient of each probe's loss by its own parameters, times the number of samples."""
@@ -147,7 +148,8 @@ class Probes(Auxiliary):
     def _nothing(self, batch: Batch, buffers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Return what `observe` does for a batch without samples."""
         zeros = batch.logits.new_zeros(len(self.modules), dtype=torch.float64)
-        sums = dict.fromkeys(("metric", "count", "loss", "samples", "calls"), zeros)
+        counted = any(self._has_buffers.values())
+        sums = dict.fromkeys(("metric", "count", "loss", "samples", *["calls"] * counted), zeros)
         sums |= {f"gradient/{n}/{k}": torch.zeros_like(p) for n in self.modules for k, p in self.trained(n).items()}
         return sums | {
             f"buffer/{name}/{key}": torch.zeros_like(b, dtype=torch.float64)
@@ -161,8 +163,9 @@ class Probes(Auxiliary):
         trained = [self._parameters[name][key] for name, key in means]
         for parameter, mean in zip(trained, means.values(), strict=True):
             parameter.grad = mean.to(parameter)
-        for name, calls in zip(self.modules, sums["calls"], strict=True):
+        for i, name in enumerate(self.modules):
             for key, buffer in self._buffers(name):
+                calls = sums["calls"][i]
                 buffer.copy_(torch.where(calls > 0, sums[f"buffer/{name}/{key}"] / calls, buffer))
         self.optimizer.step()
         for parameter in trained:
@@ -171,7 +174,7 @@ class Probes(Auxiliary):
     def mean_gradients(self, sums: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
         """Return by modality and name the mean gradient of a parameter over the samples."""
         named = [(i, name, key) for i, name in enumerate(self.modules) for key in self.trained(name)]
-        samples = sums["samples"].clamp(min=1)
+        samples = sums["samples"].clamp(min=1).unbind()
         means = torch._foreach_div(
             [sums[f"gradient/{name}/{key}"] for _, name, key in named], [samples[i] for i, _, _ in named]
         )

@@ -94,8 +94,8 @@ class OGM(WindowedMethod):
         # x/0 saturates (k = 0), as in the authors' code; 0/0 and scores that are not finite give NaN, which the core
         # replaces by 1 and counts.
         k = k + 0 * score.sum()
-        step.run.log_each("ratio", rho)
-        return dict(zip(step.run.modalities, k, strict=True))
+        step.run.log_each("ratio", rho.unbind())
+        return dict(zip(step.run.modalities, k.unbind(), strict=True))
 
     def discrepancy(self, score: Tensor) -> Tensor:
         """Return the discrepancy ratios rho_i from the scores s_i; shapes (M,)."""

@@ -66,7 +66,7 @@ def test_a_step_takes_at_most_one_python_call_per_parameter(method: str) -> None
         ("ogm", "mlp", 36),
         ("ogm_ge", "mlp", 61),
         ("ogm_ge", "vit", 650),
-        ("cggm", "mlp", 98),
+        ("cggm", "mlp", 97),
         ("dgl", "mlp", 39),
         ("mslr", "mlp", 11),
         ("mses", "mlp", 11),
