@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from modbalance._model.forward import Args, Kwargs, map_tensors, tensors_in
+from modbalance._model.forward import Args, Kwargs, map_tensors, tensors_in, with_samples
 from modbalance._model.unimodal import ABSTAIN, NO, YES, agreement
 from modbalance.context import Batch
 from modbalance.errors import ConfigError, ObservationError
@@ -135,7 +135,13 @@ def _features_in_eval(batch: Batch, *, reuse: bool = True) -> tuple[Features, Fe
     is_complete = forward.features.keys() == set(structure.modalities)
     if reuse and is_complete and structure.modes is not None and structure.modes.is_excluded():
         return forward.features, _run_encoders(batch, *first)
-    return _run_encoders(batch, args, kwargs), _run_encoders(batch, *first)
+    sizes = {len(feature) for feature in forward.features.values() if feature.dim()}
+    both = with_samples((args, kwargs), first) if len(sizes) == 1 else None
+    if both is None or {len(t) - 1 for t in tensors_in(both)} != sizes:
+        return _run_encoders(batch, args, kwargs), _run_encoders(batch, *first)
+    (size,), features = sizes, _run_encoders(batch, *both)
+    parts = {name: feature.split([size, len(feature) - size]) for name, feature in features.items()}
+    return {name: seen for name, (seen, _) in parts.items()}, {name: masked for name, (_, masked) in parts.items()}
 
 
 def _run_encoders(batch: Batch, args: Args, kwargs: Kwargs) -> Features:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from modbalance.errors import ConfigError
 
@@ -289,6 +290,35 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {key: map_tensors(item, function) for key, item in value.items()}
     return value
+
+
+def with_samples(value: Any, more: Any) -> Any:
+    """Return inputs (B, ...) with further samples behind them, or ``None`` where they cannot be concatenated.
+
+    Args:
+        value: Tensors (B, ...) in lists, tuples and mappings.
+        more: The same with other tensors, (b, ...); all else is identical.
+    """
+    own, others = tensors_in(value), tensors_in(more)
+    is_plain = all(_is_plain(tensor) and tensor.dim() for tensor in (*own, *others))
+    if not own or not is_plain or len({len(t) for t in own}) > 1 or len({len(t) for t in others}) > 1:
+        return None
+    if _is_packed(value) or any(a.shape[1:] != b.shape[1:] for a, b in zip(own, others, strict=True)):
+        return None
+    rest = iter(others)
+    return map_tensors(value, lambda tensor: torch.cat([tensor, next(rest)]))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+
+
+def _is_packed(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_is_packed, value.values()))
+    if isinstance(value, PackedSequence):
+        return True
+    return isinstance(value, list | tuple) and any(map(_is_packed, value))
 
 
 def tensors_in(value: Any) -> list[Tensor]:

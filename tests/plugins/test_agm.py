@@ -17,6 +17,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
+from bench.measure import flops, operations
+from bench.models import WORKLOADS, bare_step, method_step
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, ObservationError
 from modbalance_agm import AGM
 from modbalance_ogm_ge import OGM
@@ -94,10 +96,10 @@ def encoded(model: Multimodal) -> Iterator[tuple[Counter[int], Counter[int]]]:
 
 @pytest.mark.parametrize("names", ["ab", "abc", "abcd"])
 @pytest.mark.parametrize(
-    ("kind", "passes"), [("layer norm", {6: 1, 1: 1}), ("batch norm", {6: 2, 1: 1}), ("dropout", {6: 2, 1: 1})]
+    ("kind", "passes"), [("layer norm", {6: 1, 1: 1}), ("batch norm", {6: 1, 7: 1}), ("dropout", {6: 1, 7: 1})]
 )
 def test_passes_of_each_encoder(names: str, kind: str, passes: dict[int, int]) -> None:
-    """One more on a masked sample; in eval mode, one on the batch too where the mode matters."""
+    """One more on a masked sample; where the mode matters, on the batch with the masked sample behind it."""
     model = mixed(names, [kind] * len(names))
     optimizer = agm(model)
     train(model, optimizer, batches(model, 1, dtype=torch.float64))
@@ -105,6 +107,57 @@ def test_passes_of_each_encoder(names: str, kind: str, passes: dict[int, int]) -
         train(model, optimizer, batches(model, 1, size=6, dtype=torch.float64))
     expected = {size: count * len(names) for size, count in passes.items()}
     assert forwards == backwards == expected
+
+
+class Scaled(Multimodal):
+    """Takes a number in a tensor, to which no sample can be appended."""
+
+    def forward(self, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(a, b * scale)
+
+
+def test_inputs_that_cannot_be_concatenated_have_two_passes() -> None:
+    gradients = []
+    for coalitions in ("factored", "full"):
+        model = Scaled()
+        model.load_state_dict(multimodal().state_dict())
+        model.encoders["a"].append(nn.Dropout(0.5))  # type: ignore[operator]
+        optimizer = agm(model.double(), coalitions=coalitions, clip_trigger=None)
+        ((a, b), target), *_ = batches(model, 1, dtype=torch.float64)
+        torch.manual_seed(3)
+        with encoded(model) as (forwards, _):
+            gradients.append(gradients_of(model, optimizer, ((a, b, torch.tensor(0.5).double()), target)))
+        assert forwards == ({6: 4, 1: 2} if coalitions == "factored" else {6: 6})
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).abs().max() <= 1e-12
+
+
+def test_a_batch_of_one_and_an_empty_batch_can_be_joined() -> None:
+    for size in (1, 0):
+        model, other = (mixed("ab", ["dropout", "layer norm"]) for _ in range(2))
+        data = batches(model, 1, size=size, dtype=torch.float64)
+        forms = []
+        for each, coalitions in ((model, "factored"), (other, "full")):
+            torch.manual_seed(3)
+            optimizer = agm(each, coalitions=coalitions, clip_trigger=None)
+            inputs, target = data[0]
+            optimizer.criterion(nn.CrossEntropyLoss(reduction="sum"))(each(*inputs), target).backward()
+            optimizer.step()
+            forms.append(each)
+        assert_close(*forms, 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "most"), [("vit", 3_900), ("pair", 1_450)])
+def test_operations_of_a_step(name: str, most: int) -> None:
+    assert operations(method_step(WORKLOADS[name], "agm"), warm_up=1) <= most
+
+
+@pytest.mark.slow
+def test_floating_point_operations_of_a_step() -> None:
+    """Of transformers without dropout: one forward and backward on the batch, and on one masked sample of 16."""
+    wide = WORKLOADS["wide"]
+    assert flops(method_step(wide, "agm"), warm_up=1) <= 1.07 * flops(bare_step(wide), warm_up=0)
 
 
 @pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
