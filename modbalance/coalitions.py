@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from modbalance._model.compiled import uncompiled
 from modbalance._model.forward import Args, Kwargs, map_tensors, tensors_in, with_samples
 from modbalance._model.unimodal import ABSTAIN, NO, YES, agreement
 from modbalance.context import Batch
@@ -78,7 +79,8 @@ def choose(batch: Batch, expected: Mapping[Coalition, Tensor], *, hint: str = ""
         expected: The logits that `full` returned for it.
         hint: Last sentence of the warning, such as the option for the full form.
     """
-    vote, reason = _vote(batch, expected)
+    with uncompiled():
+        vote, reason = _vote(batch, expected)
     verdict = batch.run._training.ranks.minimum(vote, batch.logits.device)
     if verdict == NO:
         reason = reason if vote == NO else "another rank found a reason"

@@ -7,8 +7,11 @@ for one instance of a class on all others: hooks of another optimizer's model, o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import CodeType, FunctionType
+from typing import cast
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,6 +39,18 @@ def is_compiled(model: nn.Module) -> bool:
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
     return any(_debug_get_cache_entry_list(code) for code in _codes(model))
+
+
+def compiled_form(model: nn.Module | None) -> nn.Module | None:
+    """Return the module that `torch.compile` made of a model, or ``None``; DDP around it is taken off."""
+    if isinstance(model, DistributedDataParallel):
+        return compiled_form(cast(nn.Module, model.module))
+    return model if model is not None and hasattr(model, "_orig_mod") else None
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Return a context in which compiled modules run as plain ones: for passes that never come again."""
+    return cast(AbstractContextManager[None], torch.compiler.set_stance("force_eager"))
 
 
 def _codes(model: nn.Module) -> Iterator[CodeType]:

@@ -60,6 +60,7 @@ class Structure:
 
     Attributes:
         model: The user's model without wrappers; ``None`` in the model-free form.
+        compiled: What `torch.compile` made of it, where that was given as the model.
         modalities: Names of the modalities, in fusion order.
         encoders: Modules of each modality's encoder; empty where parameter groups name the modalities.
         fusion: Modules that turn features into logits, applied in sequence; empty where unknown or a callable.
@@ -79,6 +80,7 @@ class Structure:
         inputs: Inputs,
     ) -> None:
         self.model = unwrap(model)
+        self.compiled = compiled.compiled_form(model)
         self.inputs = inputs
         ours = {id(p) for p in optimized(optimizer)}
         self._trained = {name: p for name, p in self._parameters_now() if id(p) in ours}

@@ -7,7 +7,7 @@ paper, and which side each option takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import factorial
 from typing import Any, ClassVar
 
@@ -100,25 +100,27 @@ class AGM(WindowedMethod):
         """Sum the scores s_i of the Shapley outputs m_i, and compute the scale kappa_i of this batch."""
         modulates = batch.run.epoch >= self.start_epoch
         with torch.set_grad_enabled(modulates):
-            m = self.shapley_outputs(batch)
+            f = self.coalition_outputs(batch)
+        m = shapley_outputs(f, batch.run.modalities)
         scores = [batch.score(m_i, name, of=self.surprise) for name, m_i in m.items()]  # s_i = -log softmax(m_i)[y]
         sums = {"score": torch.stack([s for s, _ in scores]), "count": torch.stack([n for _, n in scores])}
         is_over = self.end_epoch is not None and batch.run.epoch > self.end_epoch
         kappa = self.last_kappa if is_over else self.scale(batch.run, sums) if modulates else None
         if kappa is None:
             return sums
-        batch.cache[self.name] = kappa, m
+        batch.cache[self.name] = kappa, f
         for name, k in zip(m, kappa, strict=True):
             batch.run.log(f"kappa/{name}", k)
         return sums | {"kappa": kappa, "batches": kappa.new_ones(())}
 
     @hookimpl
     def modbalance_logits(self, batch: Batch) -> Tensor | None:
-        """Return the fused logits sum_i m_i, whose gradient reaches each m_i scaled by kappa_i."""
+        """Return the fused logits sum_i m_i = f(N), whose gradient reaches each m_i scaled by kappa_i."""
         if self.name not in batch.cache:
             return None
-        kappa, m = batch.cache[self.name]
-        logits: Tensor = ScaledSum.apply(batch.logits.detach(), kappa, *m.values())  # type: ignore[no-untyped-call]
+        kappa, f = batch.cache[self.name]
+        weights = coalition_weights(kappa, f, batch.run.modalities)
+        logits: Tensor = WeightedGradient.apply(batch.logits.detach(), weights, *f.values())  # type: ignore[no-untyped-call]
         if self.masked_mode == "eval" and self.masked_pass_grad and batch.run.model is not None:
             guard_buffers(logits, batch.run.model)
         return logits
@@ -145,13 +147,11 @@ class AGM(WindowedMethod):
         if "kappa" in step.stats:
             self.last_kappa = kept(self.last_kappa, step.stats["kappa"] / step.stats["batches"])
 
-    def shapley_outputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Return m_i by modality, (B, C, ...), from the logits f(S) of all coalitions but the empty one."""
+    def coalition_outputs(self, batch: Batch) -> dict[Coalition, Tensor]:
+        """Return f(S), (B, C, ...), of all coalitions but the empty one; that of N, the fused logits, is the last."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.masked_pass_grad):
             f = self.masked_outputs(batch)
-        f[batch.run.modalities] = batch.logits
-        f = {coalition: widened(logits) for coalition, logits in f.items()}
-        return {i: shapley_output(f, i, len(batch.run.modalities)) for i in batch.run.modalities}
+        return f | {batch.run.modalities: batch.logits}
 
     def masked_outputs(self, batch: Batch) -> dict[Coalition, Tensor]:
         """Return f(S) for 1 <= |S| < M, in the form that `coalitions` names or that was found to be exact."""
@@ -171,14 +171,14 @@ class AGM(WindowedMethod):
         """Return the scale kappa_i of this batch, (M,); 1 where scores or kappa are not finite."""
         score, count = run.sums([sums["score"], sums["count"]])
         s = score / count  # s_i, over all ranks
-        r = ratio(s)  # r_i
-        tau = ratio(self.updated_mean(s)[0] if self.include_current else self.mean(s))  # tau_i, of the history S_i
+        history = self.updated_mean(s)[0] if self.include_current else self.mean(s)  # S_i
+        tau, r = ratio(torch.stack([history, s]))  # tau_i, r_i
         gap = tau - r
         # kappa_i = exp(alpha min(tau_i - r_i, max_gap))
         kappa = (self.alpha * (gap if self.max_gap is None else gap.clamp(max=self.max_gap))).exp()
-        is_sound = kappa.isfinite() & s.isfinite().all()
-        for name, sound in zip(run.modalities, is_sound, strict=True):
-            run.count(f"nonfinite/{name}", ~sound)
+        is_sound = is_finite(kappa + s.sum())
+        for name, is_bad in zip(run.modalities, ~is_sound, strict=True):
+            run.count(f"nonfinite/{name}", is_bad)
         return kappa.where(is_sound, 1)
 
     def mean(self, s: Tensor) -> Tensor:
@@ -187,41 +187,62 @@ class AGM(WindowedMethod):
 
     def updated_mean(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return S_i with the scores of step t, (M,), and t; a step whose scores are not finite does not count."""
-        counts = s.isfinite().all()
+        counts = is_finite(s.sum())
         t = (s.new_zeros(()) if self.score_steps is None else self.score_steps) + counts
         updated = self.mean(s) * (t - 1) / t + s / t  # S_i <- S_i (t - 1) / t + s_i / t
         return updated.where(counts, self.mean(s)), t
 
 
-class ScaledSum(torch.autograd.Function):
-    """Sum of the Shapley outputs m_i, with the value of f(N), which it equals; scales their gradients by kappa_i."""
+class WeightedGradient(torch.autograd.Function):
+    """The fused logits f(N), whose gradient g reaches the logits f(S) of each coalition, times a weight."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, kappa: Tensor, *m: Tensor) -> Tensor:
-        """Return the total."""
-        ctx.save_for_backward(kappa)
+    def forward(ctx: Any, total: Tensor, weights: Tensor, *f: Tensor) -> Tensor:
+        """Return the total, f(N) without graph."""
+        ctx.save_for_backward(weights)
         return total.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return dL/dm_i <- kappa_i dL/dm_i."""
-        (kappa,) = ctx.saved_tensors
-        return None, None, *(widened(gradient) * k for k in kappa)
+        """Return dL/df(S) = g sum_i kappa_i c_i(S)."""
+        (weights,) = ctx.saved_tensors
+        g = widened(gradient)
+        return None, None, *(weights.to(g.dtype).view(-1, *[1] * g.dim()) * g)
 
 
-def shapley_output(f: Mapping[Coalition, Tensor], i: str, count: int) -> Tensor:
-    """Return the Shapley output m_i of modality ``i``, (B, C, ...), from f(S) of all coalitions but the empty one.
-
-    For M = 2, m_i = (f(N) - f(j) + f(i)) / 2. The empty coalition cancels; the sum over i is f(N).
-    """
+def shapley_weights(coalitions: Iterable[Coalition], i: str, count: int) -> list[float]:
+    """Return c_i(S) by coalition, of ``count`` modalities; the empty coalition cancels in the sum over i."""
     w = [factorial(k) * factorial(count - k - 1) / factorial(count) for k in range(count)]  # k! (M - k - 1)! / M!
-    c_i = {S: w[len(S) - 1] if i in S else -w[len(S)] for S in f}
-    return torch.stack([c_i[S] * f_S for S, f_S in f.items()]).sum(0)  # m_i = sum_S c_i(S) f(S)
+    return [w[len(S) - 1] if i in S else -w[len(S)] for S in coalitions]
+
+
+@torch.no_grad()
+def shapley_outputs(f: Mapping[Coalition, Tensor], modalities: Sequence[str]) -> dict[str, Tensor]:
+    """Return m_i = sum_S c_i(S) f(S) by modality, (B, C, ...), which add up to f(N); without graph.
+
+    For M = 2, m_i = (f(N) - f(j) + f(i)) / 2.
+    """
+    outputs = [widened(f_S) for f_S in f.values()]
+    c = {i: shapley_weights(f, i, len(modalities)) for i in modalities}
+    return {i: torch.stack(torch._foreach_mul(outputs, c_i)).sum(0) for i, c_i in c.items()}
+
+
+def coalition_weights(kappa: Tensor, coalitions: Collection[Coalition], modalities: Sequence[str]) -> Tensor:
+    """Return sum_i kappa_i c_i(S) by coalition: the share of dL/df(N) that reaches f(S)."""
+    c = [c_i_S for i in modalities for c_i_S in shapley_weights(coalitions, i, len(modalities))]
+    terms = torch._foreach_mul([kappa_i for kappa_i in kappa for _ in coalitions], c)
+    return torch.stack(terms).view(len(modalities), -1).sum(0)
 
 
 def ratio(s: Tensor) -> Tensor:
-    """Return the ratio r_i of scores s_i, (M,): large for a modality that is ahead."""
-    return ((s.sum() - s) / (len(s) - 1) - s).exp()  # r_i = exp(mean_{j != i} s_j - s_i)
+    """Return the ratio r_i of scores s_i, (..., M): large for a modality that is ahead."""
+    others = (s.sum(-1, keepdim=True) - s) / (s.shape[-1] - 1)
+    return (others - s).exp()  # r_i = exp(mean_{j != i} s_j - s_i)
+
+
+def is_finite(x: Tensor) -> Tensor:
+    """Return where ``x`` is a finite number, in half the operations of `torch.isfinite`."""
+    return x - x == 0
 
 
 def head_weights(run: Run) -> list[Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compat.equality import assert_as_recorded, assert_equal
-from compat.scenarios import DATA, END, METHODS, SAVED, Training
+from compat.scenarios import DATA, END, METHODS, REORDERED, SAVED, Training
 from modbalance import list_methods
 
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -42,7 +42,7 @@ def test_a_recorded_training_goes_on_bitwise(method: str) -> None:
     training = Training(method)
     training.load_state_dict(recorded["checkpoint"])
     training.run(SAVED, END)
-    assert_as_recorded(_end(training), recorded["end"])
+    assert_as_recorded(_end(training), recorded["end"], reordered=method in REORDERED)
 
 
 @each_method
@@ -50,11 +50,11 @@ def test_an_uninterrupted_training_passes_through_the_recorded_states(method: st
     recorded = _recorded(method)
     training = Training(method)
     training.run(0, SAVED)
-    assert_as_recorded(training.state_dict(), recorded["checkpoint"])
+    assert_as_recorded(training.state_dict(), recorded["checkpoint"], reordered=method in REORDERED)
     file = io.BytesIO()
     torch.save(training.state_dict(), file)
     training.run(SAVED, END)
-    assert_as_recorded(_end(training), recorded["end"])
+    assert_as_recorded(_end(training), recorded["end"], reordered=method in REORDERED)
 
     file.seek(0)
     resumed = Training(method)
