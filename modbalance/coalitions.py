@@ -6,9 +6,12 @@ and batch norm reads its running statistics again in the backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from torch.autograd import Variable
 
 from modbalance._model.compiled import uncompiled
 from modbalance._model.forward import Args, Kwargs, map_tensors, tensors_in, with_samples
+from modbalance._model.recomputed import recomputed
 from modbalance._model.unimodal import ABSTAIN, NO, YES, agreement
 from modbalance.context import Batch
 from modbalance.errors import ConfigError, ObservationError
@@ -42,30 +46,48 @@ def proper(modalities: Sequence[str]) -> Iterator[Coalition]:
         yield from combinations(modalities, size)
 
 
-def full(batch: Batch, *, training: bool = False, no_gradient: str = "") -> dict[Coalition, Tensor]:
+def full(
+    batch: Batch, *, training: bool = False, no_gradient: str = "", recompute: bool = False, compiled: bool = True
+) -> dict[Coalition, Tensor]:
     """Return the logits of the proper coalitions by one pass of the whole model for each, 2^M - 2 in all.
 
     Args:
         batch: The batch.
         training: Mode of the passes.
         no_gradient: The option of the method that lets no gradient through them, for messages.
+        recompute: Whether each pass runs again in the backward, one after the other, instead of keeping its graph.
+        compiled: Whether a compiled model runs as such; else nothing is compiled for passes that never come again.
 
     Raises:
         ObservationError: The model recomputes activations, which passes in eval mode do not survive.
     """
-    with nullcontext() if training else _without_recomputation(no_gradient):
-        return {S: batch.coalition_logits(S, training=training) for S in proper(batch.run.modalities)}
+
+    def run(S: Coalition, batch: Batch, _: Features | None) -> tuple[Tensor]:
+        with nullcontext() if training else _without_recomputation(no_gradient):
+            return (batch.coalition_logits(S, training=training),)
+
+    with nullcontext() if compiled else uncompiled():
+        passes = {S: partial(run, S) for S in proper(batch.run.modalities)}
+        return {S: (_recomputed(each, batch) if recompute else each(batch, None))[0] for S, each in passes.items()}
 
 
-def factored(batch: Batch, *, no_gradient: str = "") -> dict[Coalition, Tensor]:
+def factored(batch: Batch, *, no_gradient: str = "", recompute: bool = False) -> dict[Coalition, Tensor]:
     """Return the logits of the proper coalitions in eval mode by one pass of each encoder, and one of a masked sample.
 
     Exact where features depend on the input of their own modality and of their own sample alone. Where they do not
     depend on the mode either, the features of the forward stand for those of its pass. Arguments and errors are those
     of `full`.
     """
-    with _without_recomputation(no_gradient):
-        return _fused(batch, *_features_in_eval(batch))
+
+    def run(batch: Batch, reused: Features | None) -> tuple[Tensor, ...]:
+        with _without_recomputation(no_gradient):
+            # In halves, the pass that comes first takes less memory beside the graph of the forward.
+            parts = 2 if recompute and not torch.is_grad_enabled() else 1
+            return tuple(_fused(batch, *_features_in_eval(batch, reused, parts=parts)).values())
+
+    reused = _reusable(batch)
+    f = _recomputed(run, batch, reused) if recompute else run(batch, reused)
+    return dict(zip(proper(batch.run.modalities), f, strict=True))
 
 
 def choose(batch: Batch, expected: Mapping[Coalition, Tensor], *, hint: str = "") -> str:
@@ -124,26 +146,59 @@ def _fused(batch: Batch, seen: Features, masked: Features) -> dict[Coalition, Te
     }
 
 
-def _features_in_eval(batch: Batch, *, reuse: bool = True) -> tuple[Features, Features]:
+def _reusable(batch: Batch) -> Features | None:
+    """Return the features of the forward, if the model yields the same in eval mode, by its structure."""
+    structure, features = batch.run._training.structure, batch._require_inputs().features
+    is_complete = features.keys() == set(structure.modalities)
+    return features if is_complete and structure.modes is not None and structure.modes.is_excluded() else None
+
+
+def _recomputed(
+    run: Callable[[Batch, Features | None], Sequence[Tensor]], batch: Batch, reused: Features | None = None
+) -> tuple[Tensor, ...]:
+    """Return what ``run`` makes of a batch and features that stand for those in eval mode; its graph is made later."""
+    # Copies, since what is computed from the outputs is kept in the batch and its forward: memory would go in circles.
+    model, kept, forward = batch.run.model, copy.copy(batch), copy.copy(batch._require_inputs())
+    kept.forward, kept._caches = forward, {}
+    inputs, names = tensors_in(forward.inputs), [*(reused or ())]
+
+    def again(*tensors: Tensor) -> Sequence[Tensor]:
+        rest, view = iter(tensors), copy.copy(kept)
+        view.forward = copy.copy(forward)
+        if any(tensor.requires_grad for tensor in inputs):
+            view.forward.replace_inputs(*map_tensors(forward.inputs, lambda _: next(rest)))
+        return run(view, dict(zip(names, tensors[len(inputs) :], strict=True)) or None)
+
+    parameters = [] if model is None else model.parameters()
+    return recomputed(again, parameters, [*inputs, *(reused or {}).values()])
+
+
+def _features_in_eval(batch: Batch, reused: Features | None = None, *, parts: int = 1) -> tuple[Features, Features]:
     """Return the features of the batch, (B, ..., D_i), and of one masked sample, (1, ..., D_i), with graph.
 
     Args:
         batch: The batch.
-        reuse: Whether the features of the forward may stand for those in eval mode, where they are equal.
+        reused: Features that stand for those of a pass in eval mode.
+        parts: Number of passes, one after the other, into which that pass is split where that is possible.
     """
     structure, forward = batch.run._training.structure, batch._require_inputs()
     args, kwargs = forward.inputs or ((), {})
     first = structure.inputs.masked(*map_tensors((args, kwargs), _first), structure.modalities, ())
-    is_complete = forward.features.keys() == set(structure.modalities)
-    if reuse and is_complete and structure.modes is not None and structure.modes.is_excluded():
-        return forward.features, _run_encoders(batch, *first)
+    if reused is not None:
+        return reused, _run_encoders(batch, *first)
     sizes = {len(feature) for feature in forward.features.values() if feature.dim()}
     both = with_samples((args, kwargs), first) if len(sizes) == 1 else None
     if both is None or {len(t) - 1 for t in tensors_in(both)} != sizes:
         return _run_encoders(batch, args, kwargs), _run_encoders(batch, *first)
-    (size,), features = sizes, _run_encoders(batch, *both)
-    parts = {name: feature.split([size, len(feature) - size]) for name, feature in features.items()}
-    return {name: seen for name, (seen, _) in parts.items()}, {name: masked for name, (_, masked) in parts.items()}
+    (size,), features = sizes, _run_in_parts(batch, both, parts)
+    pairs = {name: feature.split([size, len(feature) - size]) for name, feature in features.items()}
+    return {name: seen for name, (seen, _) in pairs.items()}, {name: masked for name, (_, masked) in pairs.items()}
+
+
+def _run_in_parts(batch: Batch, inputs: Any, count: int) -> Features:
+    parts = [map_tensors(inputs, lambda t, index=index: t.tensor_split(count)[index]) for index in range(count)]
+    found = [_run_encoders(batch, *part) for part in parts]
+    return {name: torch.cat([each[name] for each in found]) for name in found[0]} if count > 1 else found[0]
 
 
 def _run_encoders(batch: Batch, args: Args, kwargs: Kwargs) -> Features:
@@ -163,7 +218,7 @@ def _run_encoders(batch: Batch, args: Args, kwargs: Kwargs) -> Features:
 def _vote(batch: Batch, expected: Mapping[Coalition, Tensor]) -> tuple[int, str]:
     try:
         with _without_recomputation(""):
-            seen, masked = _features_in_eval(batch, reuse=False)
+            seen, masked = _features_in_eval(batch)
             versions = [feature._version for feature in seen.values()]
             found = torch.stack([*_fused(batch, seen, masked).values()])
         if versions != [feature._version for feature in seen.values()]:

@@ -74,7 +74,7 @@ class Rerun:
         model = self.structure.model
         assert model is not None
         with preserved([model], training), forward.autocast():
-            output = (self.structure.compiled or model)(*args, **kwargs)
+            output = (model if self.structure.compiled is None else self.structure.compiled)(*args, **kwargs)
         return _as_logits(output if forward.logits_of is None else forward.logits_of(output))
 
 

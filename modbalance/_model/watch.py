@@ -166,7 +166,7 @@ class Watch:
 
     def _note(self, features: dict[str, Tensor]) -> Forward:
         # A recomputation for activation checkpointing must compute the same values, but is not a new forward.
-        if _is_recomputing():
+        if _is_recomputing() and self._watched is None:
             recomputed = Forward()
             recomputed.add_features(features, self.structure.modalities)
             return recomputed

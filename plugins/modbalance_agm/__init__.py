@@ -64,6 +64,9 @@ class AGM(WindowedMethod):
     coalitions: str = option(
         "auto", one_of("auto", "factored", "full"), "masked passes: each encoder once, or the model per coalition"
     )
+    recompute: bool = option(
+        False, one_of(True, False), "whether masked passes run again in the backward: less memory, more time"
+    )
     clip_trigger: float | None = option(
         1.0, optional(gt(0)), "entry of the head's gradient beyond which all is clipped; None: never", paper=None
     )
@@ -157,9 +160,16 @@ class AGM(WindowedMethod):
         """Return f(S) for 1 <= |S| < M, in the form that `coalitions` names or that was found to be exact."""
         form = self.form if self.coalitions == "auto" else self.coalitions
         if form == "factored":
-            return factored(batch, no_gradient=NO_GRADIENT)
-        f = full(batch, training=self.masked_mode == "train", no_gradient=NO_GRADIENT)
-        if form == "auto" and self.masked_mode == "eval":
+            return factored(batch, no_gradient=NO_GRADIENT, recompute=self.recompute)
+        chooses = form == "auto" and self.masked_mode == "eval"
+        f = full(
+            batch,
+            training=self.masked_mode == "train",
+            no_gradient=NO_GRADIENT,
+            recompute=self.recompute,
+            compiled=not chooses,
+        )
+        if chooses:
             self.form = choose(batch, f, hint=HINT)
         return f
 

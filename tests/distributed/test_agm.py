@@ -27,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
     "chosen form": {"coalitions": "auto"},
     "frozen": {"end_epoch": 1, "after_window": "freeze"},
     "late": {"start_epoch": 1},
+    "recomputed": {"recompute": True},
+    "whole passes, recomputed": {"recompute": True, "coalitions": "full"},
     "constant passes": {"masked_pass_grad": False},
 }
 

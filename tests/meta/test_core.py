@@ -17,7 +17,7 @@ from modbalance import Batch, EpochData, Run, Step, list_methods
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "modbalance"
 LAYERS = (
-    ("errors", "_model.purity"),
+    ("errors", "_model.purity", "_model.recomputed"),
     (
         *("method", "gradients", "scores", "_ranks", "_in_place"),
         *("_model.forward", "_model.graphs", "_model.compiled", "_model.modes"),

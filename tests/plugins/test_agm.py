@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
 from bench.measure import flops, operations
-from bench.models import WORKLOADS, bare_step, method_step
+from bench.models import WORKLOADS, bare_step, inner, method_step, training_step
+from bench.models import balanced as described
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, ObservationError
 from modbalance_agm import AGM
 from modbalance_ogm_ge import OGM
 from support.encoders import ENCODERS, mixed
+from support.live_bytes import LiveBytes, parameters_of
 from support.models import HEADS, AudioVisual, Multimodal, SumFusion
 from support.operation_counts import READS, CountOps
 from support.training import (
@@ -369,6 +372,121 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(steps: int, options: dic
     ours, theirs = state(other), state(optimizer)
     assert all(torch.equal(ours[name], theirs[name]) for name in ("mean_score", "score_steps", "last_kappa"))
     assert kappas(other) == kappas(optimizer)
+
+
+# Masked passes that run again in the backward
+
+
+def peak_of_a_step(method: str | None, **options: Any) -> tuple[int, int]:
+    """Return the most bytes in a step of the ResNet-18 pair at the paper's sizes, and those that it adds for good."""
+    paper = attrs.evolve(WORKLOADS["pair"], size=64, shapes=((1, 257, 188), (3, 1, 224, 224)))
+    with FakeTensorMode():
+        model, (inputs, target) = paper.build(), paper.batch()
+        optimizer = inner(model) if method is None else described(model, method, **options)
+        step = training_step(model, model, optimizer, (inputs, target))
+        step()
+        state = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        with LiveBytes([*parameters_of(model), *inputs, *state, *gradients]) as live:
+            step()
+            before = live.now
+            step()
+        return live.peak, live.now - before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coalitions", ["factored", "full"])
+def test_recomputation_takes_hardly_more_memory_than_the_bare_step(coalitions: str) -> None:
+    bare, _ = peak_of_a_step(None)
+    peak, added = peak_of_a_step("agm", coalitions=coalitions, recompute=True)
+    assert peak <= 1.15 * bare
+    assert added == 0
+
+
+@pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
+@pytest.mark.parametrize("names", ["ab", "abc", "abcd"])
+@pytest.mark.parametrize("kinds", [KINDS, ["layer norm"] * 4])
+@pytest.mark.parametrize("size", [1, 6])
+def test_recomputation_yields_the_same_gradients(coalitions: str, names: str, kinds: list[str], size: int) -> None:
+    assert_recomputation_is_equal(names, kinds, size, {"coalitions": coalitions})
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"masked_mode": "train", "coalitions": "full"},
+    {"masked_pass_grad": False},
+    {"start_epoch": 1},
+    {"end_epoch": 0, "after_window": "freeze"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_recomputation_goes_with_other_options(options: dict[str, Any]) -> None:
+    assert_recomputation_is_equal("abc", KINDS, 6, options)
+
+
+def assert_recomputation_is_equal(names: str, kinds: list[str], size: int, options: dict[str, Any]) -> None:
+    kinds = ["dropout" if kind == "batch norm" and size == 1 else kind for kind in kinds]
+    found = []
+    for recompute in (False, True):
+        model = mixed(names, kinds, "mlp")
+        optimizer = agm(model, recompute=recompute, alpha=2.5, clip_trigger=None, **options)
+        *data, last = batches(model, 3, size=size, dtype=torch.float64)
+        torch.manual_seed(3)
+        train(model, optimizer, data)
+        optimizer.end_epoch()
+        found.append((gradients_of(model, optimizer, last), torch.random.get_rng_state(), dict(model.named_buffers())))
+    (plain, state, buffers), (again, its_state, its_buffers) = found
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        assert (gradient - again[name]).abs().max() <= 1e-12, name
+    assert torch.equal(state, its_state)
+    assert all((buffers[name] - its_buffers[name]).abs().max() <= 1e-12 for name in buffers)
+
+
+def test_recomputation_reaches_networks_before_the_model() -> None:
+    found = []
+    for recompute in (False, True):
+        model, stem = mixed("ab", ["batch norm", "layer norm"]), nn.Linear(5, 5, bias=False).double()
+        nn.init.eye_(stem.weight)
+        optimizer = agm(model, recompute=recompute)
+        ((a, b), target), *_ = batches(model, 1, dtype=torch.float64)
+        optimizer.criterion(LOSS)(model(stem(a), b), target).backward()
+        assert stem.weight.grad is not None
+        found.append(stem.weight.grad)
+    assert (found[0] - found[1]).abs().max() <= 1e-12
+
+
+def test_recomputation_with_the_scaled_gradients_of_autocast() -> None:
+    found = []
+    for recompute in (False, True):
+        model = mixed("ab", ["batch norm", "layer norm"], dtype=torch.float32)
+        optimizer, scaler = agm(model, recompute=recompute), GradScaler("cpu", init_scale=2.0**10)
+        criterion = optimizer.criterion(LOSS)
+        for inputs, target in batches(model, 3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = criterion(model(*inputs), target)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        found.append(model)
+    assert_close(*found, 1e-3)  # gradients are added in bfloat16, in another order
+
+
+def test_recomputation_in_a_model_of_another_mode_than_before() -> None:
+    """As in loops that evaluate between the criterion and the backward."""
+    model, other = (mixed("ab", ["dropout", "layer norm"]) for _ in range(2))
+    batch, *_ = batches(model, 1, dtype=torch.float64)
+    torch.manual_seed(3)
+    expected = gradients_of(other, agm(other), batch)
+    torch.manual_seed(3)
+    loss = agm(model, recompute=True).criterion(LOSS)(model(*batch[0]), batch[1])
+    model.eval()
+    loss.backward()
+    assert not any(module.training for module in model.modules())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad - expected[name]).abs().max() <= 1e-12
 
 
 # The form of the masked passes
@@ -880,6 +998,7 @@ def test_the_gap_is_clamped_above_only(max_gap: float, largest: float) -> None:
         ("masked_mode", "both"),
         ("masked_pass_grad", "yes"),
         ("include_current", None),
+        ("recompute", "low"),
         ("start_epoch", -1),
     ],
 )
