@@ -33,7 +33,7 @@ from modbalance import (
     optional,
     state,
 )
-from modbalance.coalitions import Coalition, choose, factored, full, guard_buffers
+from modbalance.coalitions import Coalition, choose, factored, full, guard_buffers, joined
 from modbalance.scores import clearly_greater, widened
 from modbalance_agm.competition import competition_metric as competition_metric
 
@@ -62,7 +62,9 @@ class AGM(WindowedMethod):
     masked_mode: str = option("eval", one_of("eval", "train"), "mode of the masked passes")
     masked_pass_grad: bool = option(True, one_of(True, False), "whether gradients run through the masked passes")
     coalitions: str = option(
-        "auto", one_of("auto", "factored", "full"), "masked passes: each encoder once, or the model per coalition"
+        "auto",
+        one_of("auto", "factored", "full", "joined"),
+        "masked passes: each encoder once, the model per coalition, or the model on all coalitions as one batch",
     )
     recompute: bool = option(
         False, one_of(True, False), "whether masked passes run again in the backward: less memory, more time"
@@ -79,10 +81,11 @@ class AGM(WindowedMethod):
 
     def __attrs_post_init__(self) -> None:
         WindowedMethod.__attrs_post_init__(self)
-        if self.masked_mode == "train" and self.coalitions == "factored":
+        if self.masked_mode == "train" and self.coalitions in ("factored", "joined"):
             raise ConfigError(
                 "Option `coalitions` of method `agm` should be 'full' or 'auto' beside masked_mode = 'train', where "
-                "the samples of a batch depend on each other. Found `coalitions = 'factored'`: leave it out."
+                "the samples of a batch depend on each other. "
+                f"Found `coalitions = {self.coalitions!r}`: leave it out."
             )
 
     def is_active(self, epoch: int) -> bool:
@@ -161,6 +164,8 @@ class AGM(WindowedMethod):
         form = self.form if self.coalitions == "auto" else self.coalitions
         if form == "factored":
             return factored(batch, no_gradient=NO_GRADIENT, recompute=self.recompute)
+        if form == "joined":
+            return joined(batch, no_gradient=NO_GRADIENT, recompute=self.recompute)
         chooses = form == "auto" and self.masked_mode == "eval"
         f = full(
             batch,

@@ -43,6 +43,7 @@ from support.training import (
 
 LOSS = nn.CrossEntropyLoss()
 KINDS = sorted(ENCODERS)
+FORMS = ["factored", "full", "joined", "auto"]
 
 
 def agm(model: nn.Module, **arguments: Any) -> BalancedOptimizer:
@@ -112,6 +113,36 @@ def test_passes_of_each_encoder(names: str, kind: str, passes: dict[int, int]) -
     assert forwards == backwards == expected
 
 
+def test_all_coalitions_are_one_batch() -> None:
+    model = mixed("abc", ["batch norm"] * 3)
+    optimizer = agm(model, coalitions="joined")
+    with encoded(model) as (forwards, backwards):
+        train(model, optimizer, batches(model, 1, size=4, dtype=torch.float64))
+    assert forwards == backwards == {4: 3, 6 * 4: 3}
+
+
+def test_large_inputs_take_a_pass_for_each_coalition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modbalance.coalitions.JOINED_ELEMENTS", 2 * 2 * 4 * 5)
+    model = mixed("ab", ["batch norm"] * 2)
+    optimizer = agm(model, coalitions="joined")
+    with encoded(model) as (forwards, _):
+        train(model, optimizer, batches(model, 1, size=4, dtype=torch.float64))
+        train(model, optimizer, batches(model, 1, size=5, dtype=torch.float64))
+    assert forwards == {4: 2, 2 * 4: 2, 5: 6}
+
+
+def test_logits_that_are_not_by_sample_cannot_be_joined() -> None:
+    class Pooled(Multimodal):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return super().forward(*inputs).mean(0, keepdim=True)
+
+    model = Pooled()
+    optimizer = agm(model, coalitions="joined")
+    (inputs, target), *_ = batches(model, 1)
+    with pytest.raises(ConfigError, match=r"should return 2 rows of logits for 2 batches as one.*coalitions='full'"):
+        optimizer.criterion(LOSS)(model(*inputs), target[:1])
+
+
 class Scaled(Multimodal):
     """Takes a number in a tensor, to which no sample can be appended."""
 
@@ -151,9 +182,12 @@ def test_a_batch_of_one_and_an_empty_batch_can_be_joined() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "most"), [("vit", 3_900), ("pair", 1_450)])
-def test_operations_of_a_step(name: str, most: int) -> None:
-    assert operations(method_step(WORKLOADS[name], "agm"), warm_up=1) <= most
+@pytest.mark.parametrize(
+    ("name", "coalitions", "most"),
+    [("mlp", "auto", 210), ("vit", "auto", 3_850), ("vit", "joined", 4_300), ("pair", "auto", 1_450)],
+)
+def test_operations_of_a_step(name: str, coalitions: str, most: int) -> None:
+    assert operations(method_step(WORKLOADS[name], "agm", coalitions=coalitions), warm_up=1) <= most
 
 
 @pytest.mark.slow
@@ -163,7 +197,7 @@ def test_floating_point_operations_of_a_step() -> None:
     assert flops(method_step(wide, "agm"), warm_up=1) <= 1.07 * flops(bare_step(wide), warm_up=0)
 
 
-@pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
+@pytest.mark.parametrize("coalitions", FORMS)
 @pytest.mark.parametrize("options", [{}, {"preset": "paper"}, {"masked_pass_grad": False}, {"max_gap": None}])
 def test_no_host_reads_are_added(coalitions: str, options: dict[str, Any]) -> None:
     counts = {}
@@ -178,7 +212,7 @@ def test_no_host_reads_are_added(coalitions: str, options: dict[str, Any]) -> No
     assert not READS & (counts["agm"] - counts["none"]).keys()
 
 
-@pytest.mark.parametrize("coalitions", ["factored", "full"])
+@pytest.mark.parametrize("coalitions", FORMS[:-1])
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_a_step_runs_on_fake_tensors(coalitions: str, epoch: int) -> None:
     with FakeTensorMode():
@@ -200,22 +234,23 @@ def test_a_step_runs_on_fake_tensors(coalitions: str, epoch: int) -> None:
 @pytest.mark.parametrize("names", ["ab", "abc", "abcd"])
 @pytest.mark.parametrize("head", sorted(HEADS))
 @pytest.mark.parametrize("kinds", [KINDS, ["layer norm"] * 4, ["batch norm"] * 4])
-def test_both_forms_have_equal_gradients(names: str, head: str, kinds: list[str]) -> None:
+def test_all_forms_have_equal_gradients(names: str, head: str, kinds: list[str]) -> None:
     results = []
-    for coalitions in ("factored", "full"):
+    for coalitions in ("factored", "joined", "full"):
         model = mixed(names, kinds, head)
         optimizer = agm(model, coalitions=coalitions, alpha=2.5, clip_trigger=None)
         data = batches(model, 3, dtype=torch.float64)
         torch.manual_seed(3)
         train(model, optimizer, data[:2])
         results.append(gradients_of(model, optimizer, data[2]))
-    factored, full = results
-    assert factored.keys() == full.keys()
-    for name in full:
-        assert (factored[name] - full[name]).abs().max() <= 1e-12, name
+    *others, full = results
+    for other in others:
+        assert other.keys() == full.keys()
+        for name in full:
+            assert (other[name] - full[name]).abs().max() <= 1e-12, name
 
 
-@pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
+@pytest.mark.parametrize("coalitions", FORMS)
 @pytest.mark.parametrize("masked_mode", ["eval", "train"])
 def test_buffers_flags_and_random_numbers_are_those_of_the_bare_step(coalitions: str, masked_mode: str) -> None:
     if masked_mode == "train":
@@ -403,7 +438,7 @@ def test_recomputation_takes_hardly_more_memory_than_the_bare_step(coalitions: s
     assert added == 0
 
 
-@pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
+@pytest.mark.parametrize("coalitions", FORMS)
 @pytest.mark.parametrize("names", ["ab", "abc", "abcd"])
 @pytest.mark.parametrize("kinds", [KINDS, ["layer norm"] * 4])
 @pytest.mark.parametrize("size", [1, 6])
@@ -819,7 +854,7 @@ class Nested(Multimodal):
         return super().forward(a, text["tokens"][0] * text["scale"])
 
 
-@pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
+@pytest.mark.parametrize("coalitions", FORMS)
 def test_inputs_may_be_nested(coalitions: str) -> None:
     model, flat = Nested(), multimodal()
     model.load_state_dict(flat.state_dict())
@@ -866,7 +901,7 @@ def test_a_step_does_not_synchronise(coalitions: str, options: dict[str, Any]) -
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
+@pytest.mark.parametrize("coalitions", FORMS)
 def test_frozen_encoders(coalitions: str) -> None:
     model = mixed("abc", KINDS)
     model.encoders["a"].requires_grad_(False)
@@ -885,7 +920,7 @@ def test_a_frozen_head_triggers_nothing() -> None:
     assert equal(raw, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
-@pytest.mark.parametrize("coalitions", ["factored", "full", "auto"])
+@pytest.mark.parametrize("coalitions", FORMS)
 def test_a_batch_of_one_and_of_none(coalitions: str) -> None:
     model = multimodal()
     optimizer = agm(model, coalitions=coalitions)
@@ -1007,9 +1042,10 @@ def test_options_out_of_range(option: str, value: Any) -> None:
         balanced(multimodal(), "agm", **{option: value})
 
 
-def test_training_mode_and_the_factored_form_exclude_each_other() -> None:
+@pytest.mark.parametrize("coalitions", ["factored", "joined"])
+def test_training_mode_excludes_forms_that_need_separate_samples(coalitions: str) -> None:
     with pytest.raises(ConfigError, match=r"should be 'full' or 'auto' beside masked_mode = 'train'"):
-        agm(multimodal(), masked_mode="train")
+        agm(multimodal(), masked_mode="train", coalitions=coalitions)
 
 
 def test_presets_differ_where_the_table_says_so() -> None:
