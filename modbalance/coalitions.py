@@ -189,7 +189,7 @@ def _separated(together: Tensor, count: int, logits: Tensor) -> tuple[Tensor, ..
             f"{tuple(together.shape)}, and {tuple(logits.shape)} for one batch: its samples are not separate, so that "
             "each coalition needs a pass of its own (`coalitions='full'`)."
         )
-    return together.split(len(logits)) if len(logits) else (together,) * count
+    return together.tensor_split(count)
 
 
 def _reusable(batch: Batch) -> Features | None:
@@ -229,7 +229,8 @@ def _features_in_eval(batch: Batch, reused: Features | None = None, *, parts: in
     """
     structure, forward = batch.run._training.structure, batch._require_inputs()
     args, kwargs = forward.inputs or ((), {})
-    first = structure.inputs.masked(*map_tensors((args, kwargs), _first), structure.modalities, ())
+    first_args, first_kwargs = map_tensors((args, kwargs), _first)
+    first = structure.inputs.masked(first_args, first_kwargs, structure.modalities, ())
     if reused is not None:
         return reused, _run_encoders(batch, *first)
     sizes = {len(feature) for feature in forward.features.values() if feature.dim()}
@@ -237,13 +238,15 @@ def _features_in_eval(batch: Batch, reused: Features | None = None, *, parts: in
     if both is None or {len(t) - 1 for t in tensors_in(both)} != sizes:
         return _run_encoders(batch, args, kwargs), _run_encoders(batch, *first)
     (size,), features = sizes, _run_in_parts(batch, both, parts)
-    pairs = {name: feature.split([size, len(feature) - size]) for name, feature in features.items()}
+    pairs = {name: feature.tensor_split([size]) for name, feature in features.items()}
     return {name: seen for name, (seen, _) in pairs.items()}, {name: masked for name, (_, masked) in pairs.items()}
 
 
 def _run_in_parts(batch: Batch, inputs: Any, count: int) -> Features:
-    parts = [map_tensors(inputs, lambda t, index=index: t.tensor_split(count)[index]) for index in range(count)]
-    found = [_run_encoders(batch, *part) for part in parts]
+    def part(index: int) -> Any:
+        return map_tensors(inputs, lambda tensor: tensor.tensor_split(count)[index])
+
+    found = [_run_encoders(batch, *part(index)) for index in range(count)]
     return {name: torch.cat([each[name] for each in found]) for name in found[0]} if count > 1 else found[0]
 
 

@@ -34,7 +34,8 @@ def recomputed(run: Run, parameters: Iterable[Tensor], tensors: Sequence[Tensor]
     if not torch.is_grad_enabled() or not (leaves or any(tensor.requires_grad for tensor in tensors)):
         return tuple(run(*tensors))
     devices = {leaf.device for leaf in (*leaves, *tensors) if leaf.is_cuda}
-    outputs: tuple[Tensor, ...] = _Recomputed.apply(run, _RandomState(devices), len(leaves), *leaves, *tensors)
+    arguments = (run, _RandomState(devices), len(leaves), *leaves, *tensors)
+    outputs: tuple[Tensor, ...] = _Recomputed.apply(*arguments)  # type: ignore[no-untyped-call]
     node: Any = next(output.grad_fn for output in outputs)
     # Of the nodes that are ready, autograd runs the one with the largest number: this one is the last.
     node._set_sequence_nr(0)
@@ -50,7 +51,7 @@ class _Recomputed(torch.autograd.Function):
         return tuple(run(*sources[count:]))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         leaves, tensors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         # The graph ends here: what the tensors come from is of the outer backward.

@@ -124,6 +124,8 @@ WORKLOADS = {
     "wide": Workload(wide, 16, ((16, 16), (16, 16))),
     "pair": Workload(pair, 8, ((1, 257, 64), (3, 1, 64, 64)), threads=2),
 }
+PAPER_SIZES = attrs.evolve(WORKLOADS["pair"], size=64, shapes=((1, 257, 188), (3, 1, 224, 224)))
+"""The pair at the sizes of the papers on CREMA-D, too large for a CPU."""
 
 
 def inner(model: nn.Module) -> Optimizer:

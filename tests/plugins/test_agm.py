@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
 from bench.measure import flops, operations
-from bench.models import WORKLOADS, bare_step, inner, method_step, training_step
-from bench.models import balanced as described
+from bench.models import PAPER_SIZES, WORKLOADS, bare_step, method_step
+from bench.peak_memory import peak_of_a_step
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, ObservationError
 from modbalance_agm import AGM
 from modbalance_ogm_ge import OGM
 from support.encoders import ENCODERS, mixed
-from support.live_bytes import LiveBytes, parameters_of
 from support.models import HEADS, AudioVisual, Multimodal, SumFusion
 from support.operation_counts import READS, CountOps
 from support.training import (
@@ -170,15 +168,13 @@ def test_a_batch_of_one_and_an_empty_batch_can_be_joined() -> None:
     for size in (1, 0):
         model, other = (mixed("ab", ["dropout", "layer norm"]) for _ in range(2))
         data = batches(model, 1, size=size, dtype=torch.float64)
-        forms = []
         for each, coalitions in ((model, "factored"), (other, "full")):
             torch.manual_seed(3)
             optimizer = agm(each, coalitions=coalitions, clip_trigger=None)
             inputs, target = data[0]
             optimizer.criterion(nn.CrossEntropyLoss(reduction="sum"))(each(*inputs), target).backward()
             optimizer.step()
-            forms.append(each)
-        assert_close(*forms, 1e-12)
+        assert_close(model, other, 1e-12)
 
 
 @pytest.mark.slow
@@ -412,28 +408,11 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(steps: int, options: dic
 # Masked passes that run again in the backward
 
 
-def peak_of_a_step(method: str | None, **options: Any) -> tuple[int, int]:
-    """Return the most bytes in a step of the ResNet-18 pair at the paper's sizes, and those that it adds for good."""
-    paper = attrs.evolve(WORKLOADS["pair"], size=64, shapes=((1, 257, 188), (3, 1, 224, 224)))
-    with FakeTensorMode():
-        model, (inputs, target) = paper.build(), paper.batch()
-        optimizer = inner(model) if method is None else described(model, method, **options)
-        step = training_step(model, model, optimizer, (inputs, target))
-        step()
-        state = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        with LiveBytes([*parameters_of(model), *inputs, *state, *gradients]) as live:
-            step()
-            before = live.now
-            step()
-        return live.peak, live.now - before
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("coalitions", ["factored", "full"])
 def test_recomputation_takes_hardly_more_memory_than_the_bare_step(coalitions: str) -> None:
-    bare, _ = peak_of_a_step(None)
-    peak, added = peak_of_a_step("agm", coalitions=coalitions, recompute=True)
+    bare, _ = peak_of_a_step(PAPER_SIZES, None)
+    peak, added = peak_of_a_step(PAPER_SIZES, "agm", coalitions=coalitions, recompute=True)
     assert peak <= 1.15 * bare
     assert added == 0
 
@@ -505,7 +484,7 @@ def test_recomputation_with_the_scaled_gradients_of_autocast() -> None:
             scaler.step(optimizer)
             scaler.update()
         found.append(model)
-    assert_close(*found, 1e-3)  # gradients are added in bfloat16, in another order
+    assert_close(found[0], found[1], 1e-3)  # gradients are added in bfloat16, in another order
 
 
 def test_recomputation_in_a_model_of_another_mode_than_before() -> None:

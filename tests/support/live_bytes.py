@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -46,8 +45,3 @@ class LiveBytes(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._known.pop(key)
-
-
-def parameters_of(model: torch.nn.Module) -> list[Tensor]:
-    """Return parameters and buffers of a model."""
-    return [*model.parameters(), *model.buffers()]

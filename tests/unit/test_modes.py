@@ -211,7 +211,7 @@ def hooked(hook: Callable[..., Any]) -> nn.Module:
 
 
 def replaced(module: nn.Module) -> nn.Module:
-    module.forward = lambda x: x + module.training  # type: ignore[method-assign]
+    module.forward = lambda x: x + module.training
     return module
 
 
