@@ -78,6 +78,8 @@ class AGM(WindowedMethod):
     score_steps: Tensor | None = state(None)
     last_kappa: Tensor | None = state(None)
     form: str = state("auto")
+    _head: tuple[int, list[Tensor]] | None = attrs.field(default=None, init=False, repr=False)
+    """The epoch and the weights that the clip watches, which are looked up once per epoch."""
 
     def __attrs_post_init__(self) -> None:
         WindowedMethod.__attrs_post_init__(self)
@@ -108,15 +110,14 @@ class AGM(WindowedMethod):
         with torch.set_grad_enabled(modulates):
             f = self.coalition_outputs(batch)
         m = shapley_outputs(f, batch.run.modalities)
-        scores = [batch.score(m_i, name, of=self.surprise) for name, m_i in m.items()]  # s_i = -log softmax(m_i)[y]
-        sums = {"score": torch.stack([s for s, _ in scores]), "count": torch.stack([n for _, n in scores])}
+        s, count = batch.scores(m, of=self.surprise)  # sums of -log softmax(m_i)[y]
+        sums = {"score": s, "count": count}
         is_over = self.end_epoch is not None and batch.run.epoch > self.end_epoch
         kappa = self.last_kappa if is_over else self.scale(batch.run, sums) if modulates else None
         if kappa is None:
             return sums
         batch.cache[self.name] = kappa, f
-        for name, k in zip(m, kappa, strict=True):
-            batch.run.log(f"kappa/{name}", k)
+        batch.run.log_each("kappa", kappa)
         return sums | {"kappa": kappa, "batches": kappa.new_ones(())}
 
     @hookimpl
@@ -134,8 +135,12 @@ class AGM(WindowedMethod):
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:
         """Clip the joint norm, if an entry of the head's weight gradient is too large."""
-        head = [p for p in head_weights(step.run) if p.grad is not None]
-        if self.clip_trigger is None or not head or step.run.epoch < self.start_epoch:
+        if self.clip_trigger is None or step.run.epoch < self.start_epoch:
+            return
+        if self._head is None or self._head[0] != step.run.epoch:
+            self._head = step.run.epoch, head_weights(step.run)
+        head = [p for p in self._head[1] if p.grad is not None]
+        if not head:
             return
         parameters = [p for p in step.run.optimized_parameters() if p.grad is not None]
         largest = torch.stack([gradients.values(p).abs().amax() for p in head]).amax()
@@ -148,8 +153,7 @@ class AGM(WindowedMethod):
         s = step.stats["score"] / step.stats["count"]
         mean_score, score_steps = self.updated_mean(s)
         self.mean_score, self.score_steps = kept(self.mean_score, mean_score), kept(self.score_steps, score_steps)
-        for i, name in enumerate(step.run.modalities):
-            step.run.log(f"score/{name}", s[i])
+        step.run.log_each("score", s)
         if "kappa" in step.stats:
             self.last_kappa = kept(self.last_kappa, step.stats["kappa"] / step.stats["batches"])
 
@@ -192,8 +196,7 @@ class AGM(WindowedMethod):
         # kappa_i = exp(alpha min(tau_i - r_i, max_gap))
         kappa = (self.alpha * (gap if self.max_gap is None else gap.clamp(max=self.max_gap))).exp()
         is_sound = is_finite(kappa + s.sum())
-        for name, is_bad in zip(run.modalities, ~is_sound, strict=True):
-            run.count(f"nonfinite/{name}", is_bad)
+        run.count_each("nonfinite", ~is_sound)
         return kappa.where(is_sound, 1)
 
     def mean(self, s: Tensor) -> Tensor:
