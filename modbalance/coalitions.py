@@ -19,6 +19,7 @@ from torch.autograd import Variable
 
 from modbalance._model.compiled import uncompiled
 from modbalance._model.forward import Args, Kwargs, map_tensors, tensors_in, with_samples
+from modbalance._model.modes import modules_of
 from modbalance._model.recomputed import recomputed
 from modbalance._model.unimodal import ABSTAIN, NO, YES, agreement
 from modbalance.context import Batch
@@ -141,16 +142,22 @@ def guard_buffers(output: Tensor, model: nn.Module) -> None:
     Batch norm in eval mode reads its running statistics again in the backward. Autograd does not notice that a forward
     in training mode has changed them, and the gradients come out wrong; the batch counter beside them does show it.
     """
-    buffers = dict(model.named_buffers())
-    versions = {name: buffer._version for name, buffer in buffers.items()}
+    buffers = [
+        (module, name, buffer, buffer._version)
+        for module in modules_of([model])
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
 
     def check() -> None:
-        for name, buffer in buffers.items():
-            if buffer._version != versions[name]:
+        for module, name, buffer, version in buffers:
+            if buffer._version != version:
+                path = next(path for path, each in model.named_modules() if each is module)
+                full_name = f"{path}.{name}" if path else name
                 raise ObservationError(
                     "The backward should follow the criterion call, before the model runs in training mode again. "
-                    f"Found that the buffer {name!r} changed since: take the backward of each batch before the next "
-                    "forward, and do not checkpoint the activations of a model with batch norm."
+                    f"Found that the buffer {full_name!r} changed since: take the backward of each batch before the "
+                    "next forward, and do not checkpoint the activations of a model with batch norm."
                 )
 
     def on_gradient(gradient: Tensor) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -823,6 +823,58 @@ def test_a_compiled_model_trains_as_the_eager_one() -> None:
         optimizer.step()
     assert_close(model, train(eager, agm(eager), data), 1e-6)
     assert optimizer._lifecycle.training.steps == 3
+    torch._dynamo.reset()
+
+
+def in_place(model: nn.Module, backend: Any) -> nn.Module:
+    model.compile(backend=backend)
+    return model
+
+
+def around(model: nn.Module, backend: Any) -> nn.Module:
+    return cast(nn.Module, torch.compile(model, backend=backend))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [around, in_place])
+@pytest.mark.parametrize("options", [{"coalitions": "auto"}, {"coalitions": "full"}, {"recompute": True}])
+@pytest.mark.parametrize("kind", ["layer norm", "batch norm"])
+def test_masked_passes_run_compiled_code(
+    compiled: Callable[[nn.Module, Any], nn.Module], options: dict[str, Any], kind: str
+) -> None:
+    """One graph for the forward and one for the masked passes, and none is compiled after the second step."""
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
+    runs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        index = len(graphs)
+        graphs.append(graph)
+
+        def run(*arguments: Any) -> Any:
+            runs.append(index)
+            return graph(*arguments)
+
+        return run
+
+    model, eager = mixed("ab", [kind] * 2), mixed("ab", [kind] * 2)
+    data = batches(model, 5, dtype=torch.float64)
+    forward = compiled(model, backend)
+    optimizer = balanced(forward, "agm", **options, modalities=model.paths, fusion="fusion")
+    criterion = optimizer.criterion(LOSS)
+    for index, (inputs, target) in enumerate(data):
+        if index == 2:
+            seen = len(graphs)
+        if index == 4:
+            runs.clear()
+        optimizer.zero_grad()
+        criterion(forward(*inputs), target).backward()
+        optimizer.step()
+    encoding = [index for index in runs if any("linear" in str(node.target) for node in graphs[index].graph.nodes)]
+    passes = 2 if options.get("coalitions") == "full" else 1
+    assert len(graphs) == seen
+    assert len(encoding) >= 1 + passes
+    assert_close(model, train(eager, agm(eager, **options), data), 1e-12)
     torch._dynamo.reset()
 
 
