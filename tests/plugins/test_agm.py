@@ -580,6 +580,25 @@ def test_auto_falls_back_to_whole_passes(model: type[Multimodal], words: str) ->
     assert_same(crossed, train(same, agm(same, coalitions="full"), data))
 
 
+class Overwriting(nn.Sequential):
+    """A fusion that writes into its features, to no effect the second time."""
+
+    def forward(self, *features: Tensor) -> Tensor:
+        logits: Tensor = super().forward(torch.cat([feature.relu_() for feature in features], -1))
+        return logits
+
+
+def test_auto_takes_no_chances_with_a_fusion_that_writes_into_its_features() -> None:
+    model, same = multimodal(), multimodal()
+    for each in (model, same):
+        torch.manual_seed(0)
+        each.fusion = Overwriting(nn.Linear(8, 3))
+    data = batches(model, 2)
+    with pytest.warns(ModbalanceWarning, match="the fusion changes its features in place"):
+        train(model, agm(model, coalitions="auto"), data)
+    assert_same(model, train(same, agm(same, coalitions="full"), data))
+
+
 def test_auto_without_a_fusion_runs_the_model() -> None:
     model = multimodal()
     optimizer = agm(model, coalitions="auto", fusion=None)
