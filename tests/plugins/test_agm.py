@@ -588,13 +588,14 @@ class Overwriting(nn.Sequential):
         return logits
 
 
-def test_auto_takes_no_chances_with_a_fusion_that_writes_into_its_features() -> None:
+@pytest.mark.parametrize(("size", "words"), [(6, "more than one element"), (1, "fusion changes its features in place")])
+def test_auto_takes_no_chances_with_a_fusion_that_writes_into_its_features(size: int, words: str) -> None:
     model, same = multimodal(), multimodal()
     for each in (model, same):
         torch.manual_seed(0)
         each.fusion = Overwriting(nn.Linear(8, 3))
-    data = batches(model, 2)
-    with pytest.warns(ModbalanceWarning, match="the fusion changes its features in place"):
+    data = batches(model, 2, size=size)
+    with pytest.warns(ModbalanceWarning, match=words):
         train(model, agm(model, coalitions="auto"), data)
     assert_same(model, train(same, agm(same, coalitions="full"), data))
 
