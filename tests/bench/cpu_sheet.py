@@ -24,6 +24,11 @@ OUTPUT = Path(__file__).parents[2] / "docs" / "benchmarks" / "cpu.md"
 METHODS = ("none", *(listing.name for listing in list_methods() if listing.method is not None))
 OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"audio": 0.9, "visual": 1.1}}}
 WITHOUT_CONVOLUTIONS: dict[str, dict[str, Any]] = {name: {"param_filter": "all"} for name in ("ogm", "ogm_ge")}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "vit": {"agm, full": {"coalitions": "full"}, "agm, joined": {"coalitions": "joined"}},
+    "pair": {"agm, recompute": {"recompute": True}},
+}
+"""Further options that are measured, by workload and title; a title begins with the method."""
 PAIRS = {"mlp": 41, "vit": 15, "wide": 15, "pair": 15}
 """Rounds by workload."""
 REPEATED = {"mlp": 5}
@@ -35,6 +40,7 @@ TIMES = {
     ("mlp", "dgl"): 1.8,
     ("vit", "ogm_ge"): 1.3,
     ("vit", "agm"): 2.1,
+    ("vit", "agm, joined"): 2.5,
     ("wide", "agm"): 1.3,
     ("pair", "ogm_ge"): 1.25,
     ("pair", "agm"): 2.05,
@@ -50,7 +56,7 @@ class Row:
 
     Attributes:
         workload: Name of the workload.
-        method: Name of the method.
+        method: Name of the method, or title of a variant.
         ratio: Time over that of the bare optimizer.
         added: Operations beyond those of the bare optimizer.
     """
@@ -71,6 +77,9 @@ def measure(workload: str, methods: Iterable[str], pairs: int) -> list[Row]:
     """Return the rows of one workload, whose steps take turns."""
     made = WORKLOADS[workload]
     steps = {"bare": bare_step(made)} | {name: method_step(made, name, **options(workload, name)) for name in methods}
+    for title, further in VARIANTS.get(workload, {}).items():
+        if (method := title.partition(",")[0]) in steps:
+            steps[title] = method_step(made, method, **further)
     counts = {name: operations(step) for name, step in steps.items()}
     times = REPEATED.get(workload, 1)
     found: Mapping[str, float] = ratios(
