@@ -176,7 +176,9 @@ def test_an_empty_folder_is_refused_by_the_command_line(tmp_path: Path, capsys: 
 
 def test_a_case_in_two_parts_is_refused(root: Path) -> None:
     (root / "test" / f"{case_name(1)}_mri_norm2.h5").write_bytes(b"")
-    with pytest.raises(RecipeError, match=rf"Found 1 in two of them, such as {case_name(1)}"):
+    with pytest.raises(
+        RecipeError, match=rf"train and test folders .* no common case\. Found 1, such as {case_name(1)}:"
+    ):
         load(root)
 
 

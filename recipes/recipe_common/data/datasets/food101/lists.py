@@ -18,7 +18,7 @@ import attrs
 
 from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.samples.lists import Row
-from recipe_common.data.samples.splits import Split, hold_out
+from recipe_common.data.samples.splits import Split, check_disjoint, hold_out
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
@@ -114,7 +114,13 @@ def read_titles(root: Path, classes: Sequence[str], wanted: str = "auto") -> Tit
             parts[part], repeated = _without_repetition(read(path, part, classes, notes), path)
             notes += [f"repeated rows, which count once: {repeated:,} in {path}"] * (repeated > 0)
     lists = TitleLists(root, chosen, **parts, notes=())
-    _check_disjoint(lists.train, lists.test, root)
+    check_disjoint(
+        {"training": lists.train, "test": lists.test},
+        picture_path,
+        of=f"lists of {root}",
+        unit="picture",
+        fix="download the lists again",
+    )
     return attrs.evolve(lists, notes=(*notes, *_notes_on_titles([title(row) for row in lists.rows])))
 
 
@@ -331,13 +337,3 @@ def _notes_on_titles(titles: Sequence[str]) -> list[str]:
     empty, damaged = sum(not text for text in titles), sum(UNDECODABLE in text for text in titles)
     notes = [f"empty titles: {empty:,}"] * (empty > 0)
     return notes + [f"titles with bytes that are no UTF-8: {damaged:,}"] * (damaged > 0)
-
-
-def _check_disjoint(train: Sequence[Row], test: Sequence[Row], root: Path) -> None:
-    shared = set(map(picture_path, train)) & set(map(picture_path, test))
-    if shared:
-        raise RecipeError(
-            f"The training and the test list of {root} should have no picture in common",
-            found=f"{len(shared):,}, such as {min(shared)}",
-            fix="download the lists again",
-        )
