@@ -153,7 +153,9 @@ def test_missing_data_are_explained(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="Found an empty folder"):
         load(tmp_path)
     write_h5(tmp_path / f"{case_name(0)}_mri_norm2.h5", *synthetic_case(0))
-    with pytest.raises(RecipeError, match=r"at least 10 files.*Found 1 of them"):
+    with pytest.raises(
+        RecipeError, match=r"h5 should hold files .* of at least 10 patients.*Found files of 1 patients alone"
+    ):
         load(tmp_path)
     write_raw(tmp_path, 3)
     with pytest.raises(RecipeError, match=rf"not all prepared.*brats\.py prepare --data-root {tmp_path}"):

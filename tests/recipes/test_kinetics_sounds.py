@@ -610,3 +610,17 @@ def test_folders_are_named_from_the_root_or_absolutely(root: Path) -> None:
     assert names_of(data.test) == TEST
     with pytest.raises(RecipeError, match=r"audio in /nowhere"):
         load(RECIPE, root, audio_dir=("/nowhere",), visual_dir=(".",))
+
+
+def test_a_hidden_folder_counts_if_it_is_named(root: Path) -> None:
+    hidden = root.rename(root.parent / ".hidden")
+    for name in TRAIN + TEST:
+        (hidden / "audio" / f"{name}.wav").rename(hidden / f"{name}.wav")
+        (hidden / "visual" / name).rename(hidden / name)
+    assert names_of(load(RECIPE, hidden, audio_dir=(".",), visual_dir=(".",)).test) == TEST
+    (hidden / ".sound").mkdir()
+    for path in hidden.glob("*.wav"):
+        path.rename(hidden / ".sound" / path.name)
+    assert names_of(load(RECIPE, hidden, audio_dir=(".sound",), visual_dir=(".",)).test) == TEST
+    with pytest.raises(RecipeError, match=r"audio in \*und"):
+        load(RECIPE, hidden, audio_dir=("*und",), visual_dir=(".",))

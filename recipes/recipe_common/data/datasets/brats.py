@@ -92,17 +92,17 @@ class CaseFiles:
     def _files(self, folder: Path) -> tuple[Path, ...]:
         return tuple(sorted(folder.glob(f"[!.]*{self.suffix}")))
 
-    def _missing(self, root: Path, count: int) -> RecipeError:
+    def _missing(self, root: Path, patients: int) -> RecipeError:
         found, fix = listing(root), "point --data-root to them, or leave it out to train on a small synthetic set"
-        if count:
-            found, fix = f"{count} of them", "prepare or download more of them"
+        if patients:
+            found, fix = f"files of {patients} patients alone", "prepare or download more of them"
         if any(next(root.rglob(pattern), None) is not None for pattern in self.raw):
             found, fix = f"{found}, not all prepared", f"run `{self.command.format(root=root)}`"
-        elif not count:
+        elif not patients:
             fix = next((advice for pattern, advice in ADVICE.items() if next(root.rglob(pattern), None)), fix)
         return RecipeError(
-            f"{root / self.prepared} should hold at least {FEWEST} files CASE{self.suffix}, or {root} the folders "
-            "train, valid and test of such files",
+            f"{root / self.prepared} should hold files CASE{self.suffix} of at least {FEWEST} patients, or {root} the "
+            "folders train, valid and test of such files",
             found=found,
             fix=fix,
         )

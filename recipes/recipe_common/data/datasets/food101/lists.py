@@ -32,6 +32,8 @@ HEADER = ["image_path", "text", "label"]
 JSON_KEYS = {"json": ("id", "img_path", "label", "text_tokens"), "jsonl": ("img", "img", "label", "text")}
 """Keys of name, picture, class and title in a record."""
 SWALLOWED_ROW = re.compile(r"\n[^,\n]+\.(jpe?g|png|txt),", re.IGNORECASE)
+EXCERPT = 60
+"""Characters of a damaged line in messages."""
 LONGEST_ROW = 200
 """Lines of a row at most, line breaks in its title included."""
 HINTS = {
@@ -223,7 +225,8 @@ def _read_csv(path: Path, part: str, classes: Sequence[str], notes: list[str]) -
 def _csv_rows(lines: Sequence[str], unpaired: list[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the last line of each row, and its cells.
 
-    A row whose title would swallow rows below is one line without quoting, so that none of them is lost.
+    A row whose quote would swallow rows below, or is open at the end of the file, is one line without quoting, so that
+    no row is lost.
 
     Args:
         lines: Lines of the file, with their ends.
@@ -231,10 +234,12 @@ def _csv_rows(lines: Sequence[str], unpaired: list[str]) -> Iterator[tuple[int, 
     """
     start = 0
     while start < len(lines):
-        reader = csv.reader(lines[start : start + (LONGEST_ROW if '"' in lines[start] else 1)])
+        row = lines[start : start + (LONGEST_ROW if '"' in lines[start] else 1)]
+        reader = csv.reader([*row, ""])
         try:
             cells = next(reader)
-            swallows = bool(SWALLOWED_ROW.search(",".join(cells)))
+            # A reader that goes on to the added line is inside of a quote.
+            swallows = reader.line_num > len(row) or bool(SWALLOWED_ROW.search(",".join(cells)))
         except csv.Error:
             if not SWALLOWED_ROW.search("".join(lines[start : start + LONGEST_ROW])):
                 raise
@@ -270,7 +275,23 @@ def _read_jsonl(path: Path, part: str, classes: Sequence[str], notes: list[str])
         for number, line in enumerate(lines, 1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield _json_row(json.loads(line), "jsonl", classes, where), where
+                yield _json_row(_record(line, where), "jsonl", classes, where), where
+
+
+def _record(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        # The text of a syntax error has line 1 for any line of the file.
+        reason = f"{error.msg}: column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise RecipeError(
+            f"{where} should be a json record", found=f"{_excerpt(line)} ({reason})", fix="download the file again"
+        ) from error
+
+
+def _excerpt(line: str) -> str:
+    text = line.strip()
+    return repr(text if len(text) <= EXCERPT else f"{text[:EXCERPT]}...")
 
 
 def _json_row(record: Any, kind: str, classes: Sequence[str], where: str) -> Row:
