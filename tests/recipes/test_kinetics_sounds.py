@@ -622,5 +622,6 @@ def test_a_hidden_folder_counts_if_it_is_named(root: Path) -> None:
     for path in hidden.glob("*.wav"):
         path.rename(hidden / ".sound" / path.name)
     assert names_of(load(RECIPE, hidden, audio_dir=(".sound",), visual_dir=(".",)).test) == TEST
-    with pytest.raises(RecipeError, match=r"audio in \*und"):
-        load(RECIPE, hidden, audio_dir=("*und",), visual_dir=(".",))
+    for pattern in ("*und", "?sound"):
+        with pytest.raises(RecipeError, match=r"should hold audio in .*und "):
+            load(RECIPE, hidden, audio_dir=(pattern,), visual_dir=(".",))

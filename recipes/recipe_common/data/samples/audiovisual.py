@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from glob import has_magic
 from pathlib import Path
 from typing import cast
 
@@ -61,7 +62,7 @@ def _matches(root: Path, pattern: Path) -> list[Path]:
     # With the slash at its end, glob skips files without asking for the status of each.
     found = sorted(root.glob(f"{pattern}/"))
     # A hidden folder that is named, or the root, was given on purpose.
-    return [path for path in found if not path.name.startswith(".")] if "*" in pattern.name else found
+    return [path for path in found if not path.name.startswith(".")] if has_magic(pattern.name) else found
 
 
 def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str], str] = str) -> Source:
