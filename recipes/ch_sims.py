@@ -27,7 +27,7 @@ from torch import nn
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
 from recipe_common.data.datasets.ch_sims import FILES, missing_labels, read_sims
-from recipe_common.data.datasets.packed_files import PackedFile, text_states
+from recipe_common.data.datasets.packed_files import SYNTHETIC_KEY, PackedFile, text_states
 from recipe_common.data.readers.packed_parts import MODALITIES
 from recipe_common.data.readers.packed_sequences import Packed, joined
 from recipe_common.data.samples.in_memory import TensorSet
@@ -78,7 +78,7 @@ class SimsSettings:
 def load(settings: Settings[SimsSettings]) -> Data:
     """Read the packed file; without `--data-root` that of a small synthetic set."""
     own, validation, is_small = settings.own, settings.data.validation, settings.data.is_synthetic
-    wanted, files = ("synthetic", {"synthetic": SYNTHETIC_FILE}) if is_small else (own.features, FILES)
+    wanted, files = (SYNTHETIC_KEY, {SYNTHETIC_KEY: SYNTHETIC_FILE}) if is_small else (own.features, FILES)
     states = text_states(own.text_model, wanted, files[wanted], settings.machine.device, BERT)
     path, splits = read_sims(settings.data.data_root or synthetic_root(), wanted, files, states)
     train = (splits["train"],) if validation else (splits["train"], splits["val"])

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from recipe_common.arguments import positive_int
 from recipe_common.cli import main
 from recipe_common.data.datasets.cmu_mosei import FILES, MELS, SpeechSplit, read_mosei, read_speech
-from recipe_common.data.datasets.packed_files import PackedFile, text_states
+from recipe_common.data.datasets.packed_files import SYNTHETIC_KEY, PackedFile, text_states
 from recipe_common.data.readers.packed_parts import MODALITIES
 from recipe_common.data.readers.packed_sequences import Packed
 from recipe_common.data.samples.in_memory import TensorSet
@@ -144,7 +144,7 @@ def read(
         mels = SYNTHETIC_SPEECH.mels if is_small else MELS
         speech = read_speech(root, own.tokens, mels, speech_flags=SPEECH_FLAGS)
         return speech.splits, SPOKEN, speech.vectors, Notes((f"data: {root}", *speech.summary), speech.skipped)
-    wanted, files = ("synthetic", {"synthetic": SYNTHETIC_FILE}) if is_small else (own.features, FILES)
+    wanted, files = (SYNTHETIC_KEY, {SYNTHETIC_KEY: SYNTHETIC_FILE}) if is_small else (own.features, FILES)
     states = text_states(own.text_model, wanted, files[wanted], settings.machine.device, BERT)
     path, splits = read_mosei(root, wanted, files, drop_empty=own.drop_empty, speech_flags=SPEECH_FLAGS, states=states)
     return splits, MODALITIES, None, Notes((f"data: {path}", *(part.summary(name) for name, part in splits.items())))

@@ -34,7 +34,7 @@ from recipe_common.errors import RecipeError
 from recipe_common.models.fusion import describe
 from recipe_common.models.msa import Dropouts, MSANet
 from recipe_common.recipe import Data, Recipe
-from recipe_common.settings.declaration import flag
+from recipe_common.settings.declaration import flag, flags_of
 from recipe_common.settings.shared import Settings
 
 CLASSES = ("angry", "happy", "neutral", "sad")
@@ -42,6 +42,8 @@ CLASSES = ("angry", "happy", "neutral", "sad")
 SIZES = {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084}
 """Utterances of each class in the whole corpus, for a check of that order."""
 MODALITIES = ("text", "audio", "vision")
+ARCHIVE = ("fold", "text_length", "audio_length", "vision_length")
+"""Settings that apply to the archive of MMIN alone."""
 SPLIT_SEED = 0
 """Seed of the validation part of files without one."""
 
@@ -87,10 +89,7 @@ def load(settings: Settings[IemocapSettings]) -> Data:
 def load_dialogues(settings: Settings[IemocapSettings], path: Path) -> Data:
     """Open a file with a vector per utterance and modality; it lists the dialogues for training and for testing."""
     own = settings.own
-    if own.fold != 1:
-        raise RecipeError(
-            f"`--fold` should be left out for {path.name}, which has one split", found=str(own.fold), fix="leave it out"
-        )
+    check_archive_flags(own, path)
     dialogues = read_dialogues(path, MODALITIES, SPLIT_SEED)
     notes = (
         f"data: {path}",
@@ -101,6 +100,22 @@ def load_dialogues(settings: Settings[IemocapSettings], path: Path) -> Data:
     return open_samples(
         settings, path.parent, CLASSES, split, dialogue_sources(dialogues), notes, min_found=own.min_found
     )
+
+
+def check_archive_flags(own: IemocapSettings, path: Path) -> None:
+    """Refuse flags that have an effect on the folds and sequences of the archive alone.
+
+    Raises:
+        RecipeError: If one of them has another value than its default.
+    """
+    flags = flags_of(IemocapSettings)
+    given = {flags[name].typed: getattr(own, name) for name in ARCHIVE if getattr(own, name) != flags[name].default}
+    if given:
+        raise RecipeError(
+            f"`{'`, `'.join(given)}` should be left out for {path.name}, which has one split and no sequences",
+            found=" ".join(f"{name} {value}" for name, value in given.items()),
+            fix="leave them out" if len(given) > 1 else "leave it out",
+        )
 
 
 def check_sizes(split: Split) -> tuple[str, ...]:

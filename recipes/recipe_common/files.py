@@ -14,6 +14,7 @@ from recipe_common.errors import RecipeError
 
 PARTIAL = ".partial"
 """Ending of the names of temporary files and folders."""
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"})
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -95,7 +96,10 @@ def remove_partials(folder: Path) -> None:
 
 
 def listing(folder: Path, shown: int = 8) -> str:
-    """Return the first names in a folder, or that there are none, as text for messages."""
+    """Return the first names in a folder, or that there are none or that it is no folder, as text for messages."""
+    if folder.is_file():
+        is_archive = folder.suffix.lower() in ARCHIVES
+        return "an archive that is not unpacked" if is_archive else "a file, which is no folder"
     if not folder.is_dir():
         return "no such folder"
     names = sorted(path.name for path in folder.iterdir())

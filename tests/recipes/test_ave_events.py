@@ -150,7 +150,10 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "two classes": (two_classes, "1 segments without exactly one class, such as segment 7 of clip 2"),
     "out of range": (lambda root: write(root / "test_order.h5", "order", np.array([5])), "clips 5 to 5, .* 0 to 4"),
     "twice": (lambda root: write(root / "test_order.h5", "order", np.array([3, 3])), "listed twice"),
-    "shares": (lambda root: write(root / "test_order.h5", "order", np.array([2])), "no clip in common.*such as 2"),
+    "shares": (
+        lambda root: write(root / "test_order.h5", "order", np.array([2])),
+        "train_order.h5 and test_order.h5 .*no common clip.*such as 2",
+    ),
     "no order": (lambda root: write(root / "test_order.h5", "order", np.zeros(0, int)), "not a list of whole numbers"),
     "fractions": (lambda root: write(root / "test_order.h5", "order", np.array([0.5])), "type float64"),
 }

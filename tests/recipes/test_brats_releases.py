@@ -177,6 +177,12 @@ def test_other_tumours_are_refused(tmp_path: Path, part: str) -> None:
         find_raw(tmp_path)
 
 
+@pytest.mark.parametrize("case", ["brats-001", "BraTS-GLI-00000-00", "BraTS-", "brats-gli-7"])
+def test_a_name_of_no_release_is_not_taken_for_another_part(case: str) -> None:
+    with pytest.raises(RecipeError, match=rf"those of a release.*Found {case}, of no known release"):
+        release_of(case)
+
+
 def test_cases_of_validation_data_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("BraTS20_Training_001", "BraTS20_Validation_001", "BraTS20_Validation_002"):
         folder = write(tmp_path, (name, UNDERSCORES, (0, 1, 2, 4), ".nii"))
@@ -234,7 +240,9 @@ def test_visits_of_one_patient_stay_in_one_part(tmp_path: Path) -> None:
 
 def test_ten_cases_of_few_patients_are_too_few(tmp_path: Path) -> None:
     write_prepared(tmp_path / "h5", [f"BraTS-GLI-00001-{100 + visit}" for visit in range(11)])
-    with pytest.raises(RecipeError, match="at least 10"):
+    with pytest.raises(
+        RecipeError, match=r"files CASE_mri_norm2\.h5 of at least 10 patients, .*Found files of 1 patients alone"
+    ):
         load(tmp_path)
 
 

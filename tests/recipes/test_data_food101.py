@@ -78,6 +78,26 @@ def test_a_quote_that_never_closes_swallows_no_row(root: Path, below: int, endin
     assert len(lists.notes) == 1 + (ending == "txt")
 
 
+@pytest.mark.parametrize("end", ["\n", "", "\r\n", "\n\n"])
+def test_a_quote_that_is_open_at_the_end_of_the_file(root: Path, end: str) -> None:
+    rows = 'a.jpg,"two\nlines",gyoza\nb.jpg,"an open one, ever,gyoza'
+    train_list(root).write_text(f"{rows}{end}", newline="")
+    lists = read_titles(root, CLASSES)
+    assert [(row.name, title(row), row.label) for row in lists.train] == [
+        ("train/a.jpg", "two lines", "gyoza"),
+        ("train/b.jpg", "an open one, ever", "gyoza"),
+    ]
+    assert lists.notes == (
+        f"rows with an unpaired quote, each read as one line: 1 in {train_list(root)}, such as b.jpg",
+    )
+
+
+def test_inches_are_no_open_quote(root: Path) -> None:
+    train_list(root).write_text('a.jpg,a 9" pie,gyoza\n')
+    lists = read_titles(root, CLASSES)
+    assert (title(lists.train[0]), lists.notes) == ('a 9" pie', ())
+
+
 def test_rows_that_name_text_files_stand_for_the_pictures(root: Path) -> None:
     train_list(root).write_text("gyoza_0.txt,x,gyoza\ngyoza_1.jpg,y,gyoza\n")
     lists = read_titles(root, CLASSES)
@@ -122,7 +142,12 @@ def test_jsonl_lists_are_read(tmp_path: Path) -> None:
     [
         ('{"id": "a", "label": "gyoza", "img": "a.jpg"}', r"train\.jsonl:1 should have img, label, text.*no text"),
         ('{"img": "a.jpg", "label": "pizza", "text": "x"}', r"train\.jsonl:1 should have one of the labels"),
-        ("{", r"train\.jsonl should be a readable jsonl file"),
+        ("{", r"train\.jsonl:1 should be a json record\. Found '\{' \(Expecting .*: column 2\)"),
+        (
+            '{"img": "a.jpg", "label": "gyoza", "text": "x"}\n\n{"img": "b.jpg", "label": "gyoza", "text',
+            r"train\.jsonl:3 should be .*Found '.*\"text' \(Unterminated string .*: column 36\): download the file",
+        ),
+        ("[" * 100_000, r"train\.jsonl:1 should be a json record\. Found '\[{60}\.\.\.' \("),
         ("", r"train\.jsonl should have rows"),
     ],
 )

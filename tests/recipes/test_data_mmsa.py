@@ -87,6 +87,26 @@ def test_a_length_beyond_the_array_is_that_of_a_segment_that_was_cut() -> None:
     assert read(content)["train"].audio[0].all()
 
 
+@pytest.mark.parametrize("length", [1e300, 1e19, 2**64 - 1])
+def test_a_length_beyond_all_integers_is_one_beyond_the_array(length: float) -> None:
+    content = contents()
+    content["train"]["audio"][:] = 1
+    content["train"]["audio_lengths"] = np.array([length, 4, 5, 6, 7, 8])
+    train = read(content)["train"]
+    assert train.audio[0].all()
+    assert train.notes == ()
+
+
+@pytest.mark.parametrize("tokens", [10, 14])
+def test_a_mask_of_another_number_of_tokens_is_not_applied_and_noted(tokens: int) -> None:
+    content = contents()
+    content["train"]["text_bert"] = np.ones((6, 3, tokens), np.float32)
+    train = read(content)["train"]
+    np.testing.assert_array_equal(train.text, content["train"]["text"])
+    note = f"padding of text is kept: text_bert has {tokens} tokens, and text 12 steps"
+    assert train.summary("train").endswith(f"; {note}")
+
+
 def test_lengths_that_were_counted_up_to_zeros_in_front_lose_nothing() -> None:
     content = contents()
     for row in (1, 4):
@@ -95,7 +115,7 @@ def test_lengths_that_were_counted_up_to_zeros_in_front_lose_nothing() -> None:
     packed = read(content)["train"]
     for row in range(6):
         np.testing.assert_array_equal(packed.audio[row], content["train"]["audio"][row])
-    assert packed.summary("train").endswith("; 2 audio lengths end in zeros in front of the segment and do not count")
+    assert packed.summary("train").endswith("; 2 audio lengths cover leading zeros only and are not applied")
 
 
 def test_a_modality_without_content_and_length() -> None:
@@ -168,6 +188,10 @@ def test_an_encoder_of_another_vocabulary(tmp_path: Path) -> None:
         (
             lambda c: c["test"]["text_bert"].__setitem__((0, 0, 0), -1),
             r"under test, text_bert\. Found some that are neg",
+        ),
+        (
+            lambda c: c["train"].update(text_bert=np.zeros((5, 3, 12))),
+            r"should hold 6 segments under train, text_bert, as many as under text\. Found 5",
         ),
         (lambda c: c["train"].update(audio_lengths=[3] * 7), r"6 numbers of steps under train, audio_lengths\. Found"),
         (lambda c: c["train"].update(vision_lengths=[-1] * 6), r"vision_lengths\. Found some that are negative"),

@@ -132,7 +132,7 @@ def test_lists_that_share_a_group_are_refused(tmp_path: Path) -> None:
     write_lists(tmp_path, ".")
     with (tmp_path / "testlist01.txt").open("a") as list_:
         list_.write("YoYo/v_YoYo_g08_c09.avi\n")
-    with pytest.raises(RecipeError, match=r"lists of fold 1 .*in common\. Found 1, such as g08 of YoYo"):
+    with pytest.raises(RecipeError, match=r"lists of fold 1 .*no common group of clips\. Found 1, such as g08 of YoYo"):
         read_split(tmp_path, CLASSES, 1, 0, validation=True)
 
 

@@ -187,6 +187,14 @@ def test_what_the_release_lacks_is_left_out_and_listed(tmp_path: Path) -> None:
             lambda c: c["covarep_features_sdk.pkl"][6].update(punchline_features=[[1.0], []]),
             r"covarep_features_sdk.pkl should hold .* for 6\. Found",
         ),
+        (
+            lambda c: c["openface_features_sdk.pkl"][1].update(punchline_features=3),
+            r"openface_features_sdk\.pkl should hold punchline_features \(T, D\) for 1\. Found int: take version 2",
+        ),
+        (
+            lambda c: c["openface_features_sdk.pkl"][1].update(punchline_features=np.array(3.0)),
+            r"openface_features_sdk\.pkl should hold .* for 1\. Found",
+        ),
         (lambda c: c.update({"word_embedding_list.pkl": [[1.0]]}), r"word vectors \(V, 300\)\. Found \(1, 1\)"),
         (lambda c: c.update({"word_embedding_list.pkl": [[1.0], []]}), "list of word vectors of one size"),
         (lambda c: c["humor_label_sdk.pkl"].update({1: 4}), "Labels .* from -1 to 1. Found 4 in row 0 of train"),

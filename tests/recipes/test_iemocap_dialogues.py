@@ -99,6 +99,18 @@ def broken(change: Callable[[Content], object]) -> Content:
     return entries
 
 
+def set_label(entries: Content, label: Any) -> None:
+    entries[2]["Ses01F_impro00"][0] = label
+
+
+@pytest.mark.parametrize("kind", [float, np.int64, np.float32])
+def test_labels_may_be_whole_numbers_of_any_type(path: Path, kind: Callable[[int], Any]) -> None:
+    entries = content()
+    entries[2] = {dialogue: [kind(label) for label in labels] for dialogue, labels in entries[2].items()}
+    data: Any = load(write(path, entries))
+    assert len(data.test.samples) == 3 * 5
+
+
 @pytest.mark.parametrize(
     ("entries", "match"),
     [
@@ -109,6 +121,23 @@ def broken(change: Callable[[Content], object]) -> Content:
         (broken(lambda e: e[5].update(Ses01F_impro00=[np.full(3, np.nan)] * 6)), r"finite.*vision of Ses01F_impro00"),
         (broken(lambda e: e[5].update(Ses01F_impro00=[np.zeros(4)] * 6)), r"vision vectors of one size. Found 3, 4"),
         (broken(lambda e: e.__setitem__(8, set())), r"should list the dialogues of test"),
+        (broken(lambda e: set_label(e, -2)), r"labels from 0 to 5 .*Found ValueError: label -2 in Ses01F_impro00"),
+        (broken(lambda e: set_label(e, 1.9)), r"labels from 0 to 5 .*label 1\.9 in Ses01F_impro00"),
+        (broken(lambda e: set_label(e, float("nan"))), r"labels from 0 to 5 .*in Ses01F_impro00"),
+        (broken(lambda e: set_label(e, float("inf"))), r"labels from 0 to 5 .*in Ses01F_impro00"),
+        (broken(lambda e: set_label(e, True)), r"labels from 0 to 5 .*label True in Ses01F_impro00"),
+        (
+            broken(lambda e: e[8].add("Ses01F_impro00")),
+            r"lists of .* should have no common dialogue\. Found 1, such as Ses01F_impro00",
+        ),
+        (
+            broken(lambda e: e[0]["Ses02F_impro01"].__setitem__(3, "Ses01F_impro00_F003")),
+            r"every utterance once\. Found Ses01F_impro00_F003 in Ses0\dF_impro0\d and in Ses0\dF_impro0\d",
+        ),
+        (
+            broken(lambda e: e[0]["Ses02F_impro01"].__setitem__(3, "Ses02F_impro01_F002")),
+            r"every utterance once\. Found Ses02F_impro01_F002 in Ses02F_impro01 and in Ses02F_impro01",
+        ),
     ],
 )
 def test_other_files_are_explained(path: Path, entries: Content, match: str) -> None:
@@ -120,6 +149,18 @@ def test_other_files_are_explained(path: Path, entries: Content, match: str) -> 
 def test_a_fold_is_refused(path: Path) -> None:
     with pytest.raises(RecipeError, match=r"`--fold` should be left out for IEMOCAP_features\.pkl"):
         load(write(path, content()), fold=3)
+
+
+@pytest.mark.parametrize("modality", list(SIZES))
+def test_numbers_of_steps_are_refused(path: Path, modality: str) -> None:
+    match = rf"`--{modality}-length` should be left out for IEMOCAP_features.*Found --{modality}-length 5: leave it"
+    with pytest.raises(RecipeError, match=match):
+        load(write(path, content()), **{f"{modality}_length": 5})
+
+
+def test_all_flags_without_effect_are_named(path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"`--fold`, `--text-length` .*--fold 2 --text-length 9: leave them out"):
+        load(write(path, content()), fold=2, text_length=9)
 
 
 def test_a_pickle_that_would_run_code_is_refused(path: Path) -> None:

@@ -394,6 +394,19 @@ def test_prepare_keeps_the_class_folders_of_kinetics_400(tmp_path: Path) -> None
     assert jobs["playing guitar"].frames == tmp_path / f"visual/train_img/Image-01-FPS/playing_guitar/{TRAIN[0]}"
 
 
+@pytest.mark.parametrize(("val", "folder"), [("val", "val"), ("videos_val", "videos_val"), (None, "test")])
+def test_the_test_folder_of_kinetics_400_counts_only_without_val(
+    tmp_path: Path, val: str | None, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, part in enumerate(filter(None, ("train", val, "test"))):
+        (tmp_path / part / "tickling").mkdir(parents=True)
+        (tmp_path / part / "tickling" / f"{TRAIN[number]}.mp4").touch()
+    tested = [job.video for job in video_jobs(tmp_path) if "test" in job.wav.parts]
+    assert [video.parents[1].name for video in tested] == [folder]
+    line = f"in {val}/; the 1 in test/ are left out" if val else "in test/, as there are none in val/"
+    assert capsys.readouterr().out == f"the test part: videos {line}\n"
+
+
 def test_prepare_without_a_fitting_video_is_explained(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "other.mp4").touch()
@@ -597,3 +610,18 @@ def test_folders_are_named_from_the_root_or_absolutely(root: Path) -> None:
     assert names_of(data.test) == TEST
     with pytest.raises(RecipeError, match=r"audio in /nowhere"):
         load(RECIPE, root, audio_dir=("/nowhere",), visual_dir=(".",))
+
+
+def test_a_hidden_folder_counts_if_it_is_named(root: Path) -> None:
+    hidden = root.rename(root.parent / ".hidden")
+    for name in TRAIN + TEST:
+        (hidden / "audio" / f"{name}.wav").rename(hidden / f"{name}.wav")
+        (hidden / "visual" / name).rename(hidden / name)
+    assert names_of(load(RECIPE, hidden, audio_dir=(".",), visual_dir=(".",)).test) == TEST
+    (hidden / ".sound").mkdir()
+    for path in hidden.glob("*.wav"):
+        path.rename(hidden / ".sound" / path.name)
+    assert names_of(load(RECIPE, hidden, audio_dir=(".sound",), visual_dir=(".",)).test) == TEST
+    for pattern in ("*und", "?sound"):
+        with pytest.raises(RecipeError, match=r"should hold audio in .*und "):
+            load(RECIPE, hidden, audio_dir=(pattern,), visual_dir=(".",))

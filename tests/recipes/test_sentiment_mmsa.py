@@ -104,6 +104,13 @@ def test_an_encoder_needs_token_ids(tmp_path: Path, dataset: str) -> None:
         load(RECIPES[dataset], "--data-root", tmp_path, "--text-model", tmp_path)
 
 
+@each_dataset
+def test_an_encoder_needs_a_data_root(tmp_path: Path, dataset: str) -> None:
+    found = r"Found the synthetic set: add --data-root, or leave --text-model out\.$"
+    with pytest.raises(RecipeError, match=found):
+        load(RECIPES[dataset], "--text-model", tmp_path)
+
+
 @pytest.mark.slow
 @each_dataset
 def test_training_on_a_file(tmp_path: Path, dataset: str) -> None:

@@ -36,6 +36,11 @@ FOLDERS: dict[str, tuple[ModuleType, Callable[[Path], object], str]] = {
     "words and features, MOSI": (cmu_mosi, dump("mosi.pkl", WORDS), "mosi.pkl has words and features of BERT_multi"),
     "words and features, MOSEI": (cmu_mosei, dump("mosei.pkl", WORDS), "mosei.pkl has words and features of BERT_mul"),
     "MISA": (cmu_mosi, text("train.pkl", "dev.pkl", "test.pkl", "embedding_and_mapping.pt"), "and features of MISA"),
+    "MISA, parts alone": (
+        cmu_mosei,
+        text("train.pkl", "dev.pkl", "test.pkl"),
+        "train.pkl, dev.pkl, test.pkl have words and features of one part, as those of MISA",
+    ),
     "HDF5 of MultiBench": (cmu_mosi, text("mosi.hdf5", content=HDF5), "mosi.hdf5 has sequences by segment, without"),
     "CMU SDK": (cmu_mosei, text("CMU_MOSEI_COVAREP.csd", content=HDF5), "computational sequences of the CMU SDK"),
     "labels and videos": (

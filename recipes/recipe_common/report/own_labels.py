@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from recipe_common.report.results import ONLY
 from recipe_common.report.statistics import spread
-from recipe_common.report.summary import Summary, written
+from recipe_common.report.summary import Line, Summary, written
 from recipe_common.report.view import Row
-from recipe_common.tasks.task import Task
+from recipe_common.tasks.task import Metric, Task
 
 OWN = "own"
 TITLE = "Each modality alone, against the joint label and against its own"
@@ -41,21 +41,23 @@ def own_rows(rows: Mapping[str, Row], modalities: Sequence[str], task: Task) -> 
     return [["split", "modality", "label", *(metric.title for metric in task.metrics)], *found] if found else []
 
 
+def _written(line: Line, key: str, metric: Metric) -> str:
+    """Return a score over seeds as text; "-" where no result has it, as those of versions with fewer metrics."""
+    values = list(line.scores(key).values())
+    return written(spread(values), metric) if values else "-"
+
+
 def own_summary(summary: Summary) -> list[list[str]]:
     """Return a table of the test scores of a comparison, its head first; nothing without own labels."""
     task, found = summary.caption.task, []
     for line in summary.lines:
+        if not line.results:
+            continue
         for modality in summary.modalities:
             is_trained = not line.method.startswith(ONLY) or line.method == f"{ONLY}{modality}"
             if not is_trained or not all(has_own(each.test, "test", modality, task) for each in line.results):
                 continue
             for label, name in zip(LABELS, (modality, own_name(modality)), strict=True):
-                values = [list(line.scores(f"test_{metric.key}_{name}").values()) for metric in task.metrics]
-                scores = [
-                    written(spread(of_metric), metric)
-                    for of_metric, metric in zip(values, task.metrics, strict=True)
-                    if of_metric
-                ]
-                if scores:
-                    found.append([line.method, modality, label, *scores])
+                scores = [_written(line, f"test_{metric.key}_{name}", metric) for metric in task.metrics]
+                found.append([line.method, modality, label, *scores])
     return [["method", "modality", "label", *(metric.title for metric in task.metrics)], *found] if found else []

@@ -189,7 +189,8 @@ class TensorPipeline:
 def sound_pipeline(front_end: Callable[..., Tensor], short_side: int) -> Pipeline:
     """Return the pipeline of a front end: it keeps waveforms where windows are random, otherwise finished tensors.
 
-    A spectrogram of the whole sound is not larger than its waveform in float32, and nothing is left to compute.
+    A finished spectrogram leaves nothing to compute. It has (n_fft // 2 + 1) / hop times the room of its waveform in
+    float32: 0.73 with the defaults of `Spectrogram`, 2 with a hop of 128.
     """
     if isinstance(front_end, WindowSpectrogram):
         return WaveformPipeline(front_end)

@@ -8,6 +8,7 @@ import attrs
 
 from recipe_common.data.datasets.brats_releases import NAMES, UNDERSCORES, Release, only_release, release_of
 from recipe_common.data.prepare.nifti import VolumeNames, find_cases
+from recipe_common.data.samples.splits import check_disjoint
 from recipe_common.errors import RecipeError, require
 from recipe_common.files import listing
 
@@ -65,7 +66,8 @@ class CaseFiles:
         folders = {part: [root / name for name in names if (root / name).is_dir()] for part, names in FOLDERS.items()}
         if all(folders.values()):
             parts = {part: self._files(found[0]) for part, found in folders.items()}
-            _check_disjoint(parts)
+            by_folder = {found[0].name: parts[part] for part, found in folders.items()}
+            check_disjoint(by_folder, self.case, of="folders", unit="case", fix="remove one copy of each")
             names = [[self.case(path) for path in paths] for paths in parts.values()]
             release = only_release({case: release_of(case) for each in names for case in each}, root)
             shared = _count_shared(release, names)
@@ -90,17 +92,17 @@ class CaseFiles:
     def _files(self, folder: Path) -> tuple[Path, ...]:
         return tuple(sorted(folder.glob(f"[!.]*{self.suffix}")))
 
-    def _missing(self, root: Path, count: int) -> RecipeError:
+    def _missing(self, root: Path, patients: int) -> RecipeError:
         found, fix = listing(root), "point --data-root to them, or leave it out to train on a small synthetic set"
-        if count:
-            found, fix = f"{count} of them", "prepare or download more of them"
+        if patients:
+            found, fix = f"files of {patients} patients alone", "prepare or download more of them"
         if any(next(root.rglob(pattern), None) is not None for pattern in self.raw):
             found, fix = f"{found}, not all prepared", f"run `{self.command.format(root=root)}`"
-        elif not count:
+        elif not patients:
             fix = next((advice for pattern, advice in ADVICE.items() if next(root.rglob(pattern), None)), fix)
         return RecipeError(
-            f"{root / self.prepared} should hold at least {FEWEST} files CASE{self.suffix}, or {root} the folders "
-            "train, valid and test of such files",
+            f"{root / self.prepared} should hold files CASE{self.suffix} of at least {FEWEST} patients, or {root} the "
+            "folders train, valid and test of such files",
             found=found,
             fix=fix,
         )
@@ -159,16 +161,3 @@ def _count_shared(release: Release, parts: Iterable[Sequence[str]]) -> int:
     """Count the patients with cases in more than one part."""
     counts = Counter(patient for cases in parts for patient in {*map(release.patient, cases)})
     return sum(count > 1 for count in counts.values())
-
-
-def _check_disjoint(parts: Parts) -> None:
-    seen: set[str] = set()
-    twice: set[str] = set()
-    for path in (path for paths in parts.values() for path in paths):
-        (twice if path.name in seen else seen).add(path.name)
-    if twice:
-        raise RecipeError(
-            "Every case should be in one of the folders train, valid and test",
-            found=f"{len(twice)} in two of them, such as {min(twice)}",
-            fix="remove one copy of each",
-        )

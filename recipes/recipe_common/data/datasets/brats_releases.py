@@ -55,6 +55,8 @@ RELEASES = (
 )
 OTHER = Release("cases of other names", r"(?!brats-).+", 4)
 """Cases that somebody named, with the file endings of the releases up to 2021, and so their values."""
+OTHER_PART = r"brats-(?!gli-)[a-z]+-"
+"""Begin of the names of cases with other tumours."""
 OTHER_HYPHENS = attrs.evolve(OTHER, name="cases of other names with the file endings of 2023", enhancing=3)
 
 
@@ -66,11 +68,18 @@ def release_of(case: str, names: VolumeNames = UNDERSCORES) -> Release:
         names: Names of its files, which tell more where the case has no name of a release.
 
     Raises:
-        RecipeError: If it is of a part of the challenge with other tumours, such as BraTS-MEN.
+        RecipeError: If it is of a part of the challenge with other tumours, such as BraTS-MEN, or if its name begins as
+            those of the releases and is of none of them.
     """
     for release in (*RELEASES, OTHER_HYPHENS if names is HYPHENS else OTHER):
         if re.fullmatch(release.pattern, case, re.IGNORECASE):
             return release
+    if not re.match(OTHER_PART, case, re.IGNORECASE):
+        raise RecipeError(
+            "Names of cases should be those of a release, such as BraTS2021_00000 or BraTS-GLI-00000-000",
+            found=f"{case}, of no known release",
+            fix="restore the name, or give the case one that does not begin with `brats-`",
+        )
     raise RecipeError(
         "Every case should be a glioma of an adult, as in BraTS 2017 to 2021 or BraTS-GLI",
         found=f"{case}, of another part of the challenge, whose labels have another meaning",

@@ -11,7 +11,7 @@ from recipe_common.data.prepare.video import find_videos
 from recipe_common.data.readers.stored_spectrograms import StoredSpectrogram
 from recipe_common.data.samples.audiovisual import existing, listed
 from recipe_common.data.samples.lists import Row, read_list
-from recipe_common.data.samples.splits import VAL_SHARE, Split, check_disjoint, hold_out
+from recipe_common.data.samples.splits import VAL_SHARE, Split, check_disjoint, hold_out, row_name
 from recipe_common.data.samples.youtube import lines_of
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
@@ -194,5 +194,5 @@ def listed_split(folder: Path, classes: Sequence[str], seed: int, *, validation:
     else:
         split = Split(*hold_out(train, VAL_SHARE, seed), test)
         origin = f"lists in {folder}; for validation 1/9 of every class of the training list, seed {seed}"
-    check_disjoint(split)
+    check_disjoint(split.parts, row_name, fix="restore the lists, or use `--split random`")
     return split, origin

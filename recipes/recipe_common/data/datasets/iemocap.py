@@ -24,6 +24,7 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.sources import Source
 from recipe_common.data.samples.splits import Split
 from recipe_common.errors import RecipeError, require
+from recipe_common.files import listing
 
 Array = NDArray[np.float32]
 FILES = {"text": "L/bert_large.h5", "audio": "A/comparE.h5", "vision": "V/denseface.h5"}
@@ -59,8 +60,8 @@ def find_root(root: Path) -> Path:
     hint = "" if kind is None else f"; that is {kind}, and these features are another download"
     raise RecipeError(
         f"{root} should hold {', '.join(needed)}",
-        found=("none of them" if len(missing[best]) == len(needed) else f"all but {', '.join(missing[best])}") + hint,
-        fix="unpack the features of MMIN there",
+        found=(listing(root) if len(missing[best]) == len(needed) else f"all but {', '.join(missing[best])}") + hint,
+        fix="unpack the features of MMIN there, or point --data-root to them",
     )
 
 

@@ -6,7 +6,7 @@ it), audio, vision and sentences; then the dialogues for training and for testin
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from recipe_common.data.readers.pickles import load_pickle
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.data.samples.sources import Source
-from recipe_common.data.samples.splits import Split
+from recipe_common.data.samples.splits import Split, check_disjoint
 from recipe_common.errors import RecipeError
 
 EMOTIONS = ("happy", "sad", "neutral", "angry", "happy", None)
@@ -60,8 +60,8 @@ def read_dialogues(path: Path, modalities: Sequence[str], seed: int) -> Dialogue
         seed: Seed of the choice of dialogues for validation.
 
     Raises:
-        RecipeError: If it is no whole pickle of data, has another form, or features that differ in size or are not
-            finite.
+        RecipeError: If it is no whole pickle of data, has another form, features that differ in size or are not
+            finite, labels out of range, a dialogue in both lists, or an utterance in two dialogues.
     """
     content = load_pickle(path)
     order = ORDERS.get(len(content)) if isinstance(content, tuple | list) else None
@@ -74,15 +74,18 @@ def read_dialogues(path: Path, modalities: Sequence[str], seed: int) -> Dialogue
         )
     entries = dict(zip(order, content, strict=True))
     parts = {part: sorted(_names(path, part, entries[part])) for part in ("train", "test")}
+    check_disjoint(parts, str, of=f"lists of {path}", unit="dialogue", fix="download it again")
     held = permutation(len(parts["train"]), seed)[: round(VAL_SHARE * len(parts["train"]))]
     parts["val"] = [parts["train"][index] for index in held]
     parts["train"] = sorted(set(parts["train"]) - set(parts["val"]))
     rows: dict[str, list[Row]] = {part: [] for part in parts}
     features: dict[str, dict[str, NDArray[np.float32]]] = {modality: {} for modality in modalities}
+    seen: dict[str, str] = {}
     left_out = 0
     for part, dialogues in parts.items():
         for dialogue in dialogues:
             for name, label, vectors in _utterances(path, entries, dialogue, modalities):
+                _check_once(path, seen, name, dialogue)
                 if label is None:
                     left_out += 1
                     continue
@@ -110,12 +113,34 @@ def _read(vectors: dict[str, NDArray[np.float32]], name: str, *, seed: int | Non
     return torch.from_numpy(vectors[name])[None]
 
 
-def _names(path: Path, part: str, dialogues: Any) -> Iterable[str]:
+def _names(path: Path, part: str, dialogues: Any) -> set[str]:
     if not isinstance(dialogues, set | frozenset | list | tuple) or not dialogues:
         raise RecipeError(
             f"{path} should list the dialogues of {part}", found=type(dialogues).__name__, fix="download it again"
         )
-    return map(str, dialogues)
+    return set(map(str, dialogues))
+
+
+def _check_once(path: Path, seen: dict[str, str], name: str, dialogue: str) -> None:
+    """Raise a RecipeError if an utterance was seen before; features are found by its name."""
+    if name in seen:
+        raise RecipeError(
+            f"{path} should hold every utterance once",
+            found=f"{name} in {seen[name]} and in {dialogue}",
+            fix="download it again",
+        )
+    seen[name] = dialogue
+
+
+def _emotion(label: Any) -> str | None:
+    """Return the class of a label.
+
+    Raises:
+        ValueError: If it is no integer in range; indices below 0 would count from the end.
+    """
+    if isinstance(label, bool | np.bool_) or label != int(label) or not 0 <= label < len(EMOTIONS):
+        raise ValueError(f"label {label}")
+    return EMOTIONS[int(label)]
 
 
 def _utterances(
@@ -123,10 +148,10 @@ def _utterances(
 ) -> list[tuple[str, str | None, dict[str, NDArray[np.float32]]]]:
     """Return name, class (None: another one) and features of each utterance of a dialogue."""
     try:
-        labels = [EMOTIONS[int(label)] for label in entries["labels"][dialogue]]
+        labels = [_emotion(label) for label in entries["labels"][dialogue]]
         ids = [str(each) for each in entries["ids"][dialogue]]
         matrices = {name: np.asarray(entries[name][dialogue], np.float32) for name in modalities}
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise RecipeError(
             f"{path} should hold ids, labels from 0 to {len(EMOTIONS) - 1} and features of every dialogue",
             found=f"{type(error).__name__}: {error} in {dialogue}",

@@ -52,7 +52,7 @@ BASES = (
     *("kinsound", "KS_2023", "kinetics_sound"),
 )
 VIDEO_PARTS = {"train": "train", "val": "test", "test": "test", "videos_train": "train", "videos_val": "test"}
-"""Part of the videos in each folder of Kinetics-400; its validation part is the test part here."""
+"""Part of the videos in each folder of Kinetics-400; its validation part is the test part here, or else `test`."""
 REPLACEMENT = "replacement_for_corrupted_k400"
 """Folder of the CVDF copy with videos in place of some 1,400 that end before their index."""
 CLASS_FOLDERS = {

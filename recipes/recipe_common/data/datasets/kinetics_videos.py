@@ -1,6 +1,7 @@
 """Videos of Kinetics-Sounds among those of Kinetics-400, for `prepare`."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from recipe_common.data.datasets.kinetics_sounds import (
@@ -19,6 +20,8 @@ from recipe_common.data.prepare.video import VideoJob
 from recipe_common.data.samples.clips import flat_job
 from recipe_common.data.samples.youtube import ListedKey, clip_key
 from recipe_common.errors import RecipeError
+
+TEST = "test"
 
 
 def video_jobs(root: Path) -> list[VideoJob]:
@@ -59,13 +62,31 @@ def listed_jobs(root: Path, videos: Sequence[Path], names: Iterable[str]) -> lis
 
 
 def class_jobs(root: Path, videos: Sequence[Path]) -> list[VideoJob]:
-    """Return a job for each video in PART/CLASS/, of our classes, in the layout of Wei et al. (ICCV 2025)."""
+    """Return a job for each video in PART/CLASS/, of our classes, in the layout of Wei et al. (ICCV 2025).
+
+    The validation part of Kinetics-400 is the test part. Its folder `test` counts only where there is no `val`, and a
+    line is printed where there is one.
+    """
+    parts = _parts(videos)
     replaced = {clip_key(video.stem): video for video in videos if video.parent.name == REPLACEMENT}
     jobs = []
     for video in videos:
-        part, label = VIDEO_PARTS.get(video.parents[1].name), class_name(video.parent.name)
+        part, label = parts.get(video.parents[1].name), class_name(video.parent.name)
         if part is not None and label in CLASSES:
             audio, frames = (root / pattern.replace("*", label) for pattern in CLASS_FOLDERS[part])
             source = replaced.get(clip_key(video.stem), video)
             jobs.append(VideoJob(source, frames / video.stem, audio / f"{video.stem}.wav"))
     return jobs
+
+
+def _parts(videos: Sequence[Path]) -> Mapping[str, str]:
+    """Return the part of each folder name; without `test`, where another folder is the test part."""
+    counts = Counter(video.parents[1].name for video in videos if class_name(video.parent.name) in CLASSES)
+    if not counts[TEST]:
+        return VIDEO_PARTS
+    other = next((name for name, part in VIDEO_PARTS.items() if part == TEST != name and counts[name]), None)
+    if other is None:
+        print(f"the test part: videos in {TEST}/, as there are none in val/")
+        return VIDEO_PARTS
+    print(f"the test part: videos in {other}/; the {counts[TEST]:,} in {TEST}/ are left out")
+    return {name: part for name, part in VIDEO_PARTS.items() if name != TEST}

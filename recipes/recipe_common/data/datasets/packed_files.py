@@ -25,12 +25,15 @@ FOREIGN = {
     "*.hdf5": "sequences by segment, without splits",
     "mosi.pkl": "words and features of BERT_multimodal_transformer",
     "mosei.pkl": "words and features of BERT_multimodal_transformer",
+    **dict.fromkeys(("train.pkl", "dev.pkl", "test.pkl"), "words and features of one part, as those of MISA"),
     "embedding_and_mapping.pt": "word vectors for the lists of words and features of MISA",
     "ur_funny.pkl": "words and features of HKT",
     "ch-simsv2u.pkl": "segments without labels",
     "label.csv": "labels without features",
 }
-"""Files that people have instead, by pattern, and their content."""
+"""Content of other files of these datasets by pattern."""
+SYNTHETIC_KEY = "synthetic"
+"""Key of the packed file of a small synthetic set, which no value of `--features` is."""
 
 
 @attrs.frozen
@@ -97,8 +100,11 @@ def find_packed(root: Path, wanted: str, files: Mapping[str, PackedFile], fix: s
 
 def foreign_files(root: Path) -> list[str]:
     """Return a note on each kind of file in a folder that the recipes of sentiment and humour do not read."""
-    found = ((next(iter(sorted(root.glob(pattern))), None), content) for pattern, content in FOREIGN.items())
-    return [f"{path.name} has {content}" for path, content in found if path is not None]
+    names: dict[str, list[str]] = {}
+    for pattern, content in FOREIGN.items():
+        if found := sorted(root.glob(pattern)):
+            names.setdefault(content, []).append(found[0].name)
+    return [f"{', '.join(each)} {'has' if len(each) == 1 else 'have'} {content}" for content, each in names.items()]
 
 
 def text_states(model: str | None, wanted: str, file: PackedFile, device: str, published: str) -> TextStates | None:
@@ -106,7 +112,7 @@ def text_states(model: str | None, wanted: str, file: PackedFile, device: str, p
 
     Args:
         model: The value of `--text-model`: a folder, or a name in the Hugging Face cache.
-        wanted: The value of `--features`, for the message.
+        wanted: The value of `--features`, or `SYNTHETIC_KEY`, for the message.
         file: That file.
         device: The value of `--device`.
         published: Public name of the encoder whose token ids are in the file, for the message.
@@ -119,8 +125,10 @@ def text_states(model: str | None, wanted: str, file: PackedFile, device: str, p
     if not file.is_mmsa:
         raise RecipeError(
             "`--text-model` should go with a file of MMSA, which has token ids",
-            found=f"--features {wanted}",
-            fix="add --features mmsa_aligned or mmsa_unaligned, or leave --text-model out",
+            found="the synthetic set" if wanted == SYNTHETIC_KEY else f"--features {wanted}",
+            fix="add --data-root, or leave --text-model out"
+            if wanted == SYNTHETIC_KEY
+            else "add --features mmsa_aligned or mmsa_unaligned, or leave --text-model out",
         )
     folder = local_folder(model, "--text-model", published)
     is_auto = device == "auto"

@@ -12,7 +12,7 @@ from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.readers.two_stream import FLOW_NAME
 from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
-from recipe_common.data.samples.splits import VAL_SHARE, Split
+from recipe_common.data.samples.splits import VAL_SHARE, Split, check_disjoint
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
@@ -159,14 +159,13 @@ def read_split(lists: Path, classes: Sequence[str], fold: int, seed: int, *, val
         RecipeError: If a list is missing or malformed, or a group of a class is in both lists.
     """
     train, test = (read_clips(lists / f"{part}list{fold:02d}.txt", classes) for part in ("train", "test"))
-    shared = {(row.label, row.extra) for row in train} & {(row.label, row.extra) for row in test}
-    if shared:
-        label, (group,) = min(shared)
-        raise RecipeError(
-            f"The lists of fold {fold} in {lists} should have no group of clips in common",
-            found=f"{len(shared)}, such as g{group} of {label}",
-            fix="restore the official lists",
-        )
+    check_disjoint(
+        {"train": train, "test": test},
+        lambda row: f"g{row.extra[0]} of {row.label}",
+        of=f"lists of fold {fold} in {lists}",
+        unit="group of clips",
+        fix="restore the official lists",
+    )
     if not validation:
         return Split(train, (), test), f"fold {fold} of {lists}; nothing held out for validation"
     kept, held = hold_out_groups(train, VAL_SHARE, seed)

@@ -83,7 +83,7 @@ def read_ur_funny(root: Path, shapes: Shapes = SHAPES) -> Punchlines:
 
 def _read_release(root: Path, language: str) -> Punchlines:
     files = {name: _read_dict(root / name) for name in (FOLDS, language, AUDIO, VISION, LABELS)}
-    sizes = {**SIZES, "vision": _vision_size(files[VISION])}
+    sizes = {**SIZES, "vision": _vision_size(root / VISION, files[VISION])}
     vectors = _read_vectors(root / WORDS)
     splits, skipped = {}, []
     for ours, theirs in (("train", "train"), ("val", "dev"), ("test", "test")):
@@ -95,11 +95,21 @@ def _read_release(root: Path, language: str) -> Punchlines:
     return Punchlines(root, splits, tuple(skipped))
 
 
-def _vision_size(features: Mapping[Any, Any]) -> int:
+def _vision_size(path: Path, features: Mapping[Any, Any]) -> int:
     """Return the number of OpenFace features of the first punchline that has words: that of version 1, or else of 2."""
-    rows = (entry.get("punchline_features") for entry in features.values() if isinstance(entry, dict))
-    first = next((row for row in rows if row is not None and len(row)), None)
-    return VISION_1 if first is not None and np.shape(first[0]) == (VISION_1,) else SIZES["vision"]
+    for id_, entry in features.items():
+        rows = entry.get("punchline_features") if isinstance(entry, dict) else None
+        if rows is None:
+            continue
+        if not _is_list(rows):
+            raise _unexpected(path, f"punchline_features (T, D) for {id_}", type(rows).__name__)
+        if len(rows):
+            return VISION_1 if _is_list(rows[0]) and len(rows[0]) == VISION_1 else SIZES["vision"]
+    return SIZES["vision"]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _read_dict(path: Path) -> Mapping[Any, Any]:

@@ -8,6 +8,7 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.splits import Split
 from recipe_common.data.samples.youtube import CLIP_NAME, add_row, csv_rows, disjoint
 from recipe_common.errors import RecipeError
+from recipe_common.files import listing
 
 PARTS = ("train", "test")
 LAYOUT = ClipLayout(
@@ -54,8 +55,8 @@ def read_split(root: Path) -> tuple[Split, str]:
         return disjoint(Split(read_named_list(train), (), read_named_list(test))), f"{train}, {test}"
     raise RecipeError(
         f"{root} should hold vggsound.csv, or train.csv and test.csv",
-        found=str(train or test or "none of them"),
-        fix="download vggsound.csv, which lists all clips, from the VGGSound site",
+        found=listing(root),
+        fix="download vggsound.csv, which lists all clips, from the VGGSound site, or point --data-root to its folder",
     )
 
 
@@ -112,7 +113,9 @@ def read_named_list(path: Path) -> tuple[Row, ...]:
     for number, cells in csv_rows(path):
         if len(cells) != 2 or not CLIP_NAME.fullmatch(cells[0]) or not cells[1]:
             raise RecipeError(
-                f"{path}:{number} should be `ID_000030.mp4,label`", found=repr(",".join(cells)), fix="correct the line"
+                f"{path}:{number} should be `ID_000030.mp4,label`",
+                found=repr(",".join(cells)),
+                fix="correct the line, or point --data-root to the lists of VGGSound",
             )
         add_row(rows, Row(cells[0].removesuffix(".mp4"), cells[1]), f"{path}:{number}")
     if not rows:

@@ -47,7 +47,8 @@ def read_mmsa(
     vision those after the length of the segment, where the kind has any number of steps. A length longer than the
     array, as that of a segment that was cut, is its whole length. The script of MMSA that computes lengths
     (`getLengths.py`) counts the steps up to the first that is zero, which is 0 or 1 where the zeros are in front: such
-    a length is not that of the segment, and all its steps that are not zero are kept. These are counted.
+    a length is not that of the segment, and all its steps that are not zero are kept. These are counted. A mask of
+    another number of tokens than the text has steps is not applied, which a note says.
 
     Args:
         path: Name of the file, for messages.
@@ -61,8 +62,8 @@ def read_mmsa(
         The splits `train`, `val` and `test`.
 
     Raises:
-        RecipeError: If the file lacks a split or an array, has arrays of another kind or of unequal length, or labels
-            that are out of range or not finite.
+        RecipeError: If the file lacks a split or an array, has arrays of another kind or of unequal N, or labels that
+            are out of range or not finite.
     """
     PackedPart(path, "", ORIGIN).require(content, SPLITS.values())
     # Each raw split is released as soon as it is converted: these files fill gigabytes.
@@ -130,21 +131,37 @@ def _cut_padding(
     tokens: Tensor | None,
 ) -> tuple[str, ...]:
     """Set the steps of padding to 0 and return notes on lengths that are not those of their segments."""
-    if tokens is not None and tokens.shape[::2] == arrays["text"].shape[:2]:
-        # Not a product: infinite values of padding would become NaN.
-        arrays["text"] = np.where(tokens[:, 1, :, None].ne(0).numpy(), arrays["text"], 0)
     notes = []
+    if tokens is not None:
+        _check_count(part, tokens, len(arrays["text"]))
+        steps = arrays["text"].shape[1]
+        if tokens.shape[2] == steps:
+            # Not a product: infinite values of padding would become NaN.
+            arrays["text"] = np.where(tokens[:, 1, :, None].ne(0).numpy(), arrays["text"], 0)
+        else:
+            notes.append(f"padding of text is kept: {TOKENS} has {tokens.shape[2]} tokens, and text {steps} steps")
     for modality in MODALITIES[1:]:
         key = f"{modality}_lengths"
         if getattr(kind, modality)[0] is None and key in content:
-            lengths = _lengths(part, key, content[key], len(arrays[modality]))
+            lengths = _lengths(part, key, content[key], arrays[modality].shape)
             arrays[modality], late = _cut(arrays[modality], lengths)
             if late:
-                notes.append(f"{late:,} {modality} lengths end in zeros in front of the segment and do not count")
+                notes.append(f"{late:,} {modality} lengths cover leading zeros only and are not applied")
     return tuple(notes)
 
 
-def _lengths(part: PackedPart, key: str, values: Any, count: int) -> NDArray[np.int64]:
+def _check_count(part: PackedPart, tokens: Tensor, count: int) -> None:
+    if len(tokens) != count:
+        raise RecipeError(
+            f"{part.path} should hold {count:,} segments under {part.split}, {TOKENS}, as many as under text",
+            found=f"{len(tokens):,}",
+            fix="download it again",
+        )
+
+
+def _lengths(part: PackedPart, key: str, values: Any, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return numbers of steps (N,) for arrays of a shape (N, T, D), at most T."""
+    count, steps, _ = shape
     array = part.numbers(key, values)
     if array.size != count or array.shape[:1] != (count,) or not np.isfinite(array).all() or (array < 0).any():
         raise RecipeError(
@@ -152,7 +169,8 @@ def _lengths(part: PackedPart, key: str, values: Any, count: int) -> NDArray[np.
             found=f"shape {array.shape}" if array.size != count else "some that are negative or not finite",
             fix=f"download it again; without {key}, steps of zeros count as padding",
         )
-    return array.reshape(count).astype(np.int64)
+    # Numbers beyond int64 would become negative ones.
+    return np.minimum(array.reshape(count), steps).astype(np.int64)
 
 
 def _cut(values: NDArray[Any], lengths: NDArray[np.int64]) -> tuple[NDArray[Any], int]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from glob import has_magic
 from pathlib import Path
 from typing import cast
 
@@ -47,10 +48,10 @@ def existing(root: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
 
     Args:
         root: Folder under which the patterns are tried.
-        patterns: The patterns; `.` is the root itself, and an absolute one is tried as it is.
+        patterns: The patterns; `.` is the root itself, and an absolute one is tried as it is. A wildcard finds no
+            hidden folders.
     """
-    found = [path for pattern in patterns for path in _matches(root, Path(pattern))]
-    return tuple(path for path in dict.fromkeys(found) if not path.name.startswith("."))
+    return tuple(dict.fromkeys(path for pattern in patterns for path in _matches(root, Path(pattern))))
 
 
 def _matches(root: Path, pattern: Path) -> list[Path]:
@@ -59,7 +60,9 @@ def _matches(root: Path, pattern: Path) -> list[Path]:
     if not pattern.parts:
         return [root] if root.is_dir() else []
     # With the slash at its end, glob skips files without asking for the status of each.
-    return sorted(root.glob(f"{pattern}/"))
+    found = sorted(root.glob(f"{pattern}/"))
+    # A hidden folder that is named, or the root, was given on purpose.
+    return [path for path in found if not path.name.startswith(".")] if has_magic(pattern.name) else found
 
 
 def audio_source(folders: Sequence[Path], read: FrontEnd, *, key: Callable[[str], str] = str) -> Source:

@@ -1,7 +1,9 @@
 """Splits of a list of clips into training, validation and test."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, TypeVar
 
 import attrs
 
@@ -9,6 +11,7 @@ from recipe_common.data.samples.lists import Row
 from recipe_common.data.samples.seeding import permutation
 from recipe_common.errors import RecipeError
 
+T = TypeVar("T")
 VAL_SHARE = 1 / 9
 """Share for validation of the samples that are not for testing; with 1 / 10 for testing, 80 / 10 / 10 % in all."""
 
@@ -20,6 +23,11 @@ class Split:
     train: tuple[Row, ...]
     val: tuple[Row, ...]
     test: tuple[Row, ...]
+
+    @property
+    def parts(self) -> dict[str, tuple[Row, ...]]:
+        """The rows by name of the part."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     def without_validation(self) -> "Split":
         """Return a split in which the validation rows are for training."""
@@ -74,16 +82,39 @@ def speaker_split(rows: Sequence[Row], speaker: Callable[[str], str], seed: int)
     return Split(**parts)
 
 
-def check_disjoint(split: Split) -> None:
-    """Raise a RecipeError if a clip is in two parts."""
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = {row.name for row in getattr(split, one)} & {row.name for row in getattr(split, other)}
-        if shared:
+def check_disjoint(
+    parts: Mapping[str, Iterable[T]],
+    key: Callable[[T], Any],
+    *,
+    of: str = "lists",
+    unit: str = "clip",
+    fix: str = "restore the lists",
+) -> None:
+    """Check that nothing is in two parts.
+
+    Args:
+        parts: Rows, files or numbers of each part by its name.
+        key: Returns what tells two of them apart: a name, a path, a group. Keys can be compared.
+        of: What the parts are, for the message.
+        unit: What a key stands for, for the message.
+        fix: Remedy, for the message.
+
+    Raises:
+        RecipeError: If two parts share a key; it has their names, the number of shared keys, and the first of them.
+    """
+    keys = {name: {key(each) for each in part} for name, part in parts.items()}
+    for one, other in combinations(keys, 2):
+        if shared := keys[one] & keys[other]:
             raise RecipeError(
-                f"The {one} and {other} lists should have no common clip",
-                found=f"{len(shared)}, such as {min(shared)}",
-                fix="restore the lists, or use `--split random`",
+                f"The {one} and {other} {of} should have no common {unit}",
+                found=f"{len(shared):,}, such as {min(shared)}",
+                fix=fix,
             )
+
+
+def row_name(row: Row) -> str:
+    """Return the name of a row."""
+    return row.name
 
 
 def _by_name(rows: Iterable[Row]) -> tuple[Row, ...]:

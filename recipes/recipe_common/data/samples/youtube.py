@@ -9,7 +9,7 @@ import attrs
 
 from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.samples.lists import Row
-from recipe_common.data.samples.splits import Split
+from recipe_common.data.samples.splits import Split, check_disjoint
 from recipe_common.errors import RecipeError
 
 CLIP_NAME = re.compile(r"([\w-]{11})_(\d{1,8})(?:_(\d{1,8}))?(?:\.(?:mp4|wav|npy|pkl))?")
@@ -60,19 +60,8 @@ def disjoint(split: Split) -> Split:
     Raises:
         RecipeError: If a clip is in two parts, in any spelling of its name.
     """
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = _keys(getattr(split, one)) & _keys(getattr(split, other))
-        if shared:
-            raise RecipeError(
-                f"The {one} and {other} lists should have no common clip",
-                found=f"{len(shared)}, such as {min(shared)}",
-                fix="restore the lists",
-            )
+    check_disjoint(split.parts, lambda row: clip_key(row.name))
     return split
-
-
-def _keys(rows: Iterable[Row]) -> set[str]:
-    return {clip_key(row.name) for row in rows}
 
 
 def add_row(rows: dict[str, Row], row: Row, where: str) -> None:

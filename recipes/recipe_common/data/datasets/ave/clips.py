@@ -182,7 +182,7 @@ def find_lists(root: Path, base: Path) -> Path:
     raise RecipeError(
         f"{base} should hold {', '.join(LISTS)} or {ANNOTATIONS}",
         found=listing(base),
-        fix="copy them there from the AVE download",
+        fix="copy them there from the AVE download, or point --data-root to its folder",
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from recipe_common.data.readers.decoding import decoding
 from recipe_common.data.readers.non_files import file_error
 from recipe_common.data.samples.sources import SHOWN
+from recipe_common.data.samples.splits import check_disjoint
 from recipe_common.errors import RecipeError, message, require
 from recipe_common.files import listing
 
@@ -117,7 +118,7 @@ def read_segment_features(root: Path, classes: Sequence[str], *, skip_bad: bool)
     targets = _read_targets(paths[LABELS[0]], classes)
     _check_shapes(audio, visual, targets)
     orders = {part: _read_order(paths[name], len(targets)) for part, name in ORDERS.items()}
-    _check_disjoint(orders)
+    check_disjoint({ORDERS[part]: order for part, order in orders.items()}, int, of="files", fix="restore the files")
     summary = [f"data: {', '.join(path.name for path in paths.values())} in {folder}"]
     skipped: list[str] = []
     for part, order in orders.items():
@@ -184,17 +185,6 @@ def _check_shapes(audio: FeatureFile, visual: FeatureFile, targets: Tensor) -> N
             found=found,
             fix="restore files of one download",
         )
-
-
-def _check_disjoint(orders: dict[str, tuple[int, ...]]) -> None:
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = set(orders[one]) & set(orders[other])
-        if shared:
-            raise RecipeError(
-                f"{ORDERS[one]} and {ORDERS[other]} should have no clip in common",
-                found=f"{len(shared)}, such as {min(shared)}",
-                fix="restore the files",
-            )
 
 
 def _damaged_rows(audio: FeatureFile, visual: FeatureFile, order: Sequence[int]) -> dict[int, str]:

@@ -18,7 +18,7 @@ import attrs
 
 from recipe_common.data.readers.non_files import check_file
 from recipe_common.data.samples.lists import Row
-from recipe_common.data.samples.splits import Split, hold_out
+from recipe_common.data.samples.splits import Split, check_disjoint, hold_out
 from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
@@ -32,6 +32,8 @@ HEADER = ["image_path", "text", "label"]
 JSON_KEYS = {"json": ("id", "img_path", "label", "text_tokens"), "jsonl": ("img", "img", "label", "text")}
 """Keys of name, picture, class and title in a record."""
 SWALLOWED_ROW = re.compile(r"\n[^,\n]+\.(jpe?g|png|txt),", re.IGNORECASE)
+EXCERPT = 60
+"""Characters of a damaged line in messages."""
 LONGEST_ROW = 200
 """Lines of a row at most, line breaks in its title included."""
 HINTS = {
@@ -114,7 +116,13 @@ def read_titles(root: Path, classes: Sequence[str], wanted: str = "auto") -> Tit
             parts[part], repeated = _without_repetition(read(path, part, classes, notes), path)
             notes += [f"repeated rows, which count once: {repeated:,} in {path}"] * (repeated > 0)
     lists = TitleLists(root, chosen, **parts, notes=())
-    _check_disjoint(lists.train, lists.test, root)
+    check_disjoint(
+        {"training": lists.train, "test": lists.test},
+        picture_path,
+        of=f"lists of {root}",
+        unit="picture",
+        fix="download the lists again",
+    )
     return attrs.evolve(lists, notes=(*notes, *_notes_on_titles([title(row) for row in lists.rows])))
 
 
@@ -217,7 +225,8 @@ def _read_csv(path: Path, part: str, classes: Sequence[str], notes: list[str]) -
 def _csv_rows(lines: Sequence[str], unpaired: list[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the last line of each row, and its cells.
 
-    A row whose title would swallow rows below is one line without quoting, so that none of them is lost.
+    A row whose quote would swallow rows below, or is open at the end of the file, is one line without quoting, so that
+    no row is lost.
 
     Args:
         lines: Lines of the file, with their ends.
@@ -225,10 +234,12 @@ def _csv_rows(lines: Sequence[str], unpaired: list[str]) -> Iterator[tuple[int, 
     """
     start = 0
     while start < len(lines):
-        reader = csv.reader(lines[start : start + (LONGEST_ROW if '"' in lines[start] else 1)])
+        row = lines[start : start + (LONGEST_ROW if '"' in lines[start] else 1)]
+        reader = csv.reader([*row, ""])
         try:
             cells = next(reader)
-            swallows = bool(SWALLOWED_ROW.search(",".join(cells)))
+            # A reader that goes on to the added line is inside of a quote.
+            swallows = reader.line_num > len(row) or bool(SWALLOWED_ROW.search(",".join(cells)))
         except csv.Error:
             if not SWALLOWED_ROW.search("".join(lines[start : start + LONGEST_ROW])):
                 raise
@@ -264,7 +275,23 @@ def _read_jsonl(path: Path, part: str, classes: Sequence[str], notes: list[str])
         for number, line in enumerate(lines, 1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield _json_row(json.loads(line), "jsonl", classes, where), where
+                yield _json_row(_record(line, where), "jsonl", classes, where), where
+
+
+def _record(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        # The text of a syntax error has line 1 for any line of the file.
+        reason = f"{error.msg}: column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise RecipeError(
+            f"{where} should be a json record", found=f"{_excerpt(line)} ({reason})", fix="download the file again"
+        ) from error
+
+
+def _excerpt(line: str) -> str:
+    text = line.strip()
+    return repr(text if len(text) <= EXCERPT else f"{text[:EXCERPT]}...")
 
 
 def _json_row(record: Any, kind: str, classes: Sequence[str], where: str) -> Row:
@@ -331,13 +358,3 @@ def _notes_on_titles(titles: Sequence[str]) -> list[str]:
     empty, damaged = sum(not text for text in titles), sum(UNDECODABLE in text for text in titles)
     notes = [f"empty titles: {empty:,}"] * (empty > 0)
     return notes + [f"titles with bytes that are no UTF-8: {damaged:,}"] * (damaged > 0)
-
-
-def _check_disjoint(train: Sequence[Row], test: Sequence[Row], root: Path) -> None:
-    shared = set(map(picture_path, train)) & set(map(picture_path, test))
-    if shared:
-        raise RecipeError(
-            f"The training and the test list of {root} should have no picture in common",
-            found=f"{len(shared):,}, such as {min(shared)}",
-            fix="download the lists again",
-        )
