@@ -179,7 +179,7 @@ class Method:
         return True
 
     def exemptions(self) -> Mapping[str, str]:
-        """Return by name the rules of `modbalance.testing` that do not hold with these options, each with the reason."""
+        """Return the rules of `modbalance.testing` that do not hold with these options: name and reason."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -164,6 +164,8 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _same(actual: Any, expected: Any, tolerance: float | None) -> bool:
+    if tolerance is not None and isinstance(actual, float) and isinstance(expected, float):
+        return abs(actual - expected) <= tolerance
     if not (isinstance(actual, Tensor) and isinstance(expected, Tensor)):
         return type(actual) is type(expected) and bool(actual == expected or actual != actual)
     if actual.shape != expected.shape or actual.dtype != expected.dtype:

@@ -21,10 +21,12 @@ from modbalance.testing import (
 from modbalance.testing._case import Case
 from modbalance.testing._models import ModelFactory, SmallModel
 from modbalance.testing._report import RuleError, crash, report
-from modbalance.testing._rules import PROCESSES, RULES, Rule, reason, summary
+from modbalance.testing._rules import PROCESSES, RULES, reason, summary
 
 MODULES = (_rules_options, _rules_effect, _rules_state, _rules_values, _rules_model, _rules_execution)
 """The modules whose import registers the rules, in the order of the report."""
+
+ORDERED = [name for module in MODULES for name, each in RULES.items() if each.__module__ == module.__name__]
 
 Subject = str | type[Method]
 
@@ -114,7 +116,7 @@ def checks_for(
     for name in case.build().exemptions():
         if name not in RULES:
             raise ConfigError(f"`exemptions()` of method `{case.method.name}` names {name!r}. {suggest(name, RULES)}")
-    return [Check(name, case) for name in RULES if processes or name not in PROCESSES]
+    return [Check(name, case) for name in ORDERED if processes or name not in PROCESSES]
 
 
 def check_method(
@@ -165,7 +167,4 @@ def parametrize_with_checks(
 
 def rules() -> dict[str, str]:
     """Return every rule by name, each in one sentence."""
-    return {name: summary(function) for name, function in RULES.items()}
-
-
-__all__ = ["Check", "Rule", "check_method", "checks_for", "parametrize_with_checks", "rules"]
+    return {name: summary(RULES[name]) for name in ORDERED}

@@ -68,7 +68,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Calls(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class Calls(TorchFunctionMode):
     """Counts calls that copy a tensor to the host without such an operation."""
 
     def __init__(self, seen: Reads) -> None:

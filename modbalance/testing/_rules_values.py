@@ -97,13 +97,10 @@ def accumulation(case: Case) -> None:
         parts.optimizer.step()
         if index % 2:
             parts.end_epoch(data[index - 1 : index + 1])
-    require_same(
-        parts.weights(),
-        whole.weights(),
-        f"with {k} micro-batches a step, the weights of whole batches, to {ROUNDING}",
-        "return sums and counts from `modbalance_observe`, and divide in `modbalance_coefficients`",
-        ROUNDING,
-    )
+    words = f"with {k} micro-batches a step, the {{}} of whole batches, to {ROUNDING}"
+    fix = "return sums and counts from `modbalance_observe`, and divide in `modbalance_coefficients`"
+    require_same(parts.weights(), whole.weights(), words.format("weights"), fix, ROUNDING)
+    require_same(parts.saved(), whole.saved(), words.format("state"), fix, ROUNDING)
 
 
 @rule
