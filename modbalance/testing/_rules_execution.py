@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ def equal_ranks(case: Case) -> None:
     DistributedDataParallel averages gradients before the method sees them: a coefficient from the samples of one rank
     makes the models drift apart, without an error.
     """
-    one, two = on_ranks(train_on_rank, case)
+    one, two = _on_two_ranks(case)
     fix = "build coefficients from `step.stats` or `run.sums`, and draw from `step.generator`, which are equal on ranks"
     require_same(two["weights"], one["weights"], "on rank 1 the weights of rank 0", fix)
     require_same(two["state"], one["state"], "on rank 1 the state of rank 0", fix)
@@ -136,6 +137,25 @@ def equal_ranks(case: Case) -> None:
 
 
 PROCESSES.add("equal_ranks")
+IMPORTABLE = (
+    "define the method, and functions among its options, in a module; in a script, put the call of the checks under "
+    '`if __name__ == "__main__":`; or leave this rule out, `processes=False`'
+)
+
+
+def _on_two_ranks(case: Case) -> list[Any]:
+    """Return the results of both ranks, or raise a RuleError where they cannot be had."""
+    try:
+        pickle.dumps(case)
+    except Exception as error:
+        raise RuleError("a method that processes can import", f"{type(error).__name__}: {error}", IMPORTABLE) from error
+    try:
+        return on_ranks(train_on_rank, case)
+    except RuntimeError as error:
+        # The second comes from a process that runs an unguarded script once more.
+        is_lost = str(error).startswith("no result") or "start a new process" in str(error)
+        fix = IMPORTABLE if is_lost else "look at the traceback of the rank"
+        raise RuleError("a training of two processes", str(error), fix) from error
 
 
 def train_on_rank(rank: int, case: Case) -> dict[str, Any]:

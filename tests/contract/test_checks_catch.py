@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from torch import nn
 
-from modbalance import ConfigError, Method
+from modbalance import ConfigError, Method, Run, hookimpl
 from modbalance.testing import (
     Check,
     ConformanceError,
@@ -24,6 +25,14 @@ from modbalance.testing import (
 from support.broken_methods import BROKEN, FirstMicroBatch, ForTwo, Idle, ReadsAnItem, Sound, defined
 
 pytestmark = pytest.mark.slow
+
+
+SCRIPT = """
+from modbalance.testing import checks_for
+for check in checks_for("ogm"):
+    if check.name == "equal_ranks":
+        check()
+"""
 
 
 def check_of(method: type[Method], rule: str) -> Check:
@@ -124,6 +133,40 @@ def test_rules_that_start_processes_can_be_left_out() -> None:
     }
 
     assert left_out == {"equal_ranks"}
+
+
+def test_a_method_that_processes_cannot_import_is_told_the_ways_out() -> None:
+    @defined
+    class Local(Sound):
+        """Stands in a function."""
+
+    with pytest.raises(RuleError, match=r"Local(?s:.*)fix: define the method(?s:.*)`processes=False`"):
+        check_of(Local, "equal_ranks")()
+
+
+def test_a_script_without_a_guard_is_told_the_ways_out(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
+
+    assert done.returncode == 1
+    assert "found: no result from ranks [0, 1]" in done.stderr
+    assert 'put the call of the checks under `if __name__ == "__main__":`' in done.stderr
+
+
+@defined
+class FailsOnRanks(Sound):
+    """Has no second rank in mind."""
+
+    @hookimpl
+    def modbalance_setup(self, run: Run) -> None:
+        if run.rank:
+            raise ValueError("rank 1 of all")
+
+
+def test_an_error_on_a_rank_is_reported_with_its_traceback() -> None:
+    with pytest.raises(RuleError, match=r"rank 1:(?s:.*)modbalance_setup(?s:.*)ValueError: rank 1 of all"):
+        check_of(FailsOnRanks, "equal_ranks")()
 
 
 def test_a_check_shows_method_options_and_rule() -> None:
