@@ -18,7 +18,13 @@ pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-plugin"
 Options = Mapping[str, Any]
 OPTIONS: dict[str, list[Options]] = {
-    "agm": [{}, {"preset": "paper"}, {"coalitions": "full", "masked_pass_grad": False}],
+    "agm": [
+        {},
+        {"preset": "paper"},
+        {"coalitions": "full", "masked_pass_grad": False},
+        {"coalitions": "joined"},
+        {"recompute": True},
+    ],
     "cggm": [{}, {"preset": "paper", "coeff_clip": (0.0, 2.0)}, {"probes": "transformer"}],
     "dgl": [{}, {"detach_at": "projected"}],
     "mses": [{"patience": 0}, {"patience": 0, "preset": "paper"}],
