@@ -1,4 +1,4 @@
-"""Writes the parts of the docs that come from the code: option tables, plugin API, known faults of the datasets.
+"""Writes the parts of the docs that come from the code: options, rules, plugin API, known faults of the datasets.
 
 python docs/generate.py [--check]
 
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import modbalance
-from modbalance import hookspecs
+from modbalance import hookspecs, testing
 from modbalance._plugins import load_method
 
 DOCS = Path(__file__).parent
@@ -25,6 +25,7 @@ sys.path.insert(0, str(DOCS.parent / "recipes"))
 from recipe_common.data.datasets.known_faults import KNOWN_FAULTS, Fault, Record  # noqa: E402
 
 TABLE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end options -->)", re.DOTALL)
+RULES = re.compile(r"(<!-- rules -->\n).*?(<!-- end rules -->)", re.DOTALL)
 SECTION = re.compile(r"^(Args|Attributes|Class attributes|Raises|Returns):$", re.MULTILINE)
 ENTRY = re.compile(r"^(\*{0,2}\w+): ", re.MULTILINE)
 
@@ -44,6 +45,7 @@ CLASSES = {
     "Arguments of hooks": ("Run", "Batch", "Step", "EpochData"),
     "Methods": ("Method", "WindowedMethod"),
 }
+TESTING = (testing.SmallModel, testing.RuleError, testing.ConformanceError)
 DECLARATIONS = ("option", "state", "gt", "ge", "between", "integer", "one_of", "optional", "suggest")
 
 
@@ -76,6 +78,12 @@ def _fault_row(fault: Fault) -> str:
     return f"| {samples} | {fault.fault} | {fault.here} | {sources} |"
 
 
+def rules_table() -> str:
+    """Return the rules of `modbalance.testing` as a Markdown table."""
+    rows = [f"| `{name}` | {prose(rule).strip()} |" for name, rule in testing.rules().items()]
+    return "\n".join(["| rule | |", "|---|---|", *rows]) + "\n"
+
+
 def plugin_api() -> str:
     """Return the page on the plugin API."""
     parts = [INTRODUCTION, "## Hooks, in firing order\n", prose(inspect.getdoc(hookspecs) or "")]
@@ -87,6 +95,8 @@ def plugin_api() -> str:
     parts += [entry(name, getattr(modbalance, name)) for name in DECLARATIONS]
     modules = [value for name in modbalance.__all__ if isinstance(value := getattr(modbalance, name), ModuleType)]
     parts += [text for module in modules for text in module_entries(module)]
+    parts += [*module_entries(testing), *class_entries(testing.Check)]
+    parts += [f"### {each.__name__}\n\n{prose(inspect.getdoc(each) or '')}" for each in TESTING]
     parts.append("## Errors\n")
     errors = [value for name in modbalance.__all__ if _is_error(value := getattr(modbalance, name))]
     parts.append("".join(f"- `{error.__name__}`: {prose(error.__doc__ or '').strip()}\n" for error in errors))
@@ -135,7 +145,11 @@ def _shown(parameters: Sequence[inspect.Parameter]) -> Iterator[str]:
             yield "*"
         has_star = has_star or parameter.kind is parameter.VAR_POSITIONAL
         bare = parameter.replace(annotation=parameter.empty)
-        yield str(bare)
+        default = parameter.default
+        if isinstance(default, type) and default is not parameter.empty:
+            yield f"{bare.replace(default=parameter.empty)}={default.__name__}"
+        else:
+            yield str(bare)
 
 
 def prose(docstring: str) -> str:
@@ -173,6 +187,7 @@ def updated(page: Path, text: str) -> str:
     if page == PLUGIN_API:
         return plugin_api()
     text = TABLE.sub(lambda m: m[1] + options_table(m[2]) + m[3], text)
+    text = RULES.sub(lambda m: m[1] + rules_table() + m[2], text)
     return FAULTS.sub(lambda m: m[1] + fault_tables() + m[2], text)
 
 

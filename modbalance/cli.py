@@ -1,15 +1,17 @@
-"""The command line: `modbalance list` shows the installed methods, `modbalance show METHOD` its options."""
+"""The command line: `modbalance list` shows methods, `show METHOD` its options, `new NAME` writes a package."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from modbalance._new import write_package
 from modbalance._plugins import list_methods, load_method
 from modbalance.errors import ModbalanceError
 from modbalance.method import Method
@@ -24,13 +26,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="list the installed methods")
     show = commands.add_parser("show", help="show the options of a method, with the values of both presets")
     show.add_argument("method")
+    new = commands.add_parser("new", help="write the package of a new method, whose tests pass once it is installed")
+    new.add_argument("name", help="name of the method, such as my-method")
+    new.add_argument("--folder", type=Path, help="where to write it; default: modbalance-NAME in the current folder")
     parsed = parser.parse_args(arguments)
     try:
-        Console().print(_list() if parsed.command == "list" else options_table(load_method(parsed.method)))
+        if parsed.command == "new":
+            Console(soft_wrap=True).print(_new(parsed.name, parsed.folder), markup=False, highlight=False)
+        else:
+            Console().print(_list() if parsed.command == "list" else options_table(load_method(parsed.method)))
     except ModbalanceError as error:
         Console(stderr=True, soft_wrap=True).print(f"modbalance: {error}", markup=False, highlight=False)
         return 2
     return 0
+
+
+def _new(name: str, folder: Path | None) -> str:
+    folder = write_package(name, folder)
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    commands = [f"cd {folder}", "pip install -e '.[dev]'", "pytest"]
+    lines = [f"Wrote a working method to {folder}:", *(f"  {each}" for each in written)]
+    return "\n".join([*lines, "", "Next:", *(f"  {each}" for each in commands)])
 
 
 def _list() -> Table:

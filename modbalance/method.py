@@ -112,7 +112,7 @@ def state(default: Any, *, on_host: bool = False) -> Any:
         on_host: Whether its tensors stay on the CPU when a checkpoint is loaded, as copies of weights do.
     """
     metadata = {"state": True, "on_host": on_host}
-    return attrs.field(factory=lambda: copy.deepcopy(default), init=False, metadata=metadata)
+    return attrs.field(factory=lambda: copy.deepcopy(default), init=False, repr=False, metadata=metadata)
 
 
 def kept(old: Tensor | None, new: Tensor) -> Tensor:
@@ -177,6 +177,10 @@ class Method:
     def modulates(self, name: str, parameter: Tensor) -> bool:
         """Whether the coefficient of a modality applies to this parameter of its encoder."""
         return True
+
+    def exemptions(self) -> Mapping[str, str]:
+        """Return the rules of `modbalance.testing` that do not hold with these options: name and reason."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the declared state."""

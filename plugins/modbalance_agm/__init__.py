@@ -94,6 +94,10 @@ class AGM(WindowedMethod):
         """Whether scores are gathered: up to the end of the window, and after it where the scale is frozen."""
         return self.after_window == "freeze" or self.end_epoch is None or epoch <= self.end_epoch
 
+    def exemptions(self) -> dict[str, str]:
+        """Return the rules of `modbalance.testing` that do not hold with these options."""
+        return {"accumulation": "kappa is computed for each micro-batch, before the backward"}
+
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
         """Check that there is a head for the conditional clip."""

@@ -128,6 +128,10 @@ class OGMGE(OGM):
     noise_scale: float = option(1.0, ge(0), "factor on the standard deviation of the noise, dimensionless, >= 0")
     seed: int = option(0, integer(0), "seed of the noise")
 
+    def exemptions(self) -> dict[str, str]:
+        """Return the rules of `modbalance.testing` that do not hold with these options."""
+        return {"order_of_modalities": "noise is drawn for one modality after the other"}
+
     @hookimpl
     def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:
         """Keep the standard deviation of the raw gradients, then return the coefficients of OGM."""

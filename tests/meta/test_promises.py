@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from modbalance import Method, hookimpl, hookspecs
+from modbalance._new import FILES
 from support.training import balanced, batches, multimodal
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +187,8 @@ def test_a_wheel_holds_the_core_and_the_plugins_and_nothing_else(tmp_path: Path)
         f"modbalance-{version}.dist-info",
     }
     assert {"modbalance/py.typed", *(f"{name}/py.typed" for name in ENTRY_POINTS.values())} <= set(names)
-    assert [name for name in names if not name.endswith((".py", "py.typed")) and ".dist-info/" not in name] == []
+    others = {name for name in names if not name.endswith((".py", "py.typed")) and ".dist-info/" not in name}
+    assert others == {f"modbalance/_template/{name}.txt" for name in FILES}  # of `modbalance new`
 
 
 def test_the_version_is_said_once() -> None:

@@ -785,26 +785,6 @@ def test_a_second_loss_on_one_forward_is_scaled_alike() -> None:
     assert_close(model, other, 1e-6)
 
 
-def test_a_step_that_the_scaler_skips_leaves_no_trace() -> None:
-    model, expected = multimodal(), multimodal()
-    data = batches(model, 4)
-    optimizers = []
-    for each, chosen, bad in ((model, data, 1), (expected, [data[0], *data[2:]], -1)):
-        optimizer = agm(each, alpha=2.5)
-        scaler = GradScaler("cpu", init_scale=2.0**10)
-        criterion = optimizer.criterion(LOSS)
-        for index, (inputs, target) in enumerate(chosen):
-            optimizer.zero_grad()
-            scaler.scale(criterion(each(*inputs), target)).backward()
-            if index == bad:
-                next(each.parameters()).grad.data.fill_(torch.inf)  # type: ignore[union-attr]
-            scaler.step(optimizer)
-            scaler.update()
-        optimizers.append(optimizer)
-    assert_same(model, expected)
-    assert torch.equal(*(state(each)["mean_score"] for each in optimizers))
-
-
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("head", sorted(HEADS))
 @pytest.mark.parametrize("coalitions", ["factored", "full"])
@@ -1113,11 +1093,6 @@ def test_a_model_is_needed() -> None:
     groups = [{"params": [nn.Parameter(torch.zeros(2))], "modality": name} for name in ("a", "b")]
     with pytest.raises(ConfigError, match=r"Method `agm` runs parts of the model itself. Found no model"):
         BalancedOptimizer(torch.optim.SGD(groups, lr=0.1), "agm")
-
-
-def test_two_modalities_are_needed() -> None:
-    with pytest.raises(ConfigError, match="at least 2 modalities"):
-        agm(multimodal("a"))
 
 
 def test_the_model_must_be_called_itself() -> None:

@@ -289,22 +289,6 @@ def test_the_term_of_gradients_appears_in_the_loss_and_by_name() -> None:
     assert optimizer.metrics()["cggm/loss/l_gm"] == pytest.approx(added, abs=1e-6)
 
 
-def test_accumulated_micro_batches_equal_one_batch() -> None:
-    ours, whole = (multimodal("abc", dtype=torch.float64) for _ in range(2))
-    optimizer, reference = (balanced(each, "cggm", probe_optimizer=slow) for each in (ours, whole))
-    criterion = optimizer.criterion(LOSS)
-    data = batches(ours, 4, size=6, dtype=torch.float64)
-    for inputs, target in data:
-        optimizer.zero_grad()
-        for *xs, y in zip(*(x.chunk(3) for x in inputs), target.chunk(3), strict=True):
-            (criterion(ours(*xs), y) / 3).backward()
-        optimizer.step()
-    train(whole, reference, data)
-    assert_close(ours, whole, 1e-12)
-    for name, probe in probes_of(optimizer).items():
-        assert_close(probe, probes_of(reference)[name], 1e-12)
-
-
 def test_probes_run_in_single_precision_outside_of_autocast() -> None:
     seen: list[torch.dtype] = []
 
@@ -636,11 +620,6 @@ def test_a_loss_that_is_computed_already_is_refused() -> None:
     logits = model(*inputs)
     with pytest.raises(ObservationError, match=r"task loss.*opt\.criterion"):
         optimizer.observe(LOSS(logits, target), logits=logits, target=target)
-
-
-def test_one_modality_is_too_few() -> None:
-    with pytest.raises(ConfigError, match="at least 2 modalities"):
-        balanced(multimodal("a"), "cggm")
 
 
 def test_adam_of_the_user_and_the_default() -> None:

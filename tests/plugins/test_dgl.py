@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 
 from modbalance import BalancedOptimizer, ConfigError
@@ -155,12 +154,6 @@ def test_frozen_parts_stay_as_they_are(part: str) -> None:
     assert same == {name for name in before if name.startswith(part)}
 
 
-def test_a_batch_of_one() -> None:
-    model = multimodal("abc", "film")
-    train(model, balanced(model, "dgl"), batches(model, 2, size=1))
-    assert all(value.isfinite().all() for value in weights(model).values())
-
-
 def test_absent_samples_teach_an_encoder_nothing() -> None:
     model = multimodal()
     there = torch.tensor([True, True, False, True, False, True])
@@ -215,14 +208,6 @@ def test_dry_run_of_unimodal_losses_that_are_not_finite() -> None:
     assert torch.equal(optimizer.criterion(LOSS)(model(*inputs), target), LOSS(model(*inputs), target))
 
 
-def test_evaluation_is_exactly_the_loss() -> None:
-    model = multimodal()
-    criterion = balanced(model, "dgl").criterion(LOSS)
-    inputs, target = batches(model, 1)[0]
-    model.eval()
-    assert torch.equal(criterion(model(*inputs), target), LOSS(model(*inputs), target))
-
-
 def test_resume_in_the_middle_of_an_epoch_is_bitwise() -> None:
     model, other = audio_visual(SumFusion), audio_visual(SumFusion, seed=3)
     heads: dict[str, Any] = {"unimodal": {"audio": "fusion_module.fc_x", "visual": "fusion_module.fc_y"}}
@@ -236,23 +221,6 @@ def test_resume_in_the_middle_of_an_epoch_is_bitwise() -> None:
     other.load_state_dict(saved)
     resumed.load_state_dict(state)
     assert_same(train(other, resumed, data[2:]), train(model, optimizer, data[2:]))
-
-
-def test_a_step_that_the_scaler_skips_leaves_no_trace() -> None:
-    model, expected = multimodal(), multimodal()
-    data = batches(model, 3)
-    optimizer = balanced(model, "dgl")
-    scaler = GradScaler("cpu", init_scale=2.0**10)
-    criterion = optimizer.criterion(LOSS)
-    for index, (inputs, target) in enumerate(data):
-        optimizer.zero_grad()
-        scaler.scale(criterion(model(*inputs), target)).backward()
-        if index == 1:
-            next(model.parameters()).grad.data.fill_(torch.inf)  # type: ignore[union-attr]
-        scaler.step(optimizer)
-        scaler.update()
-    train(expected, balanced(expected, "dgl"), [data[0], data[2]])
-    assert_close(model, expected, 1e-6)
 
 
 # Cost
@@ -342,12 +310,6 @@ def test_a_fusion_is_needed(detach_at: str, callable_helps: bool) -> None:
     if not callable_helps:
         with pytest.raises(ConfigError, match=r"`dgl` needs `fusion=`"):
             build(lambda a, b: model.fusion(a, b))
-
-
-def test_one_modality_is_too_few() -> None:
-    model = multimodal()
-    with pytest.raises(ConfigError, match="at least 2 modalities"):
-        BalancedOptimizer(sgd(model), "dgl", model=model, modalities={"a": "encoders.a"}, fusion="fusion")
 
 
 @pytest.mark.parametrize("option", [{"alpha": 0}, {"alpha": float("nan")}, {"detach_at": "fusion"}])

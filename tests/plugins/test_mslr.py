@@ -456,12 +456,6 @@ def test_unknown_names_in_init() -> None:
 
 
 @over_both
-def test_modalities_are_needed(method: str) -> None:
-    with pytest.raises(ConfigError, match="at least 2 modalities"):
-        BalancedOptimizer(SGD([nn.Parameter(torch.ones(1))], lr=0.1), method)
-
-
-@over_both
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("copied", [copy.deepcopy], ids=["deepcopy"])
 def test_every_inner_optimizer_and_copies(method: str, inner: str, copied: Callable[[Any], Any]) -> None:

@@ -628,15 +628,6 @@ def test_a_checkpoint_with_other_buffers_is_refused() -> None:
         other.load_state_dict(optimizer.state_dict())
 
 
-def test_one_method_object_serves_two_optimizers() -> None:
-    method = Relearning(**ALWAYS)
-    first, second = audio_visual(seed=0), audio_visual(seed=1)
-    optimizers = [balanced(model, method) for model in (first, second)]
-    states = [o.state_dict()["modbalance"]["methods"]["relearning"]["initial"] for o in optimizers]
-    assert not torch.equal(states[0]["audio_net.0.weight"], states[1]["audio_net.0.weight"])
-    assert method.initial == {}
-
-
 def test_a_copied_optimizer_re_learns_too() -> None:
     model, optimizer = trained()
     model_copy, optimizer_copy = copy.deepcopy((model, optimizer))

@@ -1,6 +1,8 @@
-"""The command line `modbalance`: `list` and `show`."""
+"""The command line `modbalance`: `list`, `show` and `new`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +55,51 @@ def test_show_of_an_unknown_method_fails_with_the_nearest_name(
 
     assert status == 2
     assert printed.startswith("modbalance: No installed method is named 'ogmge'. Did you mean `ogm_ge`")
+
+
+def test_new_writes_into_the_current_folder_under_the_name_of_the_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    status, printed = command_line(monkeypatch, capsys, "new", "my_method2")
+
+    assert status == 0
+    assert "cd modbalance-my-method2" in printed
+    code = (tmp_path / "modbalance-my-method2" / "modbalance_my_method2" / "__init__.py").read_text()
+    assert "class MyMethod2(WindowedMethod):" in code
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in written if "$" in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("2fast", "Found '2fast': pass one such as my-method"),
+        ("my method", "Found 'my method': pass one such as my-method"),
+        ("../up", "Found '../up': pass one such as my-method"),
+        ("lambda", "Found 'lambda': pass one such as my-method"),
+        ("OGM-GE", "Found 'ogm_ge', which is installed: pass another one"),
+        ("none", "Found 'none', which is installed"),
+    ],
+)
+def test_new_refuses_names_that_are_none_or_taken(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, printed = command_line(monkeypatch, capsys, "new", name, "--folder", str(tmp_path / "out"))
+
+    assert status == 2
+    assert message in printed
+    assert not [*tmp_path.iterdir()]
+
+
+def test_new_overwrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("all of it")
+
+    status, printed = command_line(monkeypatch, capsys, "new", "my-method", "--folder", str(tmp_path))
+
+    assert status == 2
+    assert "should not exist, or be empty. Found" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

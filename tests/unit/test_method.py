@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
+import torch
+from torch import Tensor
 
-from modbalance import ConfigError, Method, PluginLoadError
+from modbalance import ConfigError, Method, PluginLoadError, gt, option, state
 from modbalance._plugins import check_method
 from modbalance_ogm_ge import OGMGE
 from support.training import balanced, multimodal
@@ -53,6 +55,25 @@ def test_bad_options_of_method_objects(option: str, value: Any) -> None:
 
 
 # Classes
+
+
+@attrs.define(eq=False, kw_only=True)
+class Stateful(Method):
+    name = "stateful"
+
+    alpha: float = option(1.0, gt(0), "strength")
+    mean: Tensor | None = state(None)
+
+
+def test_a_repr_shows_options_and_no_state() -> None:
+    method = Stateful(alpha=2.0)
+    method.mean = torch.ones(3)
+
+    assert repr(method) == "Stateful(alpha=2.0)"
+
+
+def test_a_method_is_exempt_from_no_rule() -> None:
+    assert Stateful().exemptions() == {}
 
 
 class Unmarked(Method):

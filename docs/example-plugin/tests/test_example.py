@@ -1,4 +1,4 @@
-"""Tests of the example plugin: discovery, and its formula by numbers worked by hand."""
+"""Tests of the example plugin: discovery, the rules of all methods, and its formula by numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from modbalance_example import InverseScore
 from torch import nn
 
 from modbalance import BalancedOptimizer, list_methods
+from modbalance.testing import Check, parametrize_with_checks
 
 
 def probabilities(*of_class_0: float) -> torch.Tensor:
@@ -37,6 +38,12 @@ def test_is_found() -> None:
 
     assert found["inverse_score"].method is InverseScore
     assert found["inverse_score"].distribution == "modbalance-example"
+
+
+@parametrize_with_checks([InverseScore, (InverseScore, {"gamma": 0.5})])
+def test_rules(check: Check) -> None:
+    """It keeps every rule that a method must keep."""
+    check()
 
 
 def test_formula() -> None:

@@ -1,0 +1,67 @@
+"""Every built-in method, with options of each kind, keeps every rule of `modbalance.testing`; so does the example."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modbalance import list_methods
+from modbalance.testing import Check, checks_for
+
+pytestmark = pytest.mark.slow
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "example-plugin"
+Options = Mapping[str, Any]
+OPTIONS: dict[str, list[Options]] = {
+    "agm": [
+        {},
+        {"preset": "paper"},
+        {"coalitions": "full", "masked_pass_grad": False},
+        {"coalitions": "joined"},
+        {"recompute": True},
+    ],
+    "cggm": [{}, {"preset": "paper", "coeff_clip": (0.0, 2.0)}, {"probes": "transformer"}],
+    "dgl": [{}, {"detach_at": "projected"}],
+    "mses": [{"patience": 0}, {"patience": 0, "preset": "paper"}],
+    "mslr": [{"memory": 1}, {"memory": 1, "preset": "paper"}],
+    "ogm": [{}, {"preset": "paper", "ratio": "min"}],
+    "ogm_ge": [{}, {"preset": "paper", "noise_source": "modulated"}],
+    "relearning": [{"period": 1, "n_init": 1}],
+}
+"""Options with which a method acts in four epochs of two steps."""
+
+
+BUILT_IN = [listing.name for listing in list_methods() if listing.distribution == "modbalance"]
+
+
+def checks() -> list[Check]:
+    cases = [(name, options) for name, each in OPTIONS.items() for options in each]
+    return [check for name, options in cases for check in checks_for(name, options=options)]
+
+
+def test_options_are_listed_of_every_built_in_method() -> None:
+    assert sorted(OPTIONS) == BUILT_IN
+
+
+@pytest.mark.parametrize("check", checks(), ids=repr)
+def test_a_built_in_method_keeps_the_rule(check: Check) -> None:
+    check()
+
+
+def example() -> list[Check]:
+    sys.path.insert(0, str(EXAMPLE))
+    try:
+        method = importlib.import_module("modbalance_example").InverseScore
+    finally:
+        sys.path.remove(str(EXAMPLE))
+    return checks_for(method, options={"gamma": 0.5}, processes=False)
+
+
+@pytest.mark.parametrize("check", example(), ids=repr)
+def test_the_example_plugin_keeps_the_rule(check: Check) -> None:
+    check()
