@@ -93,8 +93,9 @@ MISSING_LOSS = (
     "nothing added what it trains them by. Take the loss from `criterion = opt.criterion(loss_fn)`. Given once."
 )
 EPOCH_NEVER_MOVES = (
-    "Training has alternated with evaluation, but `opt.epoch` is still 0, and {methods} acts in a window of epochs. "
-    "Call `opt.end_epoch()` after each epoch, or set `opt.epoch`. Given once."
+    "Training went on after {count} evaluations, and `opt.epoch` is still 0. If each of them ended an epoch, {methods} "
+    "would act otherwise by now: call `opt.end_epoch()` after each epoch, or set `opt.epoch`, as in `opt.epoch = 0` if "
+    "all of them belong to the first. Given once."
 )
 REPLACED_PARAMETERS = (
     "The optimizer updates {count} parameters that the model no longer has, such as {name!r}, and not what stands in "

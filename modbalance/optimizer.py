@@ -198,7 +198,7 @@ class BalancedOptimizer(Wrapper):
     def epoch(self, epoch: int) -> None:
         if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
             raise ConfigError(f"`opt.epoch` should be an integer >= 0. Found {epoch!r}.")
-        self._lifecycle.move_to_epoch(epoch)
+        self._lifecycle.set_epoch(epoch)
 
     @property
     def should_stop(self) -> bool:
