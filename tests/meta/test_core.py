@@ -33,13 +33,15 @@ LAYERS = (
     ("_lifecycle",),
     ("_checkpoint", "_wrapper", "criterion"),
     ("optimizer",),
+    ("_epochs", "accelerate"),
+    ("lightning", "transformers"),
     ("__init__", "cli"),
     ("__main__",),
 )
 """Modules of the core, lowest layer first; a module imports those of lower layers alone."""
 PUBLIC = {
-    *("auxiliary", "cli", "coalitions", "context", "criterion", "errors", "gradients"),
-    *("hookspecs", "loaders", "method", "optimizer", "results", "scores"),
+    *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "errors", "gradients"),
+    *("hookspecs", "lightning", "loaders", "method", "optimizer", "results", "scores", "transformers"),
 }
 METHODS = [listing.name for listing in list_methods()]
 PLUGINS = sorted([*ROOT.glob("plugins/**/*.py"), *ROOT.glob("docs/example-plugin/modbalance_example/*.py")])

@@ -1,0 +1,161 @@
+"""The Lightning callback: a training of Lightning equals the plain loop, clips and epochs included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning
+from modbalance.lightning import BalanceCallback
+from support.stacks import CLIP, EPOCHS, METHODS, loader, metrics_of, plain, wrapped
+from support.training import assert_close, assert_same, multimodal
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*GPU available:UserWarning"),
+]
+
+
+class Module(LightningModule):  # type: ignore[misc]
+    def __init__(self, method: str, **arguments: Any) -> None:
+        super().__init__()
+        self.net = multimodal()
+        self.method, self.arguments = method, arguments
+
+    def training_step(self, batch: list[Tensor], index: int) -> Any:
+        *inputs, target = batch
+        return self.criterion(self.net(*inputs), target)
+
+    def configure_optimizers(self) -> BalancedOptimizer:
+        optimizer = wrapped(self.net, self.method, **self.arguments)
+        self.criterion = optimizer.criterion(nn.CrossEntropyLoss())
+        return optimizer
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        *inputs, target = batch
+        self.criterion(self.net(*inputs), target)
+
+
+class Manual(Module):
+    modulates = True
+
+    def __init__(self, method: str, **arguments: Any) -> None:
+        super().__init__(method, **arguments)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        *inputs, target = batch
+        opt = self.optimizers()
+        opt.zero_grad()
+        self.manual_backward(self.criterion(self.net(*inputs), target))
+        if self.modulates:
+            opt.modulate()
+        self.clip_gradients(opt, gradient_clip_val=CLIP)
+        opt.step()
+
+
+class ClipsFirst(Manual):
+    modulates = False
+
+
+def fit(module: Module, *callbacks: Any, **arguments: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    defaults = {"max_epochs": EPOCHS, "enable_checkpointing": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
+    checkpoint = arguments.pop("ckpt_path", None)
+    trainer = Trainer(callbacks=list(callbacks), **(quiet | defaults | arguments))
+    trainer.fit(module, loader(), loader(2, seed=3), ckpt_path=checkpoint)
+    return trainer
+
+
+@pytest.mark.parametrize("method", [*METHODS, "none"])
+def test_the_clip_of_the_trainer_comes_after_modulation(method: str) -> None:
+    module = Module(method)
+    fit(module, BalanceCallback(metrics=metrics_of), gradient_clip_val=CLIP)
+
+    assert_same(module.net, plain(method, clip=CLIP))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation_and_no_clip_equal_the_plain_loop(method: str) -> None:
+    module = Module(method)
+    fit(module, BalanceCallback(metrics=metrics_of), accumulate_grad_batches=2)
+
+    assert_same(module.net, plain(method, accumulate=2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_manual_optimization_modulates_before_its_own_clip(method: str) -> None:
+    module = Manual(method)
+    fit(module, BalanceCallback(metrics=metrics_of))
+
+    assert_same(module.net, plain(method, clip=CLIP))
+
+
+def test_a_manual_clip_before_modulation_is_named() -> None:
+    with pytest.warns(ModbalanceWarning, match=r"Call `opt\.modulate\(\)` before the clip"):
+        fit(ClipsFirst("ogm"), BalanceCallback())
+
+
+def test_without_the_callback_the_clip_is_named() -> None:
+    with pytest.warns(ModbalanceWarning, match="changed in place"):
+        fit(Module("ogm"), gradient_clip_val=CLIP)
+
+
+@pytest.mark.parametrize("method", ["mses", "mslr", "relearning"])
+def test_epochs_end_once_with_the_loaders_of_the_trainer(method: str) -> None:
+    module = Module(method)
+    trainer = fit(module, BalanceCallback(metrics=metrics_of))
+
+    assert trainer.optimizers[0].epoch == EPOCHS
+    assert_same(module.net, plain(method))
+
+
+def test_the_module_may_end_epochs_itself() -> None:
+    class Ends(Module):
+        def on_train_epoch_end(self) -> None:
+            self.optimizers().end_epoch()
+
+    trainer = fit(Ends("ogm"), BalanceCallback(end_epoch=False))
+    assert trainer.optimizers[0].epoch == EPOCHS
+    with pytest.raises(ConfigError, match=r"Found 2: leave `opt\.end_epoch\(\)` to the callback"):
+        fit(Ends("ogm"), BalanceCallback())
+
+
+def test_another_optimizer_is_refused_when_the_training_starts() -> None:
+    class Bare(Module):
+        def configure_optimizers(self) -> Any:
+            super().configure_optimizers()
+            return torch.optim.SGD(self.net.parameters(), 0.1)
+
+    with pytest.raises(ConfigError, match=r"Found \['SGD'\]: wrap the optimizer"):
+        fit(Bare("ogm"), BalanceCallback())
+
+
+def test_several_validations_in_an_epoch_are_no_epochs() -> None:
+    module = Module("agm", end_epoch=1)
+    fit(module, BalanceCallback(), val_check_interval=1)
+
+    assert_same(module.net, plain("agm", end_epoch=1))
+
+
+@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
+def test_a_checkpoint_at_the_end_of_an_epoch_resumes_as_if_nothing_happened(hook: str, tmp_path: Path) -> None:
+    class Saves(Module):
+        def save(self) -> None:
+            if self.trainer.current_epoch == 0:
+                self.trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    setattr(Saves, hook, Saves.save)
+    fit(Saves("relearning"), BalanceCallback(), max_epochs=1)
+    resumed = Module("relearning")
+    trainer = fit(resumed, BalanceCallback(), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
+
+    assert trainer.optimizers[0].epoch == EPOCHS
+    assert_close(resumed.net, plain("relearning"), atol=1e-6)
