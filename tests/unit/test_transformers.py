@@ -103,6 +103,15 @@ def test_without_the_callback_its_default_clip_is_named(tmp_path: Path) -> None:
         trainer.train()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_bf16_equals_the_plain_loop_with_the_loss_outside_of_autocast(method: str, tmp_path: Path) -> None:
+    trainer, net, _ = build(method, tmp_path, max_grad_norm=CLIP, bf16=True)
+    trainer.add_callback(BalanceCallback(trainer, metrics=metrics_of))
+    trainer.train()
+
+    assert_same(net, plain(method, clip=CLIP, autocast=torch.bfloat16))
+
+
 @pytest.mark.parametrize("method", ["mses", "mslr", "relearning"])
 def test_epochs_end_once_with_its_loaders(method: str, tmp_path: Path) -> None:
     trainer, net, optimizer = build(method, tmp_path, max_grad_norm=0.0)
