@@ -116,6 +116,12 @@ CHANGED_GRADIENTS = (
     "gradients than those of the step: call `opt.modulate()` before it, or switch the clip of the framework off and "
     "pass `clip_grad_norm=` to BalancedOptimizer. A division, as for a mean over ranks, does no harm. Given once."
 )
+PRESET_CLIPS = (
+    "Two BalancedOptimizers of one model take steps in turn, and each clips the gradients of its own parameters by the "
+    "preset of its method: the norm is not that of the whole model, and what both update is clipped twice. Give inner "
+    "optimizers and methods to one, `BalancedOptimizer([...], method=[...])`, or pass `clip_grad_norm=` to each. Given "
+    "once."
+)
 SCALE_INVARIANCE = (
     "{methods} scales gradients, and the update of {optimizer} hardly follows them: with gradients times 0.01 a "
     "scratch parameter moved {share} times as far (SGD: 0.01). Where that is about 1, a constant scale has almost no "

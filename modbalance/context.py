@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad
 
-from modbalance._joint import JointOptimizer
 from modbalance._model import compiled
 from modbalance._model.forward import Forward, map_tensors
 from modbalance._model.graphs import refuse_in_capture
 from modbalance._model.rerun import preserved
 from modbalance._model.structure import Part, resolve
+from modbalance._nested import nested
 from modbalance._reporting import depth_of_caller
 from modbalance._training import Training
 from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
@@ -152,9 +152,7 @@ class Run:
     @property
     def can_clear_optimizer_state(self) -> bool:
         """Whether the inner optimizer makes the state of a parameter anew; Adagrad does so only when it is built."""
-        optimizer = self._training.optimizer
-        each = optimizer.optimizers if isinstance(optimizer, JointOptimizer) else (optimizer,)
-        return not any(isinstance(one, Adagrad) for one in each)
+        return not any(isinstance(each, Adagrad) for each in nested(self._training.optimizer))
 
     @property
     def has_two_passes(self) -> bool:
@@ -162,9 +160,11 @@ class Run:
         return hasattr(self._training.optimizer, "second_step")
 
     def clear_optimizer_state(self, parameters: Iterable[Tensor]) -> None:
-        """Drop the inner optimizer's state of some parameters, such as momentum."""
+        """Drop the inner optimizer's state of some parameters, such as momentum, wherever in it that lies."""
+        states = [each.state for each in nested(self._training.optimizer)]
         for parameter in parameters:
-            self._training.optimizer.state.pop(parameter, None)
+            for state in states:
+                state.pop(parameter, None)
 
     # Ranks
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning
@@ -159,3 +160,11 @@ def test_a_checkpoint_at_the_end_of_an_epoch_resumes_as_if_nothing_happened(hook
 
     assert trainer.optimizers[0].epoch == EPOCHS
     assert_close(resumed.net, plain("relearning"), atol=1e-6)
+
+
+def test_remove_through_the_optimizer_of_lightning_takes_the_preset_clip_off() -> None:
+    optimizer = wrapped(multimodal(), "cggm")
+    assert optimizer._clip_grad_norm == 0.8
+    LightningOptimizer(optimizer).remove()
+
+    assert optimizer._clip_grad_norm is None
