@@ -146,6 +146,48 @@ def test_several_validations_in_an_epoch_are_no_epochs() -> None:
     assert_same(module.net, plain("agm", end_epoch=1))
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+@pytest.mark.parametrize("method", ["relearning", "ogm"])
+def test_training_in_one_precision_equals_the_plain_loop(method: str, precision: Any, dtype: torch.dtype) -> None:
+    module = Module(method)
+    fit(module, BalanceCallback(metrics=metrics_of), precision=precision)
+
+    assert_same(module.net, plain(method, dtype=dtype))
+
+
+def test_relearning_without_the_callback_takes_the_loaders_of_a_training_in_double_precision() -> None:
+    class Ends(Module):
+        def on_train_epoch_end(self) -> None:
+            self.optimizers().end_epoch(train=loader(), val=loader(2, seed=3))
+
+    module = Ends("relearning")
+    fit(module, precision="64-true")
+
+    assert_same(module.net, plain("relearning", dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ddp_around_the_module_runs_one_forward_per_batch(method: str) -> None:
+    class Whole(Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.net(a, b)
+
+        def training_step(self, batch: list[Tensor], index: int) -> Any:
+            *inputs, target = batch
+            return self.criterion(self(*inputs), target)
+
+        def configure_optimizers(self) -> BalancedOptimizer:
+            optimizer = wrapped(self.net, self.method, around=self)
+            self.criterion = optimizer.criterion(nn.CrossEntropyLoss())
+            return optimizer
+
+    module = Whole(method)
+    alone = {"strategy": "ddp", "devices": 1, "use_distributed_sampler": False}
+    fit(module, BalanceCallback(metrics=metrics_of), gradient_clip_val=CLIP, **alone)
+
+    assert_same(module.net, plain(method, clip=CLIP))
+
+
 @pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
 def test_a_checkpoint_at_the_end_of_an_epoch_resumes_as_if_nothing_happened(hook: str, tmp_path: Path) -> None:
     class Saves(Module):
