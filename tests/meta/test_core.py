@@ -22,7 +22,7 @@ LAYERS = (
         *("method", "gradients", "scores", "_ranks", "_in_place"),
         *("_model.forward", "_model.graphs", "_model.compiled", "_model.modes"),
     ),
-    ("_reporting", "_joint", "_nested", "_clip", "_model.structure"),
+    ("_reporting", "_joint", "_nested", "_clip", "_model.reentrant", "_model.structure"),
     ("_invariance", "_model.ownership", "_model.watch"),
     ("_model.rerun",),
     ("_model.unimodal",),

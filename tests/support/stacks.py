@@ -19,7 +19,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ogm": {"param_filter": "all"},
     "cggm": {"coeff_clip": (-2.0, 2.0)},
     "mslr": {"init": {"a": 0.3, "b": 3.0}},
-    "agm": {"clip_trigger": 0.1},
+    # The form that is chosen by itself depends on the class of the model, and with it the rounding.
+    "agm": {"clip_trigger": 0.1, "coalitions": "full"},
     "relearning": {"period": 1, "offset": -1},
 }
 CLIP = 0.2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -166,6 +169,17 @@ def test_relearning_without_the_callback_takes_the_loaders_of_a_training_in_doub
     assert_same(module.net, plain("relearning", dtype=torch.float64))
 
 
+@pytest.fixture
+def _no_group_left() -> Iterator[None]:
+    """End the process group that Lightning leaves, and take its variables off the environment."""
+    before = dict(os.environ)
+    yield
+    dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("_no_group_left")
 @pytest.mark.parametrize("method", METHODS)
 def test_ddp_around_the_module_runs_one_forward_per_batch(method: str) -> None:
     class Whole(Module):
