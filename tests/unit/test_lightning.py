@@ -12,11 +12,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning
 from modbalance.lightning import BalanceCallback
-from support.stacks import CLIP, EPOCHS, METHODS, loader, metrics_of, plain, wrapped
+from support.models import Multimodal
+from support.stacks import CLIP, EPOCHS, METHODS, STEPS, loader, metrics_of, plain, wrapped
 from support.training import assert_close, assert_same, multimodal
 
 pytestmark = [
@@ -200,6 +202,48 @@ def test_ddp_around_the_module_runs_one_forward_per_batch(method: str) -> None:
     fit(module, BalanceCallback(metrics=metrics_of), gradient_clip_val=CLIP, **alone)
 
     assert_same(module.net, plain(method, clip=CLIP))
+
+
+def scaled(method: str) -> Multimodal:
+    """Train in a plain loop in half precision with a GradScaler."""
+    model, scaler = multimodal(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = wrapped(model, method)
+    criterion = optimizer.criterion(nn.CrossEntropyLoss())
+    for epoch in range(EPOCHS):
+        for *inputs, target in loader():
+            with torch.autocast("cpu", torch.half, cache_enabled=False):  # as in Lightning
+                loss = criterion(model(*inputs), target)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            optimizer.modulate()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.end_epoch(metrics=metrics_of(epoch))
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_unscaled_before_modulation(method: str) -> None:
+    module = Module(method)
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    fit(module, BalanceCallback(metrics=metrics_of), plugins=plugin, gradient_clip_val=CLIP)
+
+    assert_same(module.net, scaled(method))
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable:UserWarning")
+def test_a_checkpoint_from_within_an_epoch_resumes_in_it(tmp_path: Path) -> None:
+    class Saves(Module):
+        def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+            if self.trainer.global_step == STEPS + 2:
+                self.trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    fit(Saves("ogm"), BalanceCallback())
+    trainer = fit(Module("ogm"), BalanceCallback(), ckpt_path=tmp_path / "last.ckpt", max_epochs=EPOCHS + 1)
+
+    assert trainer.optimizers[0].epoch == EPOCHS + 1
 
 
 @pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
