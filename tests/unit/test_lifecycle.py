@@ -308,7 +308,7 @@ def train_and_evaluate(optimizer: BalancedOptimizer, times: int) -> None:
 @pytest.mark.parametrize(
     ("method", "window", "count"), [("ogm", {"end_epoch": 1}, 2), ("agm", {"end_epoch": 2}, 3), ("mses", {}, 2)]
 )
-def test_epoch_that_never_moves_is_noticed_once(method: str, window: dict[str, int], count: int) -> None:
+def test_epoch_that_never_moves_is_noticed_once(method: str, window: dict[str, Any], count: int) -> None:
     optimizer = balanced(multimodal(), method, **window)
 
     train_and_evaluate(optimizer, count)
@@ -318,7 +318,7 @@ def test_epoch_that_never_moves_is_noticed_once(method: str, window: dict[str, i
 
 
 @pytest.mark.parametrize("window", [{}, {"end_epoch": 9}, {"start_epoch": 9}])
-def test_several_validations_in_the_first_epoch_are_no_notice(window: dict[str, int]) -> None:
+def test_several_validations_in_the_first_epoch_are_no_notice(window: dict[str, Any]) -> None:
     train_and_evaluate(balanced(multimodal(), "ogm", **window), 4)
 
 

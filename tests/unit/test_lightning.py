@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning
 from modbalance.lightning import BalanceCallback
@@ -206,7 +207,7 @@ def test_ddp_around_the_module_runs_one_forward_per_batch(method: str) -> None:
 
 def scaled(method: str) -> Multimodal:
     """Train in a plain loop in half precision with a GradScaler."""
-    model, scaler = multimodal(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model, scaler = multimodal(), GradScaler("cpu", init_scale=1024.0)
     optimizer = wrapped(model, method)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     for epoch in range(EPOCHS):
@@ -227,7 +228,7 @@ def scaled(method: str) -> Multimodal:
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_unscaled_before_modulation(method: str) -> None:
     module = Module(method)
-    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    plugin = MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024.0))
     fit(module, BalanceCallback(metrics=metrics_of), plugins=plugin, gradient_clip_val=CLIP)
 
     assert_same(module.net, scaled(method))

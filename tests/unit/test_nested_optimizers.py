@@ -31,7 +31,7 @@ class Around(Optimizer):
         super().__init__(inside.param_groups, {})
         self.inside = inside
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         self.inside.step()
 
 
@@ -39,7 +39,7 @@ def zero_redundancy(model: nn.Module, kind: type[Optimizer] = SGD, **settings: A
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.script, of torch itself
         from torch.distributed.optim import ZeroRedundancyOptimizer
-    return ZeroRedundancyOptimizer(model.parameters(), kind, lr=0.1, **settings)  # type: ignore[no-untyped-call]
+    return ZeroRedundancyOptimizer(model.parameters(), kind, lr=0.1, **settings)
 
 
 def around(model: nn.Module, kind: type[Optimizer] = SGD, **settings: Any) -> Optimizer:

@@ -35,8 +35,8 @@ class Checkpointed(nn.Module):
 def model_and_optimizer(is_on: bool = True, **options: Any) -> tuple[Any, BalancedOptimizer]:
     torch.manual_seed(3)
     model = multimodal()
-    model.encoders["a"] = Checkpointed()
-    model.encoders["a"].is_on = is_on
+    encoder = model.encoders["a"] = Checkpointed()
+    encoder.is_on = is_on
     inner = torch.optim.SGD(model.parameters(), 0.1)
     return model, BalancedOptimizer(inner, "agm", model=model, modalities=model.paths, fusion="fusion", **options)
 
