@@ -113,8 +113,9 @@ NOTHING_TO_SCALE = (
 )
 CHANGED_GRADIENTS = (
     "Gradients were changed in place between the backward and the modulation by {methods}. A clip there bounds other "
-    "gradients than those of the step: call `opt.modulate()` before it, or switch the clip of the framework off and "
-    "pass `clip_grad_norm=` to BalancedOptimizer. A division, as for a mean over ranks, does no harm. Given once."
+    "gradients than those of the step: call `opt.modulate()` before it, as `modbalance.lightning`, `.accelerate` and "
+    "`.transformers` do, or switch the clip of the framework off and pass `clip_grad_norm=` to BalancedOptimizer. A "
+    "division, as for a mean over ranks, does no harm. Given once."
 )
 PRESET_CLIPS = (
     "Two BalancedOptimizers of one model take steps in turn, and each clips the gradients of its own parameters by the "

@@ -64,7 +64,7 @@ def test_a_clip_by_value_comes_after_modulation(method: str) -> None:
 
 
 def test_without_it_the_clip_is_named() -> None:
-    with pytest.warns(ModbalanceWarning, match=r"Call `opt\.modulate\(\)` before the clip"):
+    with pytest.warns(ModbalanceWarning, match=r"call `opt\.modulate\(\)` before it"):
         accelerated("ogm", helps=False)
 
 

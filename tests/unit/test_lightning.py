@@ -106,7 +106,7 @@ def test_manual_optimization_modulates_before_its_own_clip(method: str) -> None:
 
 
 def test_a_manual_clip_before_modulation_is_named() -> None:
-    with pytest.warns(ModbalanceWarning, match=r"Call `opt\.modulate\(\)` before the clip"):
+    with pytest.warns(ModbalanceWarning, match=r"call `opt\.modulate\(\)` before it"):
         fit(ClipsFirst("ogm"), BalanceCallback())
 
 

@@ -99,7 +99,7 @@ def test_its_clip_comes_after_modulation(method: str, clip: float, tmp_path: Pat
 
 def test_without_the_callback_its_default_clip_is_named(tmp_path: Path) -> None:
     trainer, _, _ = build("ogm", tmp_path)
-    with pytest.warns(ModbalanceWarning, match=r"Call `opt\.modulate\(\)` before the clip"):
+    with pytest.warns(ModbalanceWarning, match=r"call `opt\.modulate\(\)` before it"):
         trainer.train()
 
 
