@@ -58,6 +58,7 @@ class BalanceCallback(TrainerCallback):  # type: ignore[misc]    # mypy does not
         self._metrics = metrics
         self._ends_epochs = end_epoch
         self._epochs = EpochKeeper()
+        self._epoch = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -76,15 +77,16 @@ class BalanceCallback(TrainerCallback):  # type: ignore[misc]    # mypy does not
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the epoch of the optimizer, which a checkpoint may be behind."""
+        self._epoch = int(state.epoch or 0)
         if self._ends_epochs:
-            self._epochs.begin([self._optimizer], int(state.epoch or 0), self._end)
+            self._epochs.begin([self._optimizer], self._epoch, self._end)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """End the epoch, before the Trainer evaluates and saves."""
         if self._ends_epochs:
-            self._epochs.end([self._optimizer], self._optimizer.epoch, self._end)
+            self._epochs.end([self._optimizer], self._epoch, self._end)
 
     @property
     def _optimizer(self) -> BalancedOptimizer:

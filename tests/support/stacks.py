@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +56,22 @@ def wrapped(model: Multimodal, method: str, *, around: nn.Module | None = None, 
         return balanced(model, method, **options)
     paths = {name: f"net.{path}" for name, path in model.paths.items()}
     return BalancedOptimizer(sgd(model), method, model=around, modalities=paths, fusion="net.fusion", **options)
+
+
+@contextmanager
+def accelerate_as_new() -> Iterator[None]:
+    """Take state of Accelerate and variables of the environment back after the body: frameworks leave both."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+
+        os.environ.clear()
+        os.environ.update(before)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        PartialState._reset_state()
 
 
 def metrics_of(epoch: int) -> Mapping[str, Mapping[str, float]]:

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning
 from modbalance.accelerate import modulate_before_clip, unwrapped
 from support.models import Multimodal
-from support.stacks import CLIP, EPOCHS, METHODS, loader, metrics_of, plain, wrapped
+from support.stacks import CLIP, EPOCHS, METHODS, accelerate_as_new, loader, metrics_of, plain, wrapped
 from support.training import assert_same, multimodal
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available:UserWarning")
@@ -23,10 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available:UserWarn
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+    with accelerate_as_new():
+        yield
 
 
 def accelerated(method: str, *, accumulate: int = 1, helps: bool = True, by_value: bool = False) -> Multimodal:

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning
 from modbalance.transformers import BalanceCallback
 from support.models import Multimodal
-from support.stacks import CLIP, EPOCHS, METHODS, SIZE, STEPS, dataset, metrics_of, plain, wrapped
+from support.stacks import CLIP, EPOCHS, METHODS, SIZE, STEPS, accelerate_as_new, dataset, metrics_of, plain, wrapped
 from support.training import assert_close, assert_same, multimodal
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")]
@@ -24,10 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*pin_memory:
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+    with accelerate_as_new():
+        yield
 
 
 class Named(Dataset[dict[str, Tensor]]):
@@ -135,6 +132,31 @@ def test_a_run_resumes_from_the_end_of_an_epoch_or_the_middle(strategy: str, tmp
 
         assert optimizer.epoch == EPOCHS
         assert_close(net, plain("relearning"), atol=1e-6)
+
+
+def test_epochs_that_are_ended_twice_are_refused(tmp_path: Path) -> None:
+    class Ends(TrainerCallback):  # type: ignore[misc]
+        def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            optimizer.end_epoch()
+
+    trainer, _, optimizer = build("ogm", tmp_path)
+    trainer.add_callback(BalanceCallback(trainer))
+    trainer.add_callback(Ends())
+    with pytest.raises(ConfigError, match=r"should be 1 .*Found 2: leave `opt\.end_epoch\(\)` to the callback"):
+        trainer.train()
+
+
+def test_an_epoch_that_the_user_has_ended_is_not_ended_again(tmp_path: Path) -> None:
+    class Ends(TrainerCallback):  # type: ignore[misc]
+        def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            optimizer.end_epoch()
+
+    trainer, _, optimizer = build("ogm", tmp_path)
+    trainer.add_callback(Ends())
+    trainer.add_callback(BalanceCallback(trainer))
+    trainer.train()
+
+    assert optimizer.epoch == EPOCHS
 
 
 def test_the_user_may_end_epochs_alone(tmp_path: Path) -> None:
