@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -87,9 +87,22 @@ def plain(
     autocast: torch.dtype | None = None,
     dtype: torch.dtype = torch.float32,
     by_value: bool = False,
+    around_loss: Callable[[], AbstractContextManager[object]] = nullcontext,
     **arguments: Any,
 ) -> Multimodal:
-    """Train in a plain loop: modulate, clip, step; end each epoch."""
+    """Train in a plain loop: modulate, clip, step; end each epoch.
+
+    Args:
+        method: The method.
+        clip: Largest norm, or value, of the gradients.
+        epochs: Number of epochs.
+        accumulate: Micro-batches of a step.
+        autocast: Type in which the model runs; the loss is in single precision.
+        dtype: Type of model and data.
+        by_value: Whether the clip is one of values.
+        around_loss: Context of forward and criterion call.
+        arguments: Further arguments of BalancedOptimizer.
+    """
     model = multimodal(dtype=dtype)
     optimizer = wrapped(model, method, **arguments)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
@@ -97,9 +110,11 @@ def plain(
     for epoch in range(epochs):
         model.train()
         for index, (*inputs, target) in enumerate(train):
-            with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-                logits = model(*inputs)
-            (criterion(logits.to(dtype), target) / accumulate).backward()
+            with around_loss():
+                with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+                    logits = model(*inputs)
+                loss = criterion(logits.to(dtype), target) / accumulate
+            loss.backward()
             if (index + 1) % accumulate == 0 or index + 1 == len(train):
                 optimizer.modulate()
                 if clip is not None:

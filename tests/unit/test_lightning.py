@@ -205,14 +205,19 @@ def test_ddp_around_the_module_runs_one_forward_per_batch(method: str) -> None:
     assert_same(module.net, plain(method, clip=CLIP))
 
 
+def half_precision() -> MixedPrecision:
+    return MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024.0))
+
+
 def scaled(method: str) -> Multimodal:
-    """Train in a plain loop in half precision with a GradScaler."""
-    model, scaler = multimodal(), GradScaler("cpu", init_scale=1024.0)
+    """Train in a plain loop in half precision with a GradScaler, both as Lightning configures them."""
+    model, plugin = multimodal(), half_precision()
+    scaler = plugin.scaler
     optimizer = wrapped(model, method)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     for epoch in range(EPOCHS):
         for *inputs, target in loader():
-            with torch.autocast("cpu", torch.half, cache_enabled=False):  # as in Lightning
+            with plugin.forward_context():
                 loss = criterion(model(*inputs), target)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
@@ -228,8 +233,7 @@ def scaled(method: str) -> Multimodal:
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_unscaled_before_modulation(method: str) -> None:
     module = Module(method)
-    plugin = MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024.0))
-    fit(module, BalanceCallback(metrics=metrics_of), plugins=plugin, gradient_clip_val=CLIP)
+    fit(module, BalanceCallback(metrics=metrics_of), plugins=half_precision(), gradient_clip_val=CLIP)
 
     assert_same(module.net, scaled(method))
 
