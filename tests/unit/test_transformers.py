@@ -18,7 +18,11 @@ from support.models import Multimodal
 from support.stacks import CLIP, EPOCHS, METHODS, SIZE, STEPS, accelerate_as_new, dataset, metrics_of, plain, wrapped
 from support.training import assert_close, assert_same, multimodal
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning"),  # of versions before 5
+]
 
 
 @pytest.fixture(autouse=True)
