@@ -298,6 +298,11 @@ class Lifecycle:
 
     # Between epochs
 
+    def set_epoch(self, epoch: int) -> None:
+        """Take over the epoch that the user counts, which may be the current one."""
+        self._epoch_was_set = True
+        self.move_to_epoch(epoch)
+
     def move_to_epoch(self, epoch: int) -> None:
         """Set the epoch, and record forwards only where a method acts in the steps of it."""
         training = self.training
@@ -428,10 +433,16 @@ class Lifecycle:
         return _reporting.describe(encoders, [(each, self.hooks.hooks_of(each)) for each in self.methods], lines)
 
     def _warn_of_resting_epoch(self) -> None:
-        """Warn if training goes on after a second evaluation and no epoch was ever ended."""
-        windowed = [method.name for method in self.methods if isinstance(method, WindowedMethod)]
-        if self._evaluations > 1 and self.training.epoch == 0 and not self._epoch_was_set and windowed:
-            self.notices.give(_reporting.EPOCH_NEVER_MOVES, methods=" and ".join(windowed))
+        """Warn if no epoch was ever ended, and methods would act otherwise if each evaluation had ended one."""
+        count = self._evaluations
+        if count < 2 or self.training.epoch or self._epoch_was_set:
+            return
+        ending = self.hooks.implementers("modbalance_epoch_end")
+        windowed = [each for each in self.methods if isinstance(each, WindowedMethod)]
+        missing = [each.name for each in windowed if each in ending or _window_changes(each, count)]
+        if missing:
+            methods = " and ".join(missing)
+            self.notices.give(_reporting.EPOCH_NEVER_MOVES, methods=methods, count=str(count))
 
     def _warn_of_invariance(self) -> None:
         structure, optimizer = self.training.structure, self.training.optimizer
@@ -517,6 +528,11 @@ class Lifecycle:
     def _on_run(self, hook: str, methods: Sequence[Method], **arguments: Any) -> None:
         for method in methods:
             self.hooks.call(method, hook, run=self._runs[method.name], **arguments)
+
+
+def _window_changes(method: WindowedMethod, epoch: int) -> bool:
+    """Return whether a window begins or ends after epoch 0, up to ``epoch``."""
+    return 0 < method.start_epoch <= epoch or (method.end_epoch is not None and method.end_epoch < epoch)
 
 
 def _check_needs(method: Method, run: Run) -> None:

@@ -93,8 +93,9 @@ MISSING_LOSS = (
     "nothing added what it trains them by. Take the loss from `criterion = opt.criterion(loss_fn)`. Given once."
 )
 EPOCH_NEVER_MOVES = (
-    "Training has alternated with evaluation, but `opt.epoch` is still 0, and {methods} acts in a window of epochs. "
-    "Call `opt.end_epoch()` after each epoch, or set `opt.epoch`. Given once."
+    "Training went on after {count} evaluations, and `opt.epoch` is still 0. If each of them ended an epoch, {methods} "
+    "would act otherwise by now: call `opt.end_epoch()` after each epoch, or set `opt.epoch`, as in `opt.epoch = 0` if "
+    "all of them belong to the first. Given once."
 )
 REPLACED_PARAMETERS = (
     "The optimizer updates {count} parameters that the model no longer has, such as {name!r}, and not what stands in "
@@ -112,8 +113,15 @@ NOTHING_TO_SCALE = (
 )
 CHANGED_GRADIENTS = (
     "Gradients were changed in place between the backward and the modulation by {methods}. A clip there bounds other "
-    "gradients than those of the step: call `opt.modulate()` before it, or switch the clip of the framework off and "
-    "pass `clip_grad_norm=` to BalancedOptimizer. A division, as for a mean over ranks, does no harm. Given once."
+    "gradients than those of the step: call `opt.modulate()` before it, as `modbalance.lightning`, `.accelerate` and "
+    "`.transformers` do, or switch the clip of the framework off and pass `clip_grad_norm=` to BalancedOptimizer. A "
+    "division, as for a mean over ranks, does no harm. Given once."
+)
+PRESET_CLIPS = (
+    "Two BalancedOptimizers of one model take steps in turn, and each clips the gradients of its own parameters by the "
+    "preset of its method: the norm is not that of the whole model, and what both update is clipped twice. Give inner "
+    "optimizers and methods to one, `BalancedOptimizer([...], method=[...])`, or pass `clip_grad_norm=` to each. Given "
+    "once."
 )
 SCALE_INVARIANCE = (
     "{methods} scales gradients, and the update of {optimizer} hardly follows them: with gradients times 0.01 a "

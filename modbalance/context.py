@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad
 
-from modbalance._joint import JointOptimizer
 from modbalance._model import compiled
-from modbalance._model.forward import Forward, map_tensors
+from modbalance._model.forward import Forward, map_tensors, tensors_in
 from modbalance._model.graphs import refuse_in_capture
 from modbalance._model.rerun import preserved
 from modbalance._model.structure import Part, resolve
+from modbalance._nested import nested
 from modbalance._reporting import depth_of_caller
 from modbalance._training import Training
 from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
@@ -152,9 +152,7 @@ class Run:
     @property
     def can_clear_optimizer_state(self) -> bool:
         """Whether the inner optimizer makes the state of a parameter anew; Adagrad does so only when it is built."""
-        optimizer = self._training.optimizer
-        each = optimizer.optimizers if isinstance(optimizer, JointOptimizer) else (optimizer,)
-        return not any(isinstance(one, Adagrad) for one in each)
+        return not any(isinstance(each, Adagrad) for each in nested(self._training.optimizer))
 
     @property
     def has_two_passes(self) -> bool:
@@ -162,9 +160,11 @@ class Run:
         return hasattr(self._training.optimizer, "second_step")
 
     def clear_optimizer_state(self, parameters: Iterable[Tensor]) -> None:
-        """Drop the inner optimizer's state of some parameters, such as momentum."""
+        """Drop the inner optimizer's state of some parameters, such as momentum, wherever in it that lies."""
+        states = [each.state for each in nested(self._training.optimizer)]
         for parameter in parameters:
-            self._training.optimizer.state.pop(parameter, None)
+            for state in states:
+                state.pop(parameter, None)
 
     # Ranks
 
@@ -466,6 +466,9 @@ class EpochData:
 def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     """Return logits and target of a batch that ends with the target, on the device of the model.
 
+    Floating-point inputs have the type of the model's parameters, where these are all of one: in a training in double
+    or half precision, the loader may yield single precision.
+
     Raises:
         ConfigError: The batch is no list or tuple, so that its target is not known.
     """
@@ -474,14 +477,23 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
             f"A batch of a loader should be a tuple or list of inputs and, last, the target. Found "
             f"{type(batch).__name__}: pass `opt.end_epoch(..., forward=lambda model, batch: (logits, target))`."
         )
-    device = next(model.parameters()).device
-    *inputs, target = (_moved(item, device) for item in batch)
+    parameters = [*model.parameters()]
+    *inputs, target = (_moved(item, parameters[0].device) for item in batch)
+    types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    if len(types) == 1:
+        inputs = [_converted(item, next(iter(types))) for item in inputs]
     return model(*inputs), target
 
 
 def _moved(item: Any, device: torch.device) -> Any:
     # Packed sequences, and the mappings that tokenizers return, move by a method of their own.
     return item.to(device) if hasattr(item, "to") else map_tensors(item, lambda tensor: tensor.to(device))
+
+
+def _converted(item: Any, dtype: torch.dtype) -> Any:
+    if all(not tensor.is_floating_point() or tensor.dtype == dtype for tensor in tensors_in(item)):
+        return item  # as it is: mappings of a class of their own stay that
+    return map_tensors(item, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def _loss_of(loss_fn: Callable[..., Tensor], target: Any, logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from modbalance import gradients
 from modbalance._checkpoint import Checkpoint
+from modbalance._clip import Clip
 from modbalance._joint import JointOptimizer
 from modbalance._lifecycle import Lifecycle
 from modbalance._model.forward import Inputs, Place
@@ -22,7 +23,7 @@ from modbalance._model.unimodal import Unimodal, UnimodalSpec
 from modbalance._model.watch import Watch
 from modbalance._plugins import MethodSpec, build_methods
 from modbalance._ranks import Ranks
-from modbalance._reporting import Telemetry
+from modbalance._reporting import PRESET_CLIPS, Telemetry
 from modbalance._training import Training
 from modbalance._wrapper import Wrapper, with_step_hooks
 from modbalance.context import EpochData, default_forward
@@ -110,9 +111,8 @@ class BalancedOptimizer(Wrapper):
         training = Training(structure, watch, rerun, unimodal_logits, ranks, Telemetry(), inner, dry_run)
         methods = build_methods(method, preset, options)
         self._lifecycle = Lifecycle(methods, training, check_finite=check_finite)
-        self._own_clip = clip_grad_norm
         clips = [clip for each in methods if (clip := each.preset_clips.get(each.preset)) is not None]
-        self._clip_grad_norm = min(clips, default=None) if clip_grad_norm is None and not dry_run else clip_grad_norm
+        self._clip = Clip(clip_grad_norm, None if dry_run else min(clips, default=None))
 
     # Training
 
@@ -198,7 +198,16 @@ class BalancedOptimizer(Wrapper):
     def epoch(self, epoch: int) -> None:
         if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
             raise ConfigError(f"`opt.epoch` should be an integer >= 0. Found {epoch!r}.")
-        self._lifecycle.move_to_epoch(epoch)
+        self._lifecycle.set_epoch(epoch)
+
+    # In an object of its own, which LightningOptimizer shares: it inherits this class, and reads attributes of ours.
+    @property
+    def _clip_grad_norm(self) -> float | None:
+        return self._clip.norm
+
+    @_clip_grad_norm.setter
+    def _clip_grad_norm(self, norm: float | None) -> None:
+        self._clip.norm = norm
 
     @property
     def should_stop(self) -> bool:
@@ -216,7 +225,7 @@ class BalancedOptimizer(Wrapper):
     def remove(self) -> None:
         """Take all hooks off the model. The wrapper goes on as a plain optimizer, with the user's own clip."""
         self._lifecycle.detach()
-        self._clip_grad_norm = self._own_clip
+        self._clip.drop_preset()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the inner optimizer; its key ``"modality"``, if any, counts as at construction."""
@@ -293,6 +302,8 @@ class BalancedOptimizer(Wrapper):
     def _before_inner_step(self) -> None:
         self._lifecycle.check_parameters()
         self._lifecycle.warn_of_missing_criterion()
+        if self._clip.alternates(self._lifecycle.run.model):
+            self._lifecycle.notices.give(PRESET_CLIPS)
         self._lifecycle.modulate()
         if self._clip_grad_norm is not None:
             gradients.clip_([*gradients.optimized(self._inner)], self._clip_grad_norm)

@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from modbalance._model.forward import Args, Forward, Kwargs, replace_features
 from modbalance._model.graphs import refuse_in_capture
 from modbalance._model.modes import ModeDependence, switched
+from modbalance._model.reentrant import is_reentrant, next_number
 from modbalance._model.structure import Structure
 from modbalance._model.watch import Watch
-from modbalance.errors import ConfigError
+from modbalance.errors import ConfigError, ObservationError
+
+_RECOMPUTED = (
+    "A pass in eval mode should not be recomputed in the backward, where the model is in training mode again. Found "
+    "reentrant activation checkpointing in the model: switch it off, or let no gradient through such passes (option "
+    "`masked_pass_grad=False`, where the method has it)."
+)
 
 
 class Rerun:
@@ -23,6 +30,7 @@ class Rerun:
     def __init__(self, structure: Structure, watch: Watch) -> None:
         self.structure = structure
         self.watch = watch
+        self._is_known = False
         self._fusion_modes = ModeDependence(nn.ModuleList(structure.fusion), ())
 
     @property
@@ -70,12 +78,23 @@ class Rerun:
         return preserved(self.fusion_modules, training)
 
     def model(self, forward: Forward, args: Args, kwargs: Kwargs, *, training: bool) -> Tensor:
-        """Return the logits of the model for other inputs, run as in ``forward``."""
+        """Return the logits of the model for other inputs, run as in ``forward``.
+
+        Raises:
+            ObservationError: The first pass in eval mode with graph would be computed again, in training mode then.
+        """
         model = self.structure.model
         assert model is not None
+        is_first = not training and torch.is_grad_enabled() and not self._is_known
+        since = next_number(next(model.parameters())) if is_first else 0
         with preserved([model], training), forward.autocast():
             output = (model if self.structure.compiled is None else self.structure.compiled)(*args, **kwargs)
-        return _as_logits(output if forward.logits_of is None else forward.logits_of(output))
+        logits = _as_logits(output if forward.logits_of is None else forward.logits_of(output))
+        if is_first:
+            if is_reentrant(logits, since):
+                raise ObservationError(_RECOMPUTED)
+            self._is_known = True
+        return logits
 
 
 @contextmanager

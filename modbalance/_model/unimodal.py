@@ -67,7 +67,9 @@ class Unimodal:
     def logits(
         self, features: Features, fused: Tensor, forward: Forward | None, *, live: bool = False, auto: str = "auto"
     ) -> Features:
-        """Return the logits by modality, (B, C, ...) each.
+        """Return the logits by modality, (B, C, ...) each, in no shorter a type than the fused ones.
+
+        Frameworks that widen the output of the model, outside of autocast, take the loss in single precision.
 
         Args:
             features: By modality, (B, ..., D_i).
@@ -85,7 +87,7 @@ class Unimodal:
             kind = self.kind
         logits = self._by_kind(kind, features, forward)
         _check_shapes(logits, fused)
-        return logits
+        return {name: each.to(torch.promote_types(each.dtype, fused.dtype)) for name, each in logits.items()}
 
     def frozen_head(self) -> AbstractContextManager[None]:
         """Let the parameters between features and unimodal logits act as constants in the body."""

@@ -181,14 +181,16 @@ class Watch:
     def claim(self, logits: Tensor, logits_of: Callable[[Any], Tensor]) -> tuple[Forward, bool]:
         """Return the forward that a criterion call on ``logits`` belongs to, and whether one before it was left over.
 
-        Where no hook saw the forward, a placeholder stands for it.
+        Where no hook saw the forward, a placeholder stands for it. One without features around one with features is the
+        same pass: Lightning calls the forward of its module inside of a call of the module.
         """
         before, self.before = self.before, None
         forward = self.forward
         if forward is None or (forward.is_unseen and forward.logits is not logits):
             forward = self.forward = Forward()
         forward.claim(logits, logits_of)
-        return forward, before is not None and not before.is_claimed
+        is_around = before is not None and forward.features and not before.features
+        return forward, before is not None and not before.is_claimed and not is_around
 
     def _edited(self, forward: Forward) -> dict[str, Tensor] | None:
         new = self.edit_features(forward) if self.edit_features is not None and self._watched is None else None

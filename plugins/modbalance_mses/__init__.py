@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modbalance import (
     CheckpointError,
+    ConfigError,
     EpochData,
     Method,
     Run,
@@ -60,6 +61,19 @@ class MSES(WindowedMethod):
     losses: dict[str, float] = state({})
     best: dict[str, dict[str, float]] = state({})
     copies: dict[str, Any] = state({}, on_host=True)
+
+    @hookimpl
+    def modbalance_setup(self, run: Run) -> None:
+        """Raise a ConfigError for an optimizer whose state cannot be copied: nothing could be rewound."""
+        if self.rewind == "none":
+            return
+        try:
+            run.optimizer_state()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"Method `mses` copies the optimizer's state for `rewind = {self.rewind!r}`. Found that each rank "
+                "holds a part of it, as in ZeroRedundancyOptimizer: pass `rewind='none'`, or the optimizer itself."
+            ) from error
 
     @hookimpl
     def modbalance_coefficients(self, step: Step) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -83,6 +84,26 @@ def test_a_criterion_call_after_two_forwards_is_warned_of_once() -> None:
     criterion(more, target)
     model(*one)
     criterion(model(*one), target)  # given once
+
+
+def test_a_model_that_calls_itself_runs_once() -> None:
+    class Redirected(Multimodal):
+        """Lightning runs `training_step` in the place of the forward, inside of a call of the module."""
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            if len(inputs) == 1:
+                logits: Tensor = self(*inputs[0])
+                return logits
+            return super().forward(*inputs)
+
+    model = Redirected(("a", "b"), "concat")
+    alone = copy.deepcopy(model)
+    inputs, target = batches(model, 1)[0]
+    balanced(model).criterion(LOSS)(model(inputs), target).backward()
+    balanced(alone).criterion(LOSS)(alone(*inputs), target).backward()
+
+    for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)  # type: ignore[arg-type]
 
 
 def test_forwards_that_are_not_for_training_are_not_warned_of() -> None:
@@ -329,6 +350,41 @@ def test_what_a_batch_holds_moves_to_the_device_of_the_model() -> None:
     assert isinstance(mapping["pair"], Pair)
     assert {t.device.type for t in (*mapping["pair"], sequence.data, target)} == {"meta"}
     assert sequence.batch_sizes.device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_inputs_of_a_loader_have_the_type_of_a_model_in_one_precision(dtype: torch.dtype) -> None:
+    model = multimodal(dtype=dtype)
+    (inputs, target), *_ = batches(model, 1)
+    logits, same = default_forward(model, [*inputs, target])
+
+    assert torch.equal(logits, model(*(each.to(dtype) for each in inputs)))
+    assert torch.equal(same, target)
+
+
+def test_inputs_of_a_loader_stay_as_they_are_where_types_are_mixed_or_fit() -> None:
+    class Model(nn.Module):
+        def __init__(self, *types: torch.dtype) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList(torch.zeros(2, dtype=dtype) for dtype in types)
+
+        def forward(self, *inputs: Any) -> Any:
+            return inputs
+
+    class Encoding(UserDict[str, Tensor]):
+        """A mapping as tokenizers return it."""
+
+        def to(self, device: torch.device) -> Encoding:
+            return self
+
+    long, half, single = torch.ones(2, dtype=torch.long), torch.ones(2, dtype=torch.half), torch.ones(2)
+    mixed, _ = default_forward(Model(torch.half, torch.float32), [long, half, single, long])
+    fitting, _ = default_forward(Model(torch.float32), [Encoding(ids=long, pixels=single), long])
+    other, _ = default_forward(Model(torch.float32), [[long, half], {"x": half}, long])
+
+    assert [each.dtype for each in mixed] == [torch.long, torch.half, torch.float32]
+    assert isinstance(fitting[0], Encoding)
+    assert [each.dtype for each in (*other[0], other[1]["x"])] == [torch.long, torch.float32, torch.float32]
 
 
 # Without the criterion

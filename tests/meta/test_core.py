@@ -22,7 +22,7 @@ LAYERS = (
         *("method", "gradients", "scores", "_ranks", "_in_place"),
         *("_model.forward", "_model.graphs", "_model.compiled", "_model.modes"),
     ),
-    ("_reporting", "_joint", "_model.structure"),
+    ("_reporting", "_joint", "_nested", "_clip", "_model.reentrant", "_model.structure"),
     ("_invariance", "_model.ownership", "_model.watch"),
     ("_model.rerun",),
     ("_model.unimodal",),
@@ -33,6 +33,8 @@ LAYERS = (
     ("_lifecycle",),
     ("_checkpoint", "_wrapper", "criterion"),
     ("optimizer",),
+    ("_epochs", "accelerate"),
+    ("lightning", "transformers"),
     ("__init__", "_new"),
     ("cli",),
     ("testing._models", "testing._report", "testing._processes"),
@@ -45,8 +47,8 @@ LAYERS = (
 )
 """Modules of the core, lowest layer first; a module imports those of lower layers alone."""
 PUBLIC = {
-    *("auxiliary", "cli", "coalitions", "context", "criterion", "errors", "gradients"),
-    *("hookspecs", "loaders", "method", "optimizer", "results", "scores", "testing"),
+    *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "errors", "gradients"),
+    *("hookspecs", "lightning", "loaders", "method", "optimizer", "results", "scores", "testing", "transformers"),
 }
 METHODS = [listing.name for listing in list_methods()]
 PLUGINS = sorted([*ROOT.glob("plugins/**/*.py"), *ROOT.glob("docs/example-plugin/modbalance_example/*.py")])

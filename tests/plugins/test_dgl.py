@@ -274,6 +274,38 @@ def test_a_compiled_model_trains_as_the_eager_one_without_graph_breaks() -> None
     assert_close(model, train(eager, balanced(eager, "dgl"), data), atol=1e-6)
 
 
+def test_losses_outside_of_autocast_are_all_in_the_type_of_the_fused_logits() -> None:
+    model = multimodal()
+    by_hand = copy.deepcopy(model)
+    inputs, target = batches(model, 1)[0]
+    seen: list[torch.dtype] = []
+
+    def loss_fn(logits: Tensor, target: Tensor) -> Tensor:
+        seen.append(logits.dtype)
+        return LOSS(logits, target)
+
+    def features_of(model: Multimodal) -> list[Tensor]:
+        return [encoder(each) for encoder, each in zip(model.encoders.values(), inputs, strict=True)]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = features_of(by_hand)
+        fused = by_hand.fusion(a.detach(), b.detach())
+        alone = [by_hand.fusion(a, torch.zeros_like(b)), by_hand.fusion(torch.zeros_like(a), b)]
+    optimizer = balanced(model, "dgl", clip_grad_norm=1e6)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(*inputs)
+    optimizer.criterion(loss_fn)(logits.float(), target).backward()
+    LOSS(fused.float(), target).backward()
+    fusion = [p.grad.clone() for p in by_hand.fusion.parameters() if p.grad is not None]
+    (4.0 * torch.stack([LOSS(each.float(), target) for each in alone]).sum()).backward()
+
+    assert seen == [torch.float32] * 3
+    for mine, theirs in zip(model.encoders.parameters(), by_hand.encoders.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=1e-7)
+    for parameter, expected in zip(model.fusion.parameters(), fusion, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_autocast_reaches_the_unimodal_logits() -> None:
     model = multimodal("ab", "mlp")
     seen = []

@@ -296,22 +296,36 @@ def test_evaluation_is_exactly_the_loss() -> None:
     assert optimizer._lifecycle.pending is None
 
 
-def test_epoch_that_never_moves_is_noticed_once() -> None:
-    model = multimodal()
-    optimizer = balanced(model)
+def train_and_evaluate(optimizer: BalancedOptimizer, times: int) -> None:
+    model = optimizer._lifecycle.run.model
+    assert isinstance(model, nn.Module)
     data = batches(model, 1)
-
-    def train_and_evaluate() -> None:
+    for _ in range(times):
         train(model.train(), optimizer, data)
         model.eval()(*data[0][0])
 
-    train_and_evaluate()
-    train_and_evaluate()
-    with pytest.warns(ModbalanceWarning, match=r"opt\.end_epoch\(\)"):
-        train_and_evaluate()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train_and_evaluate()
+
+@pytest.mark.parametrize(
+    ("method", "window", "count"), [("ogm", {"end_epoch": 1}, 2), ("agm", {"end_epoch": 2}, 3), ("mses", {}, 2)]
+)
+def test_epoch_that_never_moves_is_noticed_once(method: str, window: dict[str, Any], count: int) -> None:
+    optimizer = balanced(multimodal(), method, **window)
+
+    train_and_evaluate(optimizer, count)
+    with pytest.warns(ModbalanceWarning, match=rf"after {count} evaluations.*opt\.end_epoch\(\)"):
+        train_and_evaluate(optimizer, 1)
+    train_and_evaluate(optimizer, 2)
+
+
+@pytest.mark.parametrize("window", [{}, {"end_epoch": 9}, {"start_epoch": 9}])
+def test_several_validations_in_the_first_epoch_are_no_notice(window: dict[str, Any]) -> None:
+    train_and_evaluate(balanced(multimodal(), "ogm", **window), 4)
+
+
+def test_an_epoch_that_is_set_is_no_notice_even_if_it_is_the_first() -> None:
+    optimizer = balanced(multimodal(), "ogm", end_epoch=1)
+    optimizer.epoch = 0
+    train_and_evaluate(optimizer, 4)
 
 
 def test_epoch_that_moves_is_no_notice() -> None:
