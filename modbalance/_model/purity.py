@@ -51,10 +51,11 @@ MODED: dict[type[nn.Module], Callable[[Any], bool]] = {
 
 _LIBRARIES = (torch, F, nn, math)
 _PURE_PACKAGES = ("torch.nn.functional.", "torch.functional.", "einops.")
-_BUILTINS = frozenset(
-    "abs all any bool dict divmod enumerate float int isinstance len list map max min pow range reversed round set slice "
-    "sorted str sum super tuple zip AssertionError NotImplementedError RuntimeError TypeError ValueError".split()
+_BUILTIN_NAMES = (
+    "abs all any bool dict divmod enumerate float int isinstance len list map max min pow range reversed round set "
+    "slice sorted str sum super tuple zip AssertionError NotImplementedError RuntimeError TypeError ValueError"
 )
+_BUILTINS = frozenset(_BUILTIN_NAMES.split())
 _METHODS = frozenset(
     ("append", "extend", "format", "get", "items", "join", "keys", "pop", "values", "children", "get_submodule")
 )
