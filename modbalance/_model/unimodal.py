@@ -87,6 +87,8 @@ class Unimodal:
             kind = self.kind
         logits = self._by_kind(kind, features, forward)
         _check_shapes(logits, fused)
+        if all(each.dtype is fused.dtype for each in logits.values()):
+            return logits
         return {name: each.to(torch.promote_types(each.dtype, fused.dtype)) for name, each in logits.items()}
 
     def frozen_head(self) -> AbstractContextManager[None]:
