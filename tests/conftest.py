@@ -42,8 +42,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed_and_threads() -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # frameworks and recipes set it for the whole process
 
 
 @pytest.fixture
