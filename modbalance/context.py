@@ -246,7 +246,7 @@ class Run:
         """Return a generator for the current step: its stream depends on ``seed``, ``steps`` and ``shard`` alone.
 
         Two ranks, or a run and its resumption, therefore draw the same numbers, and a step that never happens takes
-        no numbers away from the next one. For the parts of sharded tensors, ``shard`` is `sharding.shard_of`.
+        no numbers away from the next one. For the parts of sharded tensors, ``shard`` is one of `sharding.shards_of`.
         """
         refuse_in_capture("random numbers that depend on the number of the step, which is counted in Python")
         # Odd multiplier (2^64 / golden ratio) so that neighbouring seeds and steps do not share streams.

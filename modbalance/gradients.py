@@ -53,8 +53,9 @@ def scale_(parameters: Iterable[Tensor], coefficient: Tensor) -> None:
     """Multiply the gradients in place by a 0-dim tensor, in one call per device and type."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     coefficient = sharding.whole(coefficient)
-    for parameter, gradient in zip(listed := [*parameters], all_values(listed), strict=True):
-        by_kind.setdefault((parameter.device, parameter.dtype), []).append(sharding.local(gradient))
+    gradients = sharding.local_values(all_values(listed := [*parameters]))
+    for parameter, gradient in zip(listed, gradients, strict=True):
+        by_kind.setdefault((parameter.device, parameter.dtype), []).append(gradient)
     for (device, dtype), tensors in by_kind.items():
         # CUDA multiplies a list at once by a tensor of its own type only; half precision would round the coefficient.
         torch._foreach_mul_(tensors, coefficient.to(device, _wide(dtype)))

@@ -18,9 +18,10 @@ __all__ = [
     "is_sharded",
     "local",
     "local_part",
+    "local_values",
     "reshard",
     "rows_of_shards",
-    "shard_of",
+    "shards_of",
     "whole",
 ]
 
@@ -48,6 +49,11 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
+def local_values(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return `local` of each tensor, with a call of it for sharded tensors alone."""
+    return [local(each) if hasattr(each, "full_tensor") else each for each in tensors]
+
+
 def local_part(full: Tensor, like: Tensor) -> Tensor:
     """Return the part of ``full``, equal on all ranks, that this rank holds of ``like``; no communication.
 
@@ -64,10 +70,12 @@ def local_part(full: Tensor, like: Tensor) -> Tensor:
     return local(replicated.redistribute(placements=like.placements))
 
 
-def shard_of(tensor: Tensor) -> int:
-    """Return which of the parts of a tensor this rank holds, from 1; 0 for a tensor that every rank holds whole."""
-    if not is_sharded(tensor):
-        return 0
+def shards_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Return which of the parts of each tensor this rank holds, from 1; 0 for one that every rank holds whole."""
+    return [_shard_of(each) if hasattr(each, "full_tensor") else 0 for each in tensors]
+
+
+def _shard_of(tensor: Tensor) -> int:
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
     index, is_split = 0, False
     for dim, placement in enumerate(placements):
@@ -80,7 +88,7 @@ def by_layout(tensors: Sequence[Tensor]) -> list[list[int]]:
     """Return the places of sharded tensors, in groups that are sharded in the same way over the same ranks."""
     groups: dict[Any, list[int]] = {}
     for place, tensor in enumerate(tensors):
-        if is_sharded(tensor):
+        if hasattr(tensor, "full_tensor"):
             dims = tuple(p.is_shard() for p in tensor.placements)  # type: ignore[attr-defined]
             groups.setdefault((tensor.device_mesh, dims), []).append(place)  # type: ignore[attr-defined]
     return [*groups.values()]

@@ -8,7 +8,7 @@ option takes: docs/methods/ogm_ge.md.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import attrs
@@ -151,7 +151,7 @@ class OGMGE(OGM):
                 if self.noise_on == "suppressed":
                     of_each = [*torch._foreach_mul(of_each, clearly_greater(1, coefficient).to(of_each[0]))]
                 generator = step.generator(device, self.seed, shard)
-                edited = [sharding.local(values) for values in gradients.all_values(parameters)]
+                edited = sharding.local_values(gradients.all_values(parameters))
                 gradients.add_noise_(edited, of_each, generator)
 
     def sigma(self, step: Step) -> dict[int, Tensor]:
@@ -172,11 +172,11 @@ def by_device(parameters: Iterable[Tensor]) -> dict[torch.device, list[Tensor]]:
     return found
 
 
-def by_stream(parameters: Iterable[Tensor]) -> dict[tuple[torch.device, int], list[Tensor]]:
+def by_stream(parameters: Sequence[Tensor]) -> dict[tuple[torch.device, int], list[Tensor]]:
     """Return the parameters by device and the part of them that this rank holds, in order."""
     found: dict[tuple[torch.device, int], list[Tensor]] = {}
-    for parameter in parameters:
-        found.setdefault((parameter.device, sharding.shard_of(parameter)), []).append(parameter)
+    for parameter, shard in zip(parameters, sharding.shards_of(parameters), strict=True):
+        found.setdefault((parameter.device, shard), []).append(parameter)
     return found
 
 
