@@ -10,6 +10,7 @@ from modbalance import gradients as gradients
 from modbalance import loaders as loaders
 from modbalance import results as results
 from modbalance import scores as scores
+from modbalance import sharding as sharding
 from modbalance._plugins import list_methods as list_methods
 from modbalance.context import Batch as Batch
 from modbalance.context import EpochData as EpochData
@@ -72,6 +73,7 @@ __all__ = [
     "optional",
     "results",
     "scores",
+    "sharding",
     "state",
     "suggest",
 ]

@@ -36,6 +36,7 @@ from modbalance.errors import CheckpointError, ConfigError, ObservationError
 from modbalance.hookspecs import HOOKS
 from modbalance.method import Method, WindowedMethod
 from modbalance.scores import Score
+from modbalance.sharding import reshard
 
 Sums = dict[str, Tensor]
 
@@ -321,6 +322,8 @@ class Lifecycle:
 
     def end_epoch(self, data: EpochData) -> None:
         """Run the hooks at the end of an epoch, then advance."""
+        if self.run.model is not None:
+            reshard(self.run.model)  # weights that an evaluation by the user leaves whole are copies
         self._on_run("modbalance_epoch_end", self.acting("modbalance_epoch_end"), epoch=self.training.epoch, data=data)
         self.move_to_epoch(self.training.epoch + 1)
 

@@ -26,6 +26,7 @@ from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
 from modbalance.gradients import optimized
 from modbalance.method import Method
 from modbalance.scores import Score, of_each, row_mask
+from modbalance.sharding import reshard
 
 __all__ = ["Batch", "EpochData", "Forwarder", "Run", "Step", "default_forward"]
 
@@ -206,6 +207,7 @@ class Run:
             separately = self._training.watch.separately()
             with torch.no_grad(), preserved([self.model], training=False), separately as seen:
                 logits, target = forward(self.model, item)
+            reshard(self.model)  # weights that a forward without backward leaves whole are copies
             yield Batch(
                 self,
                 forward=seen,
@@ -240,15 +242,16 @@ class Run:
         """Give a ModbalanceWarning that points at the user's line."""
         warnings.warn(message, ModbalanceWarning, stacklevel=depth_of_caller())
 
-    def generator(self, device: torch.device, seed: int) -> torch.Generator:
-        """Return a generator for the current step: its stream depends on ``seed`` and ``steps`` alone.
+    def generator(self, device: torch.device, seed: int, shard: int = 0) -> torch.Generator:
+        """Return a generator for the current step: its stream depends on ``seed``, ``steps`` and ``shard`` alone.
 
         Two ranks, or a run and its resumption, therefore draw the same numbers, and a step that never happens takes
-        no numbers away from the next one.
+        no numbers away from the next one. For the parts of sharded tensors, ``shard`` is one of `sharding.shards_of`.
         """
         refuse_in_capture("random numbers that depend on the number of the step, which is counted in Python")
         # Odd multiplier (2^64 / golden ratio) so that neighbouring seeds and steps do not share streams.
-        key = (seed * 0x9E3779B97F4A7C15 + self.steps) % 2**63
+        # Another one, also from Weyl sequences in use, for shards.
+        key = (seed * 0x9E3779B97F4A7C15 + shard * 0xD1342543DE82EF95 + self.steps) % 2**63
         return torch.Generator(device).manual_seed(key)
 
 
@@ -430,14 +433,14 @@ class Step:
     stats: Mapping[str, Tensor]
     coefficients: Mapping[str, Tensor] = attrs.field(factory=dict)
     cache: dict[str, Any] = attrs.field(factory=dict)
-    _generators: dict[torch.device, torch.Generator] = attrs.field(factory=dict)
+    _generators: dict[tuple[torch.device, int], torch.Generator] = attrs.field(factory=dict)
     _modulated: Mapping[str, list[nn.Parameter]] | None = None
 
-    def generator(self, device: torch.device, seed: int) -> torch.Generator:
+    def generator(self, device: torch.device, seed: int, shard: int = 0) -> torch.Generator:
         """Return this step's generator on ``device``: one stream for the whole step, see `Run.generator`."""
-        if device not in self._generators:
-            self._generators[device] = self.run.generator(device, seed)
-        return self._generators[device]
+        if (device, shard) not in self._generators:
+            self._generators[device, shard] = self.run.generator(device, seed, shard)
+        return self._generators[device, shard]
 
     def parameters(self, modality: str) -> list[nn.Parameter]:
         """Return the parameters of an encoder that have a gradient and that the method modulates."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from modbalance import sharding
+
 __all__ = ["add_noise_", "all_values", "are_none", "clip_", "norm", "optimized", "sandbox", "scale_", "std", "values"]
 
 _CHUNK = 1 << 18  # elements of noise, a megabyte in single precision
@@ -50,7 +52,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def scale_(parameters: Iterable[Tensor], coefficient: Tensor) -> None:
     """Multiply the gradients in place by a 0-dim tensor, in one call per device and type."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for parameter, gradient in zip(listed := [*parameters], all_values(listed), strict=True):
+    coefficient = sharding.whole(coefficient)
+    gradients = sharding.local_values(all_values(listed := [*parameters]))
+    for parameter, gradient in zip(listed, gradients, strict=True):
         by_kind.setdefault((parameter.device, parameter.dtype), []).append(gradient)
     for (device, dtype), tensors in by_kind.items():
         # CUDA multiplies a list at once by a tensor of its own type only; half precision would round the coefficient.
@@ -79,20 +83,44 @@ def clip_(parameters: Sequence[Tensor], largest: float) -> None:
 def std(gradients: Sequence[Tensor]) -> Tensor:
     """Unbiased standard deviation over the elements of each tensor, (N,), in single precision at least.
 
-    It is 0 for a single element.
+    It is 0 for a single element. Of a sharded tensor it is that of the full one, on all ranks.
 
     Args:
         gradients: Tensors of any shape on one device, at least one.
     """
+    sharded = {
+        place: each for group in sharding.by_layout(gradients) for place, each in _stds_of_shards(gradients, group)
+    }
     wide = [g if g.dtype == torch.float64 else g.float() for g in gradients]
-    return torch.stack([g.std() if g.numel() > 1 else g.new_zeros(()) for g in wide])
+    return torch.stack(
+        [
+            sharded[place] if place in sharded else g.std() if g.numel() > 1 else g.new_zeros(())
+            for place, g in enumerate(wide)
+        ]
+    )
+
+
+def _stds_of_shards(gradients: Sequence[Tensor], places: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the place and the standard deviation over the full tensor of gradients of one layout; one gathering."""
+    parts = [sharding.local(gradients[place]).double().flatten() for place in places]
+    counts = parts[0].new_tensor([len(part) for part in parts])
+    means = torch.stack([part.sum() for part in parts]) / counts.clamp(min=1)
+    squares = torch.stack([(part - mean).square().sum() for part, mean in zip(parts, means.unbind(), strict=True)])
+    # From moments of the parts: squares about the mean of each, and how far that lies from the mean of all.
+    of_parts = sharding.rows_of_shards(torch.stack([counts, means, squares]), gradients[places[0]])
+    counts, means, squares = of_parts.unbind(1)
+    total = counts.sum(0)
+    mean = (counts * means).sum(0) / total.clamp(min=1)
+    squares = (squares + counts * (means - mean).square()).sum(0)
+    for place, std in zip(places, (squares / (total - 1).clamp(min=1)).sqrt().unbind(), strict=True):
+        yield place, std.to(_wide(gradients[place].dtype))
 
 
 def add_noise_(gradients: list[Tensor], sigma: list[Tensor], generator: torch.Generator) -> None:
     """Add Gaussian noise in place, drawn for one tensor after the other, in single precision at least.
 
     Args:
-        gradients: Tensors of any shape on the device of the generator.
+        gradients: Tensors of any shape on the device of the generator, none of them sharded.
         sigma: Standard deviation of the noise of each, 0-dim.
         generator: Source of the noise.
     """

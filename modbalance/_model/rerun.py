@@ -16,6 +16,7 @@ from modbalance._model.reentrant import is_reentrant, next_number
 from modbalance._model.structure import Structure
 from modbalance._model.watch import Watch
 from modbalance.errors import ConfigError, ObservationError
+from modbalance.sharding import gathered
 
 _RECOMPUTED = (
     "A pass in eval mode should not be recomputed in the backward, where the model is in training mode again. Found "
@@ -57,6 +58,7 @@ class Rerun:
             self._unchanged(training),
             self.watch.paused(),
             nullcontext() if forward is None else forward.autocast(),
+            gathered(structure.fusion, features.values()),
         ):
             if structure.fusion_callable is not None:
                 return _as_logits(structure.fusion_callable(*(features[name] for name in structure.modalities)))

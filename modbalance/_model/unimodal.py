@@ -15,6 +15,7 @@ from modbalance._model.rerun import Rerun, frozen, preserved
 from modbalance._model.structure import Part, Structure, resolve
 from modbalance._ranks import Ranks
 from modbalance.errors import ConfigError, suggest
+from modbalance.sharding import gathered, whole
 
 Features = Mapping[str, Tensor]
 UnimodalSpec = str | Mapping[str, Part] | Callable[[Features], Features]
@@ -109,7 +110,8 @@ class Unimodal:
         if kind in ("zero", "auto"):
             return self._zeroed(features, forward)
         autocast = nullcontext() if forward is None else forward.autocast()
-        with self.rerun.watch.paused(), autocast, preserved(self._modules, None):
+        weights = gathered(self.heads.values(), features.values())
+        with self.rerun.watch.paused(), autocast, preserved(self._modules, None), weights:
             if self.function is not None:
                 return self._in_order(self.function(features))
             return {name: head(features[name]) for name, head in self.heads.items()}
@@ -124,7 +126,8 @@ class Unimodal:
         return {name: logits[name] for name in modalities}
 
     def _slices(self, features: Features, head: nn.Linear) -> Features:
-        weight, bias, logits, start = head.weight, head.bias, {}, 0
+        weight, logits, start = whole(head.weight), {}, 0
+        bias = None if head.bias is None else whole(head.bias)
         share = None if bias is None else bias / len(features)
         device, dtype = weight.device.type, weight.dtype
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():

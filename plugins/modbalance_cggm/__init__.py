@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from modbalance import (
     Batch,
     CheckpointError,
+    ConfigError,
     Method,
     ObservationError,
     Run,
@@ -31,6 +32,7 @@ from modbalance import (
     kept,
     one_of,
     option,
+    sharding,
     state,
 )
 from modbalance.auxiliary import batch_rng
@@ -186,12 +188,14 @@ class CGGM(Method):
         if head is None or self.direction != "weight":
             return
         u = [matrix(layer) for layer in self._last_layers.values()]
-        l_gm, derivative = self.align(head, matrix(head.layer), u, step.cache["b"])
+        w = sharding.whole(head.weight).flatten(1)
+        l_gm, derivative = self.align(head, w, u, step.cache["b"])
         step.run.log("l_gm", l_gm)
-        step.cache["pull"] = self.lam * derivative.view_as(head.weight)
+        step.cache["pull"] = self.lam * derivative.view(head.weight.shape)
         pull = self.pull if self.direction_delay else step.cache["pull"]
         if pull is not None and head.weight.grad is not None:
-            gradients.values(head.weight).add_(pull)  # dL/dW <- dL/dW + lam dl_gm/dW
+            values = gradients.values(head.weight)
+            sharding.local(values).add_(sharding.local_part(pull, values))  # dL/dW <- dL/dW + lam dl_gm/dW
 
     @hookimpl
     def modbalance_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -231,6 +235,12 @@ class CGGM(Method):
         """Find the head; build the probes if their sizes are known, else on the first batch."""
         self._run = run
         self._head = Head(run, self.head) if self.lam > 0 else None
+        if self._head is not None and self.direction == "gradient" and sharding.is_sharded(self._head.weight):
+            raise ConfigError(
+                "Option `direction` of method `cggm` should be 'weight' where `fully_shard` shards the head, of whose "
+                "gradient each rank has a part alone. Found 'gradient': leave it out, pass `lam=0`, or leave the "
+                "head's parameters out of the sharding (`ignored_params=`)."
+            )
         sizes = dict(run.feature_sizes)
         if isinstance(self.probes, Mapping):
             self._adopt({}, 0)

@@ -8,7 +8,7 @@ option takes: docs/methods/ogm_ge.md.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import attrs
@@ -29,6 +29,7 @@ from modbalance import (
     one_of,
     option,
     optional,
+    sharding,
 )
 from modbalance.scores import clearly_greater
 
@@ -118,7 +119,8 @@ class OGMGE(OGM):
     """OGM with generalization enhancement: Gaussian noise on the modulated gradients.
 
     The noise of each tensor has the standard deviation of its gradient's elements. It is a function of `seed` and of
-    the number of steps taken, so ranks agree and a resumed run draws what the uninterrupted one would have.
+    the number of steps taken, so ranks agree and a resumed run draws what the uninterrupted one would have. Of a
+    sharded tensor each rank draws the noise of its own part, from a stream of its own.
     """
 
     name: ClassVar[str] = "ogm_ge"
@@ -144,12 +146,13 @@ class OGMGE(OGM):
         """Add noise N(0, sigma^2) to each modulated tensor: g <- k_i g + epsilon."""
         sigma = step.cache.get("sigma") or self.sigma(step)
         for modality, coefficient in step.coefficients.items():
-            for device, parameters in by_device(step.parameters(modality)).items():
+            for (device, shard), parameters in by_stream(step.parameters(modality)).items():
                 of_each = [sigma[id(p)] for p in parameters]
                 if self.noise_on == "suppressed":
                     of_each = [*torch._foreach_mul(of_each, clearly_greater(1, coefficient).to(of_each[0]))]
-                generator = step.generator(device, self.seed)
-                gradients.add_noise_(gradients.all_values(parameters), of_each, generator)
+                generator = step.generator(device, self.seed, shard)
+                edited = sharding.local_values(gradients.all_values(parameters))
+                gradients.add_noise_(edited, of_each, generator)
 
     def sigma(self, step: Step) -> dict[int, Tensor]:
         """Return by id of a parameter the standard deviation of its gradient's elements, unbiased, + 1e-8; 0-dim."""
@@ -166,6 +169,14 @@ def by_device(parameters: Iterable[Tensor]) -> dict[torch.device, list[Tensor]]:
     found: dict[torch.device, list[Tensor]] = {}
     for parameter in parameters:
         found.setdefault(parameter.device, []).append(parameter)
+    return found
+
+
+def by_stream(parameters: Sequence[Tensor]) -> dict[tuple[torch.device, int], list[Tensor]]:
+    """Return the parameters by device and the part of them that this rank holds, in order."""
+    found: dict[tuple[torch.device, int], list[Tensor]] = {}
+    for parameter, shard in zip(parameters, sharding.shards_of(parameters), strict=True):
+        found.setdefault((parameter.device, shard), []).append(parameter)
     return found
 
 

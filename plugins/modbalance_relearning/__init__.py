@@ -34,6 +34,7 @@ from modbalance import (
     one_of,
     option,
     optional,
+    sharding,
     state,
 )
 from modbalance.loaders import recalibrate_batch_norm, rng_kept
@@ -92,7 +93,7 @@ class Relearning(Method):
             )
         for modality in run.modalities:
             for name, value in self._blended(run, modality):
-                self.initial[name] = value.detach().to("cpu", copy=True).contiguous()
+                self.initial[name] = sharding.whole(value).detach().to("cpu", copy=True).contiguous()
 
     @hookimpl
     def modbalance_epoch_end(self, run: Run, epoch: int, data: EpochData) -> None:
@@ -173,7 +174,8 @@ class Relearning(Method):
             for modality, w in weights.items():
                 for name, theta in self._blended(run, modality):
                     initial = run.broadcast(self.initial[name].to(theta.device, theta.dtype))
-                    theta.lerp_(initial, w)  # theta_i <- w_i theta_i^init + (1 - w_i) theta_i
+                    # theta_i <- w_i theta_i^init + (1 - w_i) theta_i
+                    sharding.local(theta).lerp_(sharding.local_part(initial, theta), w)
                 if self.reset_momentum:
                     run.clear_optimizer_state(parameter for _, parameter in run.parameters(modality))
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "modbalance"
 LAYERS = (
     ("errors", "_model.purity", "_model.recomputed"),
+    ("sharding",),
     (
         *("method", "gradients", "scores", "_ranks", "_in_place"),
         *("_model.forward", "_model.graphs", "_model.compiled", "_model.modes"),
@@ -48,7 +49,18 @@ LAYERS = (
 """Modules of the core, lowest layer first; a module imports those of lower layers alone."""
 PUBLIC = {
     *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "errors", "gradients"),
-    *("hookspecs", "lightning", "loaders", "method", "optimizer", "results", "scores", "testing", "transformers"),
+    *(
+        "hookspecs",
+        "lightning",
+        "loaders",
+        "method",
+        "optimizer",
+        "results",
+        "scores",
+        "sharding",
+        "testing",
+        "transformers",
+    ),
 }
 METHODS = [listing.name for listing in list_methods()]
 PLUGINS = sorted([*ROOT.glob("plugins/**/*.py"), *ROOT.glob("docs/example-plugin/modbalance_example/*.py")])

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "context": "unit/model/test_forward.py",
     "gradients": "plugins/test_ogm_ge.py",
     "loaders": "plugins/test_relearning.py",
+    "sharding": "distributed/test_sharded_methods.py",
 }
 """Modules without a file of their own in tests/unit, and the file where they are tested."""
 
