@@ -55,6 +55,7 @@ def in_place(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.bench
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(("title", "compiled"), [("compiled mlp", around), ("compiled in place", in_place)])
 def test_time_of_a_compiled_model(title: str, compiled: Callable[[nn.Module], nn.Module]) -> None:
     torch._dynamo.reset()
