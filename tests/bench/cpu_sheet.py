@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
+from torch import nn
 
 from bench.cuda_sheet import table
-from bench.measure import operations, ratios
-from bench.models import WORKLOADS, Step, bare_step, method_step
+from bench.measure import flops, operations, ratios
+from bench.models import PAPER_SIZES, WORKLOADS, Step, balanced, bare_step, inner, method_step, training_step
+from bench.peak_memory import peak_of_a_step
 from modbalance import list_methods
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "benchmarks" / "cpu.md"
@@ -46,6 +48,15 @@ TIMES = {
     ("pair", "agm"): 2.05,
 }
 """Largest time over the bare optimizer that is aimed at."""
+FURTHER = {
+    "wide, agm: floating-point operations over bare": 1.07,
+    "pair at batch 64 and the paper's sizes, agm: peak memory over bare": None,
+    "the same with recompute=True": 1.15,
+    "the same with recompute=True, coalitions='full'": 1.15,
+    "mlp, agm: time over bare, both with the compiled model": 3.0,
+    "the same, compiled in place": 3.0,
+}
+"""What else is measured, and the largest value that is aimed at."""
 ADDED = {("mlp", "ogm"): 36, ("mlp", "cggm"): 100, ("vit", "ogm_ge"): 1300}
 """Most operations beyond those of the bare optimizer that are aimed at."""
 
@@ -88,6 +99,41 @@ def measure(workload: str, methods: Iterable[str], pairs: int) -> list[Row]:
     return [Row(workload, name, ratio, counts[name] - counts["bare"]) for name, ratio in found.items()]
 
 
+def measure_further() -> dict[str, float]:
+    """Return the values of `FURTHER`, in its order."""
+    wide = WORKLOADS["wide"]
+    bare, _ = peak_of_a_step(PAPER_SIZES, None)
+    cases: tuple[dict[str, Any], ...] = ({}, {"recompute": True}, {"recompute": True, "coalitions": "full"})
+    peaks = [peak_of_a_step(PAPER_SIZES, "agm", **{"coalitions": "factored", **case})[0] / bare for case in cases]
+    work = flops(method_step(wide, "agm")) / flops(bare_step(wide))
+    return dict(zip(FURTHER, [work, *peaks, compiled_ratio(around), compiled_ratio(in_place)], strict=True))
+
+
+def around(model: nn.Module) -> nn.Module:
+    return cast(nn.Module, torch.compile(model))
+
+
+def in_place(model: nn.Module) -> nn.Module:
+    model.compile()
+    return model
+
+
+def compiled_ratio(compiled: Callable[[nn.Module], nn.Module]) -> float:
+    """Return the time of a step of AGM with a compiled `mlp` over that of the bare optimizer with one."""
+    torch._dynamo.reset()
+    workload = WORKLOADS["mlp"]
+
+    def step(method: str | None) -> Step:
+        model = workload.model()
+        forward = compiled(model)
+        optimizer = inner(model) if method is None else balanced(forward, method)
+        return training_step(model, forward, optimizer, workload.batch())
+
+    (ratio,) = ratios({"bare": step(None), "agm": step("agm")}, pairs=30, warm_up=8).values()
+    torch._dynamo.reset()
+    return ratio
+
+
 def options(workload: str, method: str) -> dict[str, Any]:
     """Return the options with which a method can be built and does something on a workload."""
     return OPTIONS.get(method, {}) | ({} if workload == "pair" else WITHOUT_CONVOLUTIONS.get(method, {}))
@@ -103,14 +149,16 @@ def repeated(step: Step, times: int) -> Step:
     return steps
 
 
-def sheet(rows: Iterable[Row], load: tuple[float, float]) -> str:
+def sheet(rows: Iterable[Row], further: Mapping[str, float], load: tuple[float, float]) -> str:
     """Return the page.
 
     Args:
-        rows: What was measured.
+        rows: What was measured of each method.
+        further: What else was measured.
         load: Load of the machine in the minute before and in the last minute of the run.
     """
     head = ("workload", "step of", "time over bare", "aim", "operations added", "aim")
+    values = [(name, f"{value:.3g}", str(FURTHER[name] or "")) for name, value in further.items()]
     threads = ", ".join(f"`{name}` {made.threads}" for name, made in WORKLOADS.items())
     return (
         "# Steps on a CPU\n\n<!-- written by `make bench` -->\n\n"
@@ -121,7 +169,7 @@ def sheet(rows: Iterable[Row], load: tuple[float, float]) -> str:
         f"{min(PAIRS.values())} to {max(PAIRS.values())} rounds in which all steps of a workload take turns. "
         "Operations are those of aten without views; they repeat exactly, and `tests/behaviour/test_step_cost.py` "
         "limits them.\n\n"
-        f"{table(head, [row.cells() for row in rows])}\n"
+        f"{table(head, [row.cells() for row in rows])}\n\n{table(('measured', 'value', 'aim'), values)}\n"
     )
 
 
