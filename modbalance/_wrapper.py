@@ -76,7 +76,9 @@ class Wrapper(Optimizer):
     def _step_is_observed(self) -> bool:
         own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         of_all = optimizer._global_optimizer_pre_hooks or optimizer._global_optimizer_post_hooks
-        return bool(own or of_all or torch._C._autograd._profiler_enabled())
+        # Dynamo of torch 2.6 does not know the last function, and a profile shows compiled code anyway.
+        is_profiled = not torch.compiler.is_compiling() and torch._C._autograd._profiler_enabled()
+        return bool(own or of_all or is_profiled)
 
     def _about_to_scale(self) -> None:
         """Called when a GradScaler is about to take a step or to skip it."""

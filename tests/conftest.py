@@ -22,13 +22,15 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run measurements only when asked for, and CUDA tests only where there is a device."""
+    """Run measurements only when asked for, and what needs a device or FSDP2 on CPUs only where there is one."""
     expression = config.getoption("markexpr")
     unwanted = set()
     if "bench" not in expression:
         unwanted.add("bench")
     if not torch.cuda.is_available():
         unwanted.add("cuda")
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        unwanted.add("cpu_fsdp")
     dropped = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
     if dropped:
         config.hook.pytest_deselected(items=dropped)

@@ -172,7 +172,7 @@ class Watch:
             return recomputed
         forward = self._watched or self.forward
         # Without a call of the model itself, each call of the fusion is a forward of its own.
-        is_next = forward is not None and forward.inputs is None and not features.keys() - forward.features.keys()
+        is_next = forward is not None and forward.inputs is None and all(name in forward.features for name in features)
         if forward is None or (is_next and self._watched is None):
             self.forward = forward = Forward()
         forward.add_features(features, self.structure.modalities)

@@ -46,7 +46,7 @@ class SmallModel(nn.Module):
         """Return logits (B, 3); features of modalities in `skipped` are zeros, their encoders do not run."""
         features = [
             x.new_zeros(len(x), FEATURES) if name in self.skipped else self.encoders[name](x)
-            for name, x in zip(self.encoders, inputs, strict=True)
+            for name, x in zip(list(self.encoders.keys()), inputs, strict=True)
         ]
         logits: Tensor = self.fusion(*features)
         return logits

@@ -18,7 +18,7 @@ from support.models import ConcatFusion, Multimodal
 from support.ranks import on_ranks
 from support.training import batches, multimodal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cpu_fsdp]
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
