@@ -13,7 +13,7 @@ a new one. The table of all events stands in docs/architecture.md.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,18 +23,17 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from modbalance import _reporting, gradients
-from modbalance._in_place import GradientWatch
-from modbalance._invariance import MOST, kept_update
+from modbalance._hook_results import check_names, named_tensors
 from modbalance._joint import name_of
 from modbalance._model.compiled import respect_hooks
 from modbalance._model.forward import Forward
 from modbalance._plugins import Hooks
-from modbalance._reporting import Notices
 from modbalance._training import Training
+from modbalance._warnings import TrainingWarnings
 from modbalance.context import Batch, EpochData, Run, Step
 from modbalance.errors import CheckpointError, ConfigError, ObservationError
 from modbalance.hookspecs import HOOKS
-from modbalance.method import Method, WindowedMethod
+from modbalance.method import Method
 from modbalance.scores import Score
 from modbalance.sharding import reshard
 
@@ -86,14 +85,9 @@ class Lifecycle:
     def __init__(self, methods: Sequence[Method], training: Training, *, check_finite: bool) -> None:
         self.training = training
         self.check_finite = check_finite
-        self.notices = Notices()
+        self.warnings = TrainingWarnings(training)
         self.pending: PendingStep | None = None
-        self._gradient_watch: GradientWatch | None = None
         self._started_epoch = -1
-        self._checked_epoch = -1
-        self._evaluations = 0
-        self._learns_unseen = False
-        self._epoch_was_set = False
         self._use(methods)
         self._check_methods()
         self._connect()
@@ -104,8 +98,8 @@ class Lifecycle:
             self.training.watch.remove()
             raise
         if self.training.watch.take_over():
-            self.notices.give(_reporting.EARLIER_OPTIMIZER)
-        self._warn_of_invariance()
+            self.warnings.notices.give(_reporting.EARLIER_OPTIMIZER)
+        self.warnings.of_invariance()
 
     @property
     def methods(self) -> list[Method]:
@@ -153,19 +147,18 @@ class Lifecycle:
         learns = torch.is_grad_enabled() and differentiable.requires_grad
         if not learns or (model is not None and not model.training):
             watch.saw_evaluation = True
-            self._learns_unseen = learns
+            self.warnings.saw_evaluation(learns=learns)
             return False
         if watch.saw_evaluation:
             watch.saw_evaluation = False
-            self._evaluations += 1
-            self._warn_of_resting_epoch()
+            self.warnings.saw_training_again()
         return bool(self.active)
 
     def forward_of(self, logits: Tensor, logits_of: Callable[[Any], Tensor]) -> Forward:
         """Return the forward that logits belong to; one warning if an earlier one is left without criterion call."""
         forward, leaves_another = self.training.watch.claim(logits, logits_of)
         if leaves_another:
-            self.notices.give(_reporting.TWO_FORWARDS)
+            self.warnings.notices.give(_reporting.TWO_FORWARDS)
         return forward
 
     @_disable_dynamo  # a criterion in a compiled function: as for the two halves of a step
@@ -183,7 +176,7 @@ class Lifecycle:
         pending = self._begin()
         batch.index, pending.batches = pending.batches, pending.batches + 1
         for method, observed in self._on_batch("modbalance_observe", batch):
-            pending.add(method, _named_tensors(method, "modbalance_observe", observed))
+            pending.add(method, named_tensors(method, "modbalance_observe", observed))
         if loss is None:
             batch.logits = self._replaced_logits(batch, self.acting("modbalance_logits"))
             loss = batch.task_loss(batch.logits)  # type: ignore[misc]
@@ -229,7 +222,7 @@ class Lifecycle:
     def _with_terms(self, loss: Tensor, batch: Batch) -> Tensor:
         total = loss
         for method, terms in self._on_batch("modbalance_losses", batch):
-            for name, value in _named_tensors(method, "modbalance_losses", terms, scalar=True).items():
+            for name, value in named_tensors(method, "modbalance_losses", terms, scalar=True).items():
                 self._runs[method.name].log(f"loss/{name}", value)
                 total = total + value
         return loss if self.training.dry_run else total
@@ -254,7 +247,7 @@ class Lifecycle:
                 self._summed(pending, self.active)  # other ranks may have gradients, and wait in this reduction
             self.pending = None
             return
-        self._warn_of_changed_gradients()
+        self.warnings.of_changed_gradients()
         pending.steps = self._summed(pending, self.active)
         is_dry = self.training.dry_run
         harmless = gradients.sandbox(self.run.optimized_parameters()) if is_dry else nullcontext()
@@ -268,7 +261,7 @@ class Lifecycle:
     def commit(self) -> None:
         """Let methods take over state from this step, after an inner step that really happened."""
         pending, self.pending = self.pending, None
-        self._learns_unseen = False
+        self.warnings.saw_step()
         self.training.watch.clear()
         if pending is None or not pending.steps:
             return
@@ -301,13 +294,13 @@ class Lifecycle:
 
     def set_epoch(self, epoch: int) -> None:
         """Take over the epoch that the user counts, which may be the current one."""
-        self._epoch_was_set = True
+        self.warnings.epoch_was_set = True
         self.move_to_epoch(epoch)
 
     def move_to_epoch(self, epoch: int) -> None:
         """Set the epoch, and record forwards only where a method acts in the steps of it."""
         training = self.training
-        self._epoch_was_set = self._epoch_was_set or epoch != training.epoch
+        self.warnings.epoch_was_set |= epoch != training.epoch
         training.epoch = epoch
         self._look_up_active()
         for method in [each for each in self.methods if each not in self._active]:
@@ -368,59 +361,30 @@ class Lifecycle:
 
     def detach(self) -> None:
         """Take all hooks off the model and drop all methods."""
-        if self._gradient_watch is not None:
-            self._gradient_watch.remove()
+        self.warnings.detach()
         self.training.watch.remove()
         self.pending = None
         self._use([])
         self._look_up_active()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"pending": None, "_gradient_watch": None, "hooks": self.methods}
+        return self.__dict__ | {"pending": None, "hooks": self.methods}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._use(state["hooks"])
         self._connect()
 
-    # Warnings and the account of `opt.describe()`
+    def warn_before_step(self) -> None:
+        """Warn of what is missing for the coming step, or raise a ConfigError if no parameter can be modulated."""
+        self.warnings.of_parameters()
+        if self.pending is None:
+            self.warnings.of_missing_criterion(self._stepping)
 
     def warn_of_half_step(self) -> None:
         """Warn before a state is saved between the micro-batches of a step, whose gradients no checkpoint holds."""
         if self.pending is not None and self.pending.is_half and not self._gradients_are_none():
-            self.notices.give(_reporting.SAVED_WITHIN_A_STEP)
-
-    def warn_of_missing_criterion(self) -> None:
-        """Warn before a step that follows a forward in training mode without a criterion call."""
-        if self.pending is not None or not (acting := self._stepping):
-            return
-        # torch's checkpoint helpers take a step with learning rate 0 before any forward, to create the state.
-        took_forward = self.training.watch.forward is not None or self._learns_unseen
-        rates = [group.get("lr") for group in self.training.optimizer.param_groups]
-        learns = any(rate != 0.0 for rate in rates if not isinstance(rate, Tensor))
-        if took_forward or (self.run.model is None and learns):
-            replacing = self.hooks.implementers("modbalance_features", acting)
-            methods = " and ".join(f"`{method.name}`" for method in replacing or acting)
-            notice = _reporting.MISSING_LOSS if replacing else _reporting.MISSING_CRITERION
-            self.notices.give(notice, methods=methods)
-
-    def check_parameters(self) -> None:
-        """Compare the optimizer's parameters with the model's, before the first step of each epoch.
-
-        Raises:
-            ConfigError: They have none in common.
-        """
-        epoch = self.training.epoch
-        if self._checked_epoch == epoch:
-            return
-        self._checked_epoch = epoch
-        names = self.training.structure.replaced_parameters(self.training.optimizer)
-        if names:
-            self.notices.give(_reporting.REPLACED_PARAMETERS, count=str(len(names)), name=names[0])
-        scaling = self.acting("modbalance_coefficients")
-        if scaling and not any(self.training.ownership.parameters(epoch).values()):
-            methods = " and ".join(f"`{method.name}`" for method in scaling)
-            self.notices.give(_reporting.NOTHING_TO_SCALE, methods=methods)
+            self.warnings.notices.give(_reporting.SAVED_WITHIN_A_STEP)
 
     def describe(self, clip_grad_norm: float | None) -> str:
         """Return the text of `opt.describe()`."""
@@ -435,49 +399,10 @@ class Lifecycle:
         ]
         return _reporting.describe(encoders, [(each, self.hooks.hooks_of(each)) for each in self.methods], lines)
 
-    def _warn_of_resting_epoch(self) -> None:
-        """Warn if no epoch was ever ended, and methods would act otherwise if each evaluation had ended one."""
-        count = self._evaluations
-        if count < 2 or self.training.epoch or self._epoch_was_set:
-            return
-        ending = self.hooks.implementers("modbalance_epoch_end")
-        windowed = [each for each in self.methods if isinstance(each, WindowedMethod)]
-        missing = [each.name for each in windowed if each in ending or _window_changes(each, count)]
-        if missing:
-            methods = " and ".join(missing)
-            self.notices.give(_reporting.EPOCH_NEVER_MOVES, methods=methods, count=str(count))
-
-    def _warn_of_invariance(self) -> None:
-        structure, optimizer = self.training.structure, self.training.optimizer
-        named = [each for modality in self.modalities for each in structure.listed(modality)]
-        scaled = {
-            method.name: [parameter for name, parameter in named if method.modulates(name, parameter)]
-            for method in self.hooks.implementers("modbalance_coefficients")
-        }
-        share, name = kept_update(optimizer, [parameter for each in scaled.values() for parameter in each])
-        if share > MOST:
-            methods = " and ".join(f"`{method}`" for method, parameters in scaled.items() if parameters)
-            self.notices.give(_reporting.SCALE_INVARIANCE, methods=methods, optimizer=name, share=f"{share:.2g}")
-
-    def _watched_gradient(self) -> GradientWatch | None:
-        """Watch a parameter of an encoder, if a method edits gradients between the backward and the inner step."""
-        hooks = ("modbalance_coefficients", "modbalance_gradients")
-        is_edited = any(self.hooks.implementers(hook) for hook in hooks)
-        ours = {*map(id, self.run.optimized_parameters())}
-        listed = (each for modality in self.modalities for _, each in self.training.structure.listed(modality))
-        parameter = next((each for each in listed if each.requires_grad and id(each) in ours), None)
-        return GradientWatch(parameter) if is_edited and parameter is not None else None
-
-    def _warn_of_changed_gradients(self) -> None:
-        watch = None if self.training.dry_run else self._gradient_watch
-        if watch is not None and watch.was_changed():
-            methods = " and ".join(f"`{method.name}`" for method in self.methods)
-            self.notices.give(_reporting.CHANGED_GRADIENTS, methods=methods)
-
     # Hooks
 
     def _use(self, methods: Sequence[Method]) -> None:
-        self.hooks = Hooks(methods)
+        self.hooks = self.warnings.hooks = Hooks(methods)
         self.run = Run(self.training)
         self._runs = {method.name: Run(self.training, method.name) for method in methods}
 
@@ -501,7 +426,7 @@ class Lifecycle:
             respect_hooks(self.run.model)
         if self.methods:
             watch.attach()
-            self._gradient_watch = self._watched_gradient()
+            self.warnings.watch_gradients()
         self.move_to_epoch(self.training.epoch)
 
     def _edit_inputs(self, forward: Forward) -> Mapping[str, Any] | None:
@@ -519,7 +444,7 @@ class Lifecycle:
             batch = Batch(self._runs[method.name], forward=forward, features=forward.features)
             new = self.hooks.call(method, hook, batch=batch, **{argument: current})
             if new is not None:
-                _check_names(method, hook, new, self.modalities)
+                check_names(method, hook, new, self.modalities)
                 current, is_new = {**current, **new}, True
         return current if is_new and not self.training.dry_run else None
 
@@ -531,11 +456,6 @@ class Lifecycle:
     def _on_run(self, hook: str, methods: Sequence[Method], **arguments: Any) -> None:
         for method in methods:
             self.hooks.call(method, hook, run=self._runs[method.name], **arguments)
-
-
-def _window_changes(method: WindowedMethod, epoch: int) -> bool:
-    """Return whether a window begins or ends after epoch 0, up to ``epoch``."""
-    return 0 < method.start_epoch <= epoch or (method.end_epoch is not None and method.end_epoch < epoch)
 
 
 def _check_needs(method: Method, run: Run) -> None:
@@ -553,54 +473,10 @@ def _check_needs(method: Method, run: Run) -> None:
         )
 
 
-# Checks of hook results
-
-
-def _named_tensors(
-    method: Method, hook: str, returned: object, *, names: Collection[str] | None = None, scalar: bool = False
-) -> Mapping[str, Tensor]:
-    """Return the result of a hook, ``None`` as an empty mapping.
-
-    Args:
-        method: The method.
-        hook: Name of the hook.
-        returned: Its result.
-        names: The names that are admitted; ``None``: all.
-        scalar: Whether the tensors must be 0-dim.
-
-    Raises:
-        ConfigError: It is not a mapping from such names to such tensors.
-    """
-    if returned is None:
-        return {}
-    kind = "0-dim tensors" if scalar else "tensors"
-    by = "by name" if names is None else f"by modality, of {list(names)}"
-    found = type(returned).__name__
-    if isinstance(returned, Mapping):
-        wrong = [
-            f"{name!r}: {_described(value)}"
-            for name, value in returned.items()
-            if not isinstance(value, Tensor) or (scalar and value.dim()) or (names is not None and name not in names)
-        ]
-        if not wrong:
-            return returned
-        found = ", ".join(wrong)
-    raise ConfigError(f"`{hook}` of method `{method.name}` should return {kind} {by}. Found {found}.")
-
-
-def _check_names(method: Method, hook: str, returned: Mapping[str, object], names: Collection[str]) -> None:
-    """Raise a ConfigError if a hook returns values for unknown modalities."""
-    unknown = [name for name in returned if name not in names]
-    if unknown:
-        raise ConfigError(
-            f"`{hook}` of method `{method.name}` should return values by modality, of {list(names)}. Found {unknown}."
-        )
-
-
 def _apply_coefficients(step: Step, returned: object) -> None:
     """Scale the gradients of each encoder by its coefficient, and log it; one that is not finite acts as 1."""
     method, run = step.method, step.run
-    given = _named_tensors(method, "modbalance_coefficients", returned, names=run.modalities, scalar=True)
+    given = named_tensors(method, "modbalance_coefficients", returned, names=run.modalities, scalar=True)
     step.coefficients = _finite(step, given) if given else {}
     for name, coefficient in step.coefficients.items():
         run.log(f"coefficient/{name}", coefficient)
@@ -615,7 +491,3 @@ def _finite(step: Step, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]
     keys = [f"{step.method.name}/nonfinite/{name}" for name in coefficients]
     step.run._training.telemetry.count_all(keys, is_bad)
     return dict(zip(coefficients, values.masked_fill(is_bad, 1).unbind(), strict=True))
-
-
-def _described(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

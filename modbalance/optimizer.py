@@ -300,10 +300,9 @@ class BalancedOptimizer(Wrapper):
 
     @_disable_dynamo
     def _before_inner_step(self) -> None:
-        self._lifecycle.check_parameters()
-        self._lifecycle.warn_of_missing_criterion()
+        self._lifecycle.warn_before_step()
         if self._clip.alternates(self._lifecycle.run.model):
-            self._lifecycle.notices.give(PRESET_CLIPS)
+            self._lifecycle.warnings.notices.give(PRESET_CLIPS)
         self._lifecycle.modulate()
         if self._clip_grad_norm is not None:
             gradients.clip_([*gradients.optimized(self._inner)], self._clip_grad_norm)
