@@ -183,6 +183,7 @@ class Lifecycle:
         self._check_loss(loss)
         if forward is not None:
             forward.mark_observed()
+        batch.loss = loss
         return self._with_terms(loss, batch)
 
     def evaluate(self, batch: Batch) -> Tensor:
@@ -291,6 +292,11 @@ class Lifecycle:
         return [Step(self._runs[method.name], method, stats[method.name]) for method in methods]
 
     # Between epochs
+
+    def begin(self, data: EpochData) -> None:
+        """Run the hooks before the first step; none in a training that has begun, whose state stands already."""
+        if not self.training.steps and not self.training.epoch:
+            self._on_run("modbalance_begin", self.hooks.implementers("modbalance_begin"), data=data)
 
     def set_epoch(self, epoch: int) -> None:
         """Take over the epoch that the user counts, which may be the current one."""

@@ -265,6 +265,7 @@ class Batch:
         features: By modality, (B, ..., D_i), with graph; empty where no hook and no user gave them.
         logits: Fused logits, with graph.
         target: Target as given to the criterion.
+        loss: The user's loss of the fused logits, 0-dim, with graph; known from ``modbalance_losses`` on.
         task_loss: The user's loss as a function of logits, with the target and further arguments of this call.
         present: By modality, boolean (B,): the samples that have this modality; a modality left out has all.
         index: Number of this batch among the micro-batches of its step, from 0.
@@ -278,6 +279,7 @@ class Batch:
     features: Mapping[str, Tensor] = field(default_factory=dict)
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     target: Any = None
+    loss: Tensor | None = None
     task_loss: Callable[[Tensor], Tensor] | None = None
     scorer: Score | None = None
     present: Mapping[str, Tensor] = field(default_factory=dict)
@@ -451,12 +453,12 @@ class Step:
 
 @attrs.define(eq=False)
 class EpochData:
-    """Arguments of `opt.end_epoch()`.
+    """Arguments of `opt.end_epoch()` and `opt.begin()`.
 
     Attributes:
         train: Loader of training batches, or ``None``.
         val: Loader of validation batches, or ``None``.
-        metrics: ``{"loss": {modality: float}, "accuracy": {...}}``, or ``None``.
+        metrics: ``{"loss": {modality: float}, "accuracy": {...}}``, or ``None``; always so in `opt.begin()`.
         forward: ``(model, batch) -> (logits, target)``.
     """
 

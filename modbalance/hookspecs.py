@@ -39,6 +39,14 @@ def modbalance_setup(run: Run) -> None:
 
 
 @hookspec
+def modbalance_begin(run: Run, data: EpochData) -> None:
+    """Look at data before the first step, which `modbalance_setup` cannot. Called by `opt.begin()`.
+
+    It does not fire in a training that goes on from a checkpoint, where the saved state counts.
+    """
+
+
+@hookspec
 def modbalance_epoch_start(run: Run, epoch: int) -> None:
     """Prepare an epoch (0-based): draw an order, set a phase. Called before the first batch of it is observed."""
 

@@ -58,7 +58,9 @@ class BalanceCallback(Callback):  # type: ignore[misc]    # of a package without
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the epoch of the optimizers, which a checkpoint from the middle of an epoch may be behind."""
+        """Begin the training of the optimizers, and set their epoch, which a checkpoint may be behind."""
+        for each in _balanced(trainer):
+            each.begin(**self._data(trainer))
         if self._ends_epochs:
             self._epochs.begin(_balanced(trainer), trainer.current_epoch, lambda each: self._end(trainer, each))
 
@@ -73,11 +75,12 @@ class BalanceCallback(Callback):  # type: ignore[misc]    # of a package without
             self._epochs.end(_balanced(trainer), trainer.current_epoch, lambda each: self._end(trainer, each))
 
     def _end(self, trainer: Trainer, optimizer: BalancedOptimizer) -> None:
-        val = trainer.val_dataloaders
         metrics = None if self._metrics is None else self._metrics(optimizer.epoch)
-        optimizer.end_epoch(
-            train=trainer.train_dataloader, val=_first(val), metrics=metrics, forward=self._forward_in(trainer)
-        )
+        optimizer.end_epoch(metrics=metrics, **self._data(trainer))
+
+    def _data(self, trainer: Trainer) -> dict[str, Any]:
+        val = _first(trainer.val_dataloaders)
+        return {"train": trainer.train_dataloader, "val": val, "forward": self._forward_in(trainer)}
 
     def _forward_in(self, trainer: Trainer) -> Forwarder:
         def forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:

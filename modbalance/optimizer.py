@@ -170,6 +170,24 @@ class BalancedOptimizer(Wrapper):
         self._after_inner_step()
         return result
 
+    def begin(
+        self,
+        *,
+        train: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
+        forward: Callable[[nn.Module, Any], tuple[Tensor, Any]] | None = None,
+    ) -> None:
+        """Let methods look at data before the first step, where they need it in epoch 0; others do nothing.
+
+        A call after the first step, or after the state of a training was loaded, does nothing.
+
+        Args:
+            train: Loader of training batches.
+            val: Loader of validation batches.
+            forward: As for `end_epoch`.
+        """
+        self._lifecycle.begin(EpochData(train, val, None, forward or default_forward))
+
     def end_epoch(
         self,
         *,

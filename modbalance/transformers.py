@@ -76,8 +76,9 @@ class BalanceCallback(TrainerCallback):  # type: ignore[misc]    # mypy does not
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the epoch of the optimizer, which a checkpoint may be behind."""
+        """Begin the training of the optimizer, and set its epoch, which a checkpoint may be behind."""
         self._epoch = int(state.epoch or 0)
+        self._optimizer.begin(**self._data())
         if self._ends_epochs:
             self._epochs.begin([self._optimizer], self._epoch, self._end)
 
@@ -94,11 +95,13 @@ class BalanceCallback(TrainerCallback):  # type: ignore[misc]    # mypy does not
         return found
 
     def _end(self, optimizer: BalancedOptimizer) -> None:
+        metrics = None if self._metrics is None else self._metrics(optimizer.epoch)
+        optimizer.end_epoch(metrics=metrics, **self._data())
+
+    def _data(self) -> dict[str, Any]:
         trainer = self._trainer
         val = None if trainer.eval_dataset is None else trainer.get_eval_dataloader()
-        metrics = None if self._metrics is None else self._metrics(optimizer.epoch)
-        train = trainer.callback_handler.train_dataloader
-        optimizer.end_epoch(train=train, val=val, metrics=metrics, forward=self._forward)
+        return {"train": trainer.callback_handler.train_dataloader, "val": val, "forward": self._forward}
 
 
 def _forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:

@@ -98,6 +98,8 @@ class Training:
             described = {"model": self.wrapped, "modalities": self.model.paths, "fusion": "fusion"}
             self.optimizer = BalancedOptimizer(self.inner, method, **(described | arguments))
             self.criterion = self.optimizer.criterion(self.criterion)
+            loader = [(*inputs, target) for inputs, target in self.data(STEPS)]
+            self.optimizer.begin(train=loader, val=loader)
 
     def data(self, count: int = EPOCHS * STEPS, size: int = 6) -> list[Batch]:
         """Return ``count`` batches that fit the model."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modbalance import Batch, ObservationError, Run
 from modbalance.loaders import gather_samples
+from modbalance.pooling import pooled
 
 
 def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tuple[dict[str, Tensor], Tensor, int]:
@@ -26,7 +27,7 @@ def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tup
         labels.append(_label(batch.target))
         classes = max(classes, batch.logits.shape[1] if batch.logits.dim() > 1 else 2)
         for modality, feature in batch.require_features().items():
-            features[modality].append(_pooled(feature))
+            features[modality].append(pooled(feature).cpu())
             if len(feature) != len(labels[-1]):
                 raise ObservationError(
                     f"Method `relearning` needs one feature per sample. Found {len(feature)} of {modality!r} for "
@@ -36,14 +37,6 @@ def samples_of(run: Run, loader: Iterable[Any], batches: Iterable[Batch]) -> tup
     label, *gathered = gather_samples(run, loader, columns)
     classes = int(run.gather_rows(torch.tensor([classes])).max())
     return dict(zip(features, gathered, strict=True)), label, classes
-
-
-def _pooled(feature: Tensor) -> Tensor:
-    """Return (B, D) on the CPU: tokens (B, T, D) averaged over T, maps (B, D, H, W, ...) over their positions."""
-    wide = feature if feature.dtype == torch.float64 else feature.float()
-    if wide.dim() == 3:
-        wide = wide.mean(1)
-    return wide.flatten(2).mean(2).cpu() if wide.dim() > 3 else wide.reshape(len(wide), -1).cpu()
 
 
 def _label(target: Any) -> Tensor:

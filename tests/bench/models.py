@@ -154,7 +154,10 @@ def bare_step(workload: Workload, device: torch.device | str = "cpu") -> Step:
 def method_step(workload: Workload, method: Any, device: torch.device | str = "cpu", **options: Any) -> Step:
     """Return a step of a method."""
     model = workload.model(device)
-    return training_step(model, model, balanced(model, method, **options), workload.batch(device))
+    inputs, target = batch = workload.batch(device)
+    optimizer = balanced(model, method, **options)
+    optimizer.begin(train=[(*inputs, target)], val=[(*inputs, target)])
+    return training_step(model, model, optimizer, batch)
 
 
 def training_step(

@@ -31,6 +31,7 @@ OPTIONS: dict[str, list[Options]] = {
     "mslr": [{"memory": 1}, {"memory": 1, "preset": "paper"}],
     "ogm": [{}, {"preset": "paper", "ratio": "min"}],
     "ogm_ge": [{}, {"preset": "paper", "noise_source": "modulated"}],
+    "pmr": [{"fraction": 1.0}, {"fraction": 1.0, "preset": "paper"}],
     "relearning": [{"period": 1, "n_init": 1}],
 }
 """Options with which a method acts in four epochs of two steps."""

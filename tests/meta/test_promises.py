@@ -114,7 +114,7 @@ def test_hooks_fire_in_the_order_of_their_file() -> None:
     fired: list[str] = []
     optimizer = balanced(model, Recorder(fired=fired))
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
-    setup, epoch_start, *of_a_batch, coefficients, gradients, after_step, epoch_end = OF_METHODS
+    setup, begin, epoch_start, *of_a_batch, coefficients, gradients, after_step, epoch_end = OF_METHODS
     of_a_step = [*of_a_batch, *of_a_batch, coefficients, gradients, after_step]
 
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_hooks_fire_in_the_order_of_their_file() -> None:
         optimizer.zero_grad()
     optimizer.end_epoch()
 
-    assert fired == [setup, epoch_start, *of_a_step, *of_a_step, epoch_end]
+    assert fired == [setup, begin, epoch_start, *of_a_step, *of_a_step, epoch_end]
 
 
 def test_only_the_hook_for_logits_fires_in_evaluation() -> None:

@@ -40,8 +40,7 @@ def matrices_and_others(model: nn.Module) -> list[Optimizer]:
 
 
 def wrapped(model: Any, method: str, kinds: Kinds) -> BalancedOptimizer:
-    arguments = {"modalities": model.paths, "fusion": "fusion", **OPTIONS.get(method, {})}
-    return BalancedOptimizer(kinds(model), method, model=model, **arguments)
+    return balanced(model, method, kinds(model), **OPTIONS.get(method, {}))
 
 
 @pytest.mark.parametrize("method", METHODS)

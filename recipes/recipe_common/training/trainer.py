@@ -90,6 +90,7 @@ class Trainer:
         self.view.start(
             self.job.method, self.job.settings.optimisation.epochs, self.num_steps, self.step_in_epoch, self.history
         )
+        self.job.optimizer.begin(train=self.job.loaders.train_in_order, val=self.job.loaders.val_share)
         try:
             while self.epoch < self.job.settings.optimisation.epochs:
                 self._train_epoch()

@@ -17,7 +17,7 @@ from recipe_common.errors import RecipeError
 from recipe_common.files import listing
 
 CLASS_ORDERS = {
-    # Peng et al. (CVPR 2022), Li et al. (ICCV 2023), Wei et al. (ICCV 2025), PMR, BalanceBenchmark.
+    # Peng et al. (CVPR 2022), Li et al. (ICCV 2023), Wei et al. (ICCV 2025), Fan et al. (CVPR 2023), BalanceBenchmark.
     "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),
     # Wei et al. (ECCV 2024), MMPareto.
     "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),

@@ -72,7 +72,7 @@ class Record:
 CREMAD, PENG = "CheyneyComputerScience/CREMA-D", "GeWu-Lab/OGM-GE_CVPR2022"
 KINETICS = "cvdfoundation/kinetics-dataset"
 VGGSOUND, SPARSE_SYNC = "hche11/VGGSound", "v-iashin/SparseSync"
-AVE, PMR = "YapengTian/AVE-ECCV18", "fanyunfeng-bit/Modal-Imbalance-PMR"
+AVE, FAN = "YapengTian/AVE-ECCV18", "fanyunfeng-bit/Modal-Imbalance-PMR"
 TWO_STREAMS = "feichtenhofer/twostreamfusion"
 SDK, LMF = "A2Zadeh/CMU-MultimodalSDK", "Justin1904/Low-rank-Multimodal-Fusion"
 BERT_MULT, MULTIBENCH = "WasifurRahman/BERT_multimodal_transformer", "pliang279/MultiBench"
@@ -95,7 +95,7 @@ KNOWN_FAULTS: Mapping[str, Record] = {
         ),
     ),
     "ave": Record(
-        trackers=(AVE, "jasongief/PSP_CVPR_2021", PMR, PENG),
+        trackers=(AVE, "jasongief/PSP_CVPR_2021", FAN, PENG),
         faults=(
             Fault(
                 "4,097 videos for 4,143 annotations: some videos have two events",
@@ -105,7 +105,7 @@ KNOWN_FAULTS: Mapping[str, Record] = {
             Fault(
                 "18 videos of trainSet.txt are in valSet.txt (10) or testSet.txt (8) too, as another event",
                 "left out of training, unless `--overlap` is given",
-                (Report(PMR, "data/AVE/trainSet.txt"),),
+                (Report(FAN, "data/AVE/trainSet.txt"),),
             ),
             Fault(
                 "its event lasts from second 0 to 0",

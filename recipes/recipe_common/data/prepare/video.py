@@ -21,7 +21,7 @@ from recipe_common.files import atomic_file, atomic_folder, listing
 
 WAV_RATE = 16_000
 MIN_FRAMES = 10
-"""Fewest frames of an event; where there are fewer, the PMR code adds random ones, and here intervals are shorter."""
+"""Fewest frames of an event; where there are fewer, Fan et al. add random ones, and here intervals are shorter."""
 
 
 @attrs.frozen

@@ -23,8 +23,8 @@ class StoredSpectrogram:
     """Reads a spectrogram that other code has computed: a matrix in a npy, pkl or pt file, taken as it is.
 
     Such files are made by the code of Peng et al. (CVPR 2022) for Kinetics-Sounds and read by that of BalanceBenchmark,
-    PMR and Wei et al. (ECCV 2024). A pickle may hold arrays and plain containers only, and a pt file tensors: neither
-    can run code.
+    Fan et al. (CVPR 2023) and Wei et al. (ECCV 2024). A pickle may hold arrays and plain containers only, and a pt file
+    tensors: neither can run code.
 
     Args:
         shape: Shape of all spectrograms; None accepts any.

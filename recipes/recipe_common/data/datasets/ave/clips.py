@@ -93,7 +93,7 @@ def _event(cells: Sequence[str], classes: Sequence[str], where: str) -> Row:
 def seconds_of(row: Row) -> tuple[int, int]:
     """Return the first second of an event, and the second after its last one.
 
-    The published lists hold an event from 0 to 0. It counts as one second; the PMR code takes frames of it, too.
+    The published lists hold an event from 0 to 0. It counts as one second; Fan et al. take frames of it, too.
     """
     start, end = int(row.extra[0]), int(row.extra[1])
     return start, max(end, start + 1)
@@ -187,7 +187,7 @@ def find_lists(root: Path, base: Path) -> Path:
 
 
 def frames_name(fps: int) -> str:
-    """Return the folder name of the frames inside events, as in the code of PMR and of Wei et al. (ICCV 2025)."""
+    """Return the folder name of the frames inside events, as in the code of Fan et al. and Wei et al. (ICCV 2025)."""
     return f"Image-{fps:02d}-FPS-SE"
 
 
@@ -195,8 +195,8 @@ def frames_name(fps: int) -> str:
 class EventNames:
     """Names of the folders of frames.
 
-    The event that is listed first for a video has the folder `<video id>`, as in the code of PMR and of Wei et al.
-    (ICCV 2025). Each event at other seconds has a folder `<video id>.<start>-<end>`.
+    The event that is listed first for a video has the folder `<video id>`, as in the code of Fan et al. (CVPR 2023) and
+    Wei et al. (ICCV 2025). Each event at other seconds has a folder `<video id>.<start>-<end>`.
 
     Attributes:
         first: Seconds of the first event, by video id.

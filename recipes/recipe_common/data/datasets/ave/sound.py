@@ -38,15 +38,15 @@ class EventFile:
 class EventSpectrogram:
     """Turns the sound of an event into a log-power spectrogram.
 
-    The defaults give the (1, 257, 1004) tensor of the PMR code: 16,000 Hz mono, the seconds of the event repeated and
-    cut to 10 s, clipped to [-1, 1], SciPy's spectrogram (power density, Tukey window, each window minus its mean),
-    natural log of (density + 1e-7), minus its mean and divided by its standard deviation.
+    The defaults give the (1, 257, 1004) tensor of the code of Fan et al. (CVPR 2023): 16,000 Hz mono, the seconds of
+    the event repeated and cut to 10 s, clipped to [-1, 1], SciPy's spectrogram (power density, Tukey window, each
+    window minus its mean), natural log of (density + 1e-7), minus its mean and divided by its standard deviation.
 
     Args:
         rate: Sampling rate in Hz to which every file is resampled.
         seconds: Length in seconds to which the event is repeated and cut.
         n_fft: Window length in samples; gives n_fft // 2 + 1 rows.
-        hop: Step between windows in samples; the windows of the PMR code overlap by 353.
+        hop: Step between windows in samples; the windows of the code of Fan et al. (CVPR 2023) overlap by 353.
 
     Raises:
         RecipeError: If the numbers fit no spectrogram.
