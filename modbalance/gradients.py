@@ -12,7 +12,19 @@ from torch.optim import Optimizer
 
 from modbalance import sharding
 
-__all__ = ["add_noise_", "all_values", "are_none", "clip_", "norm", "optimized", "sandbox", "scale_", "std", "values"]
+__all__ = [
+    "add_noise_",
+    "all_values",
+    "are_none",
+    "clip_",
+    "norm",
+    "optimized",
+    "products",
+    "sandbox",
+    "scale_",
+    "std",
+    "values",
+]
 
 _CHUNK = 1 << 18  # elements of noise, a megabyte in single precision
 
@@ -114,6 +126,25 @@ def _stds_of_shards(gradients: Sequence[Tensor], places: Sequence[int]) -> Itera
     squares = (squares + counts * (means - mean).square()).sum(0)
     for place, std in zip(places, (squares / (total - 1).clamp(min=1)).sqrt().unbind(), strict=True):
         yield place, std.to(_wide(gradients[place].dtype))
+
+
+def products(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """Inner product of each tensor with its counterpart, (N,), in single precision at least.
+
+    Of sharded tensors it is that of the full ones, on all ranks, by one gathering for each layout.
+
+    Args:
+        one: Tensors of any shape on one device, at least one.
+        other: Tensors of the same shapes and layouts.
+    """
+    wide = torch.float64 if torch.float64 in [each.dtype for each in one] else torch.float32
+    pairs = zip(sharding.local_values(one), sharding.local_values(other), strict=True)
+    found = [torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide)) for a, b in pairs]
+    for group in sharding.by_layout(one):
+        of_parts = sharding.rows_of_shards(torch.stack([found[place] for place in group]), one[group[0]])
+        for place, total in zip(group, of_parts.sum(0).unbind(), strict=True):
+            found[place] = total
+    return torch.stack(found)
 
 
 def add_noise_(gradients: list[Tensor], sigma: list[Tensor], generator: torch.Generator) -> None:

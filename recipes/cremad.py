@@ -183,6 +183,8 @@ RECIPE = Recipe(
         "ogm": OGM,
         "ogm_ge": OGM,
         "dgl": {"alpha": 5.0},  # the better of two in the CREMA-D scripts of the DGL code
+        "pmr": {"alpha": 2.0, "momentum": 0.0, "end_epoch": 70},  # nearly all commands of the PMR code
+        "inforeg": {"strength": {"audio": 0.95, "visual": 0.1}},  # literals of the InfoReg code
         "mslr": {"init": {"audio": 0.9, "visual": 1.1}},  # the CREMA-D script of the AGM code, as is the patience
         "mses": {"patience": 80},
     },

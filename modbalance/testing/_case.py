@@ -174,7 +174,7 @@ def _same(actual: Any, expected: Any, tolerance: float | None) -> bool:
         return False
     if tolerance is None:
         return torch.equal(actual.nan_to_num(), expected.nan_to_num())
-    return bool(((actual - expected).abs() <= tolerance).all())
+    return bool(((actual.double() - expected.double()).abs() <= tolerance).all())
 
 
 def require_same(

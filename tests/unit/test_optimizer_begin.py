@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, EpochData, Method, Run, hookimpl
 from modbalance._plugins import load_method
-from support.training import assert_same, balanced, batches, multimodal, train, weights
+from support.models import Multimodal
+from support.training import assert_same, batches, multimodal, sgd, train, weights
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -34,9 +35,13 @@ def loader() -> list[tuple[Tensor, ...]]:
     return [(*inputs, target) for inputs, target in batches(multimodal(), 3)]
 
 
+def wrapped(model: Multimodal, method: Any) -> BalancedOptimizer:
+    return BalancedOptimizer(sgd(model), method, model=model, modalities=model.paths, fusion="fusion")
+
+
 def training() -> tuple[nn.Module, BalancedOptimizer, Counter]:
     model, method = multimodal(), Counter()
-    return model, balanced(model, method), method
+    return model, wrapped(model, method), method
 
 
 def test_methods_see_the_data_before_the_first_step() -> None:
@@ -63,7 +68,7 @@ def test_the_loop_of_the_model_is_the_users() -> None:
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_a_training_that_has_begun_begins_no_more(has_begun: bool) -> None:
     model, method = multimodal(), Counter()
-    optimizer = balanced(model, [method, load_method("ogm").configure(param_filter="all")])
+    optimizer = wrapped(model, [method, load_method("ogm").configure(param_filter="all")])
     if has_begun:
         train(model, optimizer, batches(model, 1))
     optimizer.begin(train=loader())
@@ -87,4 +92,4 @@ def test_other_methods_draw_nothing_from_the_loader(method: str) -> None:
         yield
 
     model = multimodal()
-    balanced(model, method).begin(train=drawn())
+    wrapped(model, method).begin(train=drawn())
