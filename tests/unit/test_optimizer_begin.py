@@ -85,7 +85,7 @@ def test_a_loaded_training_keeps_its_state() -> None:
     assert method.counted == []
 
 
-@pytest.mark.parametrize("method", ["none", "ogm"])
+@pytest.mark.parametrize("method", ["none", "dgl"])
 def test_other_methods_draw_nothing_from_the_loader(method: str) -> None:
     def drawn() -> Any:
         raise AssertionError("a batch was drawn")
