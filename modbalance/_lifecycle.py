@@ -132,11 +132,6 @@ class Lifecycle:
         """The methods that replace the logits in the current epoch."""
         return self.acting("modbalance_logits")
 
-    @property
-    def acts_in_eval(self) -> bool:
-        """Whether a method may replace the logits in evaluation."""
-        return any(method.acts_in_eval for method in self._active)
-
     def set_loss(self, loss_fn: Callable[..., Tensor], scorer: Score) -> None:
         """Take over the loss and the score of the latest `opt.criterion`, for methods that measure between epochs."""
         self.training.loss_fn, self.training.scorer = loss_fn, scorer
@@ -186,12 +181,18 @@ class Lifecycle:
         batch.loss = loss
         return self._with_terms(loss, batch)
 
-    def evaluate(self, batch: Batch) -> Tensor:
-        """Return the user's loss in evaluation, on logits that a method may replace there too."""
-        assert batch.task_loss is not None
+    def evaluated(self, logits: Tensor) -> Tensor:
+        """Return the fused logits, or what a method puts in their place in evaluation, too."""
         acting = [method for method in self.acting("modbalance_logits") if method.acts_in_eval]
-        batch.logits = self._replaced_logits(batch, acting)
-        return batch.task_loss(batch.logits)
+        if not acting:
+            return logits
+        watch = self.training.watch
+        forward = watch.evaluated or watch.forward or Forward()
+        batch = Batch(self.run, forward=forward, features=forward.features, logits=logits)
+        for method in acting:
+            new = self.hooks.call(method, "modbalance_logits", batch=batch._seen_by(self._runs[method.name]))
+            logits = logits if new is None or self.training.dry_run else new
+        return logits
 
     def _begin(self) -> PendingStep:
         pending = self.pending
@@ -318,6 +319,7 @@ class Lifecycle:
         self._acting = {hook: self.hooks.implementers(hook, self._active) for hook in HOOKS}
         self._stepping = self.hooks.stepping(self._active)
         self.training.watch.enabled = bool(self._stepping)
+        self.training.watch.sees_evaluation = any(method.acts_in_eval for method in self._acting["modbalance_logits"])
 
     def end_epoch(self, data: EpochData) -> None:
         """Run the hooks at the end of an epoch, then advance."""

@@ -72,12 +72,21 @@ class Criterion(nn.Module):
 
         lifecycle = self._lifecycle
         if not lifecycle.is_training(logits):
-            if not lifecycle.acts_in_eval:
-                return task_loss(logits)
-            return lifecycle.evaluate(Batch(lifecycle.run, logits=logits, target=target, task_loss=task_loss))
+            return task_loss(lifecycle.evaluated(logits))
         batch = self._batch(logits, target, features, unimodal_logits, present)
         batch.task_loss = task_loss
         return lifecycle.observe(batch)
+
+    def logits(self, output: Any) -> Tensor:
+        """Return the logits that predictions are made from, (B, C, ...).
+
+        They are those in the output of the model, but for methods that replace them in evaluation too; then call this
+        right after the forward that made the output.
+
+        Args:
+            output: What the model returned.
+        """
+        return self._lifecycle.evaluated(self.pick_logits(output))
 
     def observe(self, loss: Tensor, output: Any, target: Any, **given: Any) -> Tensor:
         """Let the methods observe a batch whose loss is computed already, and return that loss."""

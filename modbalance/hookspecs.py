@@ -73,7 +73,8 @@ def modbalance_observe(batch: Batch) -> Mapping[str, Tensor]:  # type: ignore[em
 def modbalance_logits(batch: Batch) -> Tensor | None:
     """Replace the fused logits, same shape. Called in the criterion, before the task loss; one method at most.
 
-    Fires in evaluation too where the method sets `acts_in_eval`.
+    Fires in evaluation too where the method sets `acts_in_eval`: then the batch holds the forward's features, but no
+    target and no loss.
     """
 
 

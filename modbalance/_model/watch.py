@@ -44,6 +44,8 @@ class Watch:
         enabled: Whether forwards in training are recorded; off outside of a method's window.
         forward: The last recorded forward since the last step.
         before: The one before it, if no criterion call came since.
+        sees_evaluation: Whether forwards in evaluation are recorded too, for methods that act there.
+        evaluated: The last recorded forward in evaluation.
         saw_evaluation: Whether the model ran in eval mode since this was last cleared.
         is_paused: Whether parts of the model run again for a method, which is not recorded.
         edit_inputs: Replaces inputs, where a method implements `modbalance_inputs`.
@@ -55,6 +57,8 @@ class Watch:
         self.enabled = True
         self.forward: Forward | None = None
         self.before: Forward | None = None
+        self.sees_evaluation = False
+        self.evaluated: Forward | None = None
         self.saw_evaluation = False
         self.edit_inputs: Edit | None = None
         self.edit_features: Edit | None = None
@@ -115,13 +119,14 @@ class Watch:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the forwards of this step."""
-        self.forward = self.before = None
+        """Forget the forwards of this step, and those in evaluation."""
+        self.forward = self.before = self.evaluated = None
 
     def __getstate__(self) -> dict[str, Any]:
         blank: dict[str, Any] = {
             "forward": None,
             "before": None,
+            "evaluated": None,
             "edit_inputs": None,
             "edit_features": None,
             "_handles": [],
@@ -132,9 +137,12 @@ class Watch:
     def _is_recording(self) -> bool:
         if self._watched is not None:
             return True
+        return self.enabled and not self.is_paused and (self._is_training or self.sees_evaluation)
+
+    @property
+    def _is_training(self) -> bool:
         model = self.structure.model
-        is_training = model is None or model.training
-        return self.enabled and is_training and torch.is_grad_enabled() and not self.is_paused
+        return (model is None or model.training) and torch.is_grad_enabled()
 
     def _on_model(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if self._watched is not None:
@@ -142,6 +150,9 @@ class Watch:
         if not module.training and not self.is_paused:
             self.saw_evaluation = True
         if not self._is_recording or _is_recomputing():
+            return None
+        if not self._is_training:
+            self.evaluated = Forward((args, kwargs))
             return None
         self.before, self.forward = self.forward, Forward((args, kwargs))
         forward = self.forward
@@ -161,6 +172,8 @@ class Watch:
         features = split_features(args, kwargs, structure.modalities, structure.feature_sizes)
         forward = self._note(features)
         forward.record_fusion_call(args, kwargs)
+        if not self._is_training:
+            return None
         new = self._edited(forward)
         return None if new is None else replace_features(args, kwargs, new, structure.modalities)
 
@@ -170,11 +183,15 @@ class Watch:
             recomputed = Forward()
             recomputed.add_features(features, self.structure.modalities)
             return recomputed
+        if self._watched is None and not self._is_training:
+            evaluated = self.evaluated = _continued(self.evaluated, features) or Forward()
+            evaluated.add_features(features, self.structure.modalities)
+            return evaluated
         forward = self._watched or self.forward
         # Without a call of the model itself, each call of the fusion is a forward of its own.
-        is_next = forward is not None and forward.inputs is None and all(name in forward.features for name in features)
-        if forward is None or (is_next and self._watched is None):
-            self.forward = forward = Forward()
+        if self._watched is None:
+            self.forward = forward = _continued(forward, features) or Forward()
+        assert forward is not None
         forward.add_features(features, self.structure.modalities)
         return forward
 
@@ -208,8 +225,14 @@ class _OnEncoder:
         if not self.watch._is_recording or not isinstance(output, Tensor):
             return None
         forward = self.watch._note({self.modality: output})
-        new = self.watch._edited(forward)
+        new = self.watch._edited(forward) if self.watch._is_training else None
         return None if new is None else new[self.modality]
+
+
+def _continued(forward: Forward | None, features: Mapping[str, Tensor]) -> Forward | None:
+    """Return the forward that features belong to: without inputs, one that has features of these names is over."""
+    is_over = forward is not None and forward.inputs is None and all(name in forward.features for name in features)
+    return None if is_over else forward
 
 
 def _is_recomputing() -> bool:
