@@ -417,10 +417,22 @@ class Lifecycle:
         replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
         if len(replacing) > 1:
             raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
+        self._check_exclusions()
         if self.hooks.implementers("modbalance_coefficients"):
             self.training.structure.require_disjoint()
         for method in self.methods:
             _check_needs(method, self.run)
+
+    def _check_exclusions(self) -> None:
+        """Raise a ConfigError where a method would undo the effect that another one has through a hook."""
+        for method in self.methods:
+            for hook in method.excluded_hooks:
+                others = [each.name for each in self.hooks.implementers(hook) if each is not method]
+                if others:
+                    raise ConfigError(
+                        f"Method `{method.name}` should stand without a method that implements `{hook}`, whose effect "
+                        f"it would undo. Found {' and '.join(others)}: choose one of them."
+                    )
 
     def _connect(self) -> None:
         watch = self.training.watch

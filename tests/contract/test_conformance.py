@@ -32,6 +32,7 @@ OPTIONS: dict[str, list[Options]] = {
     "mslr": [{"memory": 1}, {"memory": 1, "preset": "paper"}],
     "ogm": [{}, {"preset": "paper", "ratio": "min"}],
     "ogm_ge": [{}, {"preset": "paper", "noise_source": "modulated"}],
+    "opm": [{}, {"theta_gradient": False, "ratio": "min", "p_exe": 1.0}],
     "pmr": [{"fraction": 1.0}, {"fraction": 1.0, "preset": "paper"}],
     "relearning": [{"period": 1, "n_init": 1}],
 }
