@@ -135,7 +135,7 @@ class Lifecycle:
     @property
     def acts_in_eval(self) -> bool:
         """Whether a method may replace the logits in evaluation."""
-        return any(method.acts_in_eval for method in self._active)
+        return not self.training.dry_run and any(method.acts_in_eval for method in self._active)
 
     def set_loss(self, loss_fn: Callable[..., Tensor], scorer: Score) -> None:
         """Take over the loss and the score of the latest `opt.criterion`, for methods that measure between epochs."""
@@ -318,6 +318,7 @@ class Lifecycle:
         self._acting = {hook: self.hooks.implementers(hook, self._active) for hook in HOOKS}
         self._stepping = self.hooks.stepping(self._active)
         self.training.watch.enabled = bool(self._stepping)
+        self.training.watch.records_evaluation = self.acts_in_eval
 
     def end_epoch(self, data: EpochData) -> None:
         """Run the hooks at the end of an epoch, then advance."""
@@ -369,6 +370,7 @@ class Lifecycle:
         """Take all hooks off the model and drop all methods."""
         self.warnings.detach()
         self.training.watch.remove()
+        self.training.unimodal_source = None
         self.pending = None
         self._use([])
         self._look_up_active()

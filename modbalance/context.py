@@ -104,6 +104,14 @@ class Run:
         sizes = self._training.structure.feature_sizes
         return {} if sizes is None else dict(zip(self.modalities, sizes, strict=True))
 
+    def provide_unimodal_logits(self, source: Callable[[Batch], Mapping[str, Tensor]]) -> None:
+        """Let all methods take the unimodal logits of a batch from a function, with graph; not in a dry run.
+
+        For a method that replaces the head, to which slices of the old one say nothing. Call it in the setup.
+        """
+        if not self.dry_run:
+            self._training.unimodal_source = source
+
     def module(self, part: Part, what: str) -> nn.Module:
         """Return the submodule of the model that a path names, or the module itself.
 
@@ -323,7 +331,10 @@ class Batch:
             return self.given_logits or self._computed_logits(live=True, auto=auto)
 
     def _computed_logits(self, *, live: bool = False, auto: str = "auto") -> Mapping[str, Tensor]:
-        unimodal = self.run._training.unimodal
+        source, unimodal = self.run._training.unimodal_source, self.run._training.unimodal
+        if source is not None:
+            logits = source(self)
+            return logits if live else {name: each.detach() for name, each in logits.items()}
         return unimodal.logits(self.require_features(), self.logits, self.forward, live=live, auto=auto)
 
     def coalition_logits(

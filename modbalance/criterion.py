@@ -74,7 +74,11 @@ class Criterion(nn.Module):
         if not lifecycle.is_training(logits):
             if not lifecycle.acts_in_eval:
                 return task_loss(logits)
-            return lifecycle.evaluate(Batch(lifecycle.run, logits=logits, target=target, task_loss=task_loss))
+            forward = lifecycle.training.watch.evaluated
+            seen = {} if forward is None else forward.features
+            given = seen if features is None else features
+            batch = Batch(lifecycle.run, features=given, logits=logits, target=target, task_loss=task_loss)
+            return lifecycle.evaluate(batch)
         batch = self._batch(logits, target, features, unimodal_logits, present)
         batch.task_loss = task_loss
         return lifecycle.observe(batch)

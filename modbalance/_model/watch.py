@@ -44,6 +44,7 @@ class Watch:
         enabled: Whether forwards in training are recorded; off outside of a method's window.
         forward: The last recorded forward since the last step.
         before: The one before it, if no criterion call came since.
+        records_evaluation: Whether forwards in evaluation are recorded too, as ``evaluated``, the last of them.
         saw_evaluation: Whether the model ran in eval mode since this was last cleared.
         is_paused: Whether parts of the model run again for a method, which is not recorded.
         edit_inputs: Replaces inputs, where a method implements `modbalance_inputs`.
@@ -55,6 +56,8 @@ class Watch:
         self.enabled = True
         self.forward: Forward | None = None
         self.before: Forward | None = None
+        self.records_evaluation = False
+        self.evaluated: Forward | None = None
         self.saw_evaluation = False
         self.edit_inputs: Edit | None = None
         self.edit_features: Edit | None = None
@@ -116,12 +119,13 @@ class Watch:
 
     def clear(self) -> None:
         """Forget the forwards of this step."""
-        self.forward = self.before = None
+        self.forward = self.before = self.evaluated = None
 
     def __getstate__(self) -> dict[str, Any]:
         blank: dict[str, Any] = {
             "forward": None,
             "before": None,
+            "evaluated": None,
             "edit_inputs": None,
             "edit_features": None,
             "_handles": [],
@@ -136,11 +140,17 @@ class Watch:
         is_training = model is None or model.training
         return self.enabled and is_training and torch.is_grad_enabled() and not self.is_paused
 
+    @property
+    def _is_evaluating(self) -> bool:
+        return self.records_evaluation and not self._is_recording and not self.is_paused
+
     def _on_model(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if self._watched is not None:
             return None
         if not module.training and not self.is_paused:
             self.saw_evaluation = True
+        if self._is_evaluating:
+            self.evaluated = Forward((args, kwargs))
         if not self._is_recording or _is_recomputing():
             return None
         self.before, self.forward = self.forward, Forward((args, kwargs))
@@ -155,9 +165,12 @@ class Watch:
         return args, kwargs
 
     def _on_fusion(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        structure = self.structure
+        if self._is_evaluating and self.evaluated is not None:
+            found = split_features(args, kwargs, structure.modalities, structure.feature_sizes)
+            self.evaluated.add_features(found, structure.modalities)
         if not self._is_recording:
             return None
-        structure = self.structure
         features = split_features(args, kwargs, structure.modalities, structure.feature_sizes)
         forward = self._note(features)
         forward.record_fusion_call(args, kwargs)
