@@ -52,8 +52,10 @@ DECLARATIONS = ("option", "state", "gt", "ge", "between", "integer", "one_of", "
 def options_table(name: str) -> str:
     """Return the options of a method as a Markdown table."""
     rows = ["| option | official | paper | meaning |", "|---|---|---|---|"]
-    for option, field in load_method(name).options().items():
-        values = f"`{field.default!r}` | `{field.metadata['paper']!r}`"
+    method = load_method(name)
+    for option, field in method.options().items():
+        paper = f"`{field.metadata['paper']!r}`" if "paper" in method.presets else "-"
+        values = f"`{field.default!r}` | {paper}"
         rows.append(f"| `{option}` | {values} | {field.metadata['doc']} |")
     return "\n".join(rows) + "\n"
 

@@ -181,14 +181,15 @@ class Lifecycle:
         batch.loss = loss
         return self._with_terms(loss, batch)
 
-    def evaluated(self, logits: Tensor) -> Tensor:
+    def evaluated(self, logits: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the fused logits, or what a method puts in their place in evaluation, too."""
         acting = [method for method in self.acting("modbalance_logits") if method.acts_in_eval]
         if not acting:
             return logits
         watch = self.training.watch
         forward = watch.evaluated or watch.forward or Forward()
-        batch = Batch(self.run, forward=forward, features=forward.features, logits=logits)
+        seen = forward.features if features is None else features
+        batch = Batch(self.run, forward=forward, features=seen, logits=logits)
         for method in acting:
             new = self.hooks.call(method, "modbalance_logits", batch=batch._seen_by(self._runs[method.name]))
             logits = logits if new is None or self.training.dry_run else new
@@ -371,6 +372,7 @@ class Lifecycle:
         """Take all hooks off the model and drop all methods."""
         self.warnings.detach()
         self.training.watch.remove()
+        self.training.unimodal_source = None
         self.pending = None
         self._use([])
         self._look_up_active()
@@ -419,10 +421,22 @@ class Lifecycle:
         replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
         if len(replacing) > 1:
             raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
+        self._check_exclusions()
         if self.hooks.implementers("modbalance_coefficients"):
             self.training.structure.require_disjoint()
         for method in self.methods:
             _check_needs(method, self.run)
+
+    def _check_exclusions(self) -> None:
+        """Raise a ConfigError where a method would undo the effect that another one has through a hook."""
+        for method in self.methods:
+            for hook in method.excluded_hooks:
+                others = [each.name for each in self.hooks.implementers(hook) if each is not method]
+                if others:
+                    raise ConfigError(
+                        f"Method `{method.name}` should stand without a method that implements `{hook}`, whose effect "
+                        f"it would undo. Found {' and '.join(others)}: choose one of them."
+                    )
 
     def _connect(self) -> None:
         watch = self.training.watch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 from torch import Tensor
@@ -35,6 +35,7 @@ class Training:
         steps: Optimizer steps taken so far in which a method acted.
         loss_fn: The loss of the latest `opt.criterion`, ``scorer`` its score.
         should_stop: Whether a method would end the training.
+        unimodal_source: Gives unimodal logits in the place of ``unimodal``, where a method has a head of its own.
         ownership: Parameters of the inner optimizer by modality.
     """
 
@@ -51,6 +52,7 @@ class Training:
     loss_fn: Callable[..., Tensor] | None = None
     scorer: Score | None = None
     should_stop: bool = False
+    unimodal_source: Callable[..., Mapping[str, Tensor]] | None = None
     ownership: Ownership = attrs.field(init=False)
 
     @ownership.default

@@ -62,7 +62,8 @@ def options_table(method: type[Method]) -> Table:
     """Return a table of the options of a method: official value, paper value, meaning."""
     table = Table("option", "official", "paper", "meaning", title=escape(f"{method.name}: {_summary(method)}"))
     for name, field in method.options().items():
-        table.add_row(name, repr(field.default), repr(field.metadata["paper"]), escape(field.metadata["doc"]))
+        paper = repr(field.metadata["paper"]) if "paper" in method.presets else "-"
+        table.add_row(name, repr(field.default), paper, escape(field.metadata["doc"]))
     return table
 
 

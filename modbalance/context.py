@@ -104,6 +104,14 @@ class Run:
         sizes = self._training.structure.feature_sizes
         return {} if sizes is None else dict(zip(self.modalities, sizes, strict=True))
 
+    def provide_unimodal_logits(self, source: Callable[[Batch], Mapping[str, Tensor]]) -> None:
+        """Let all methods take the unimodal logits of a batch from a function, with graph; not in a dry run.
+
+        For a method that replaces the head, to which slices of the old one say nothing. Call it in the setup.
+        """
+        if not self.dry_run:
+            self._training.unimodal_source = source
+
     def module(self, part: Part, what: str) -> nn.Module:
         """Return the submodule of the model that a path names, or the module itself.
 
@@ -323,7 +331,10 @@ class Batch:
             return self.given_logits or self._computed_logits(live=True, auto=auto)
 
     def _computed_logits(self, *, live: bool = False, auto: str = "auto") -> Mapping[str, Tensor]:
-        unimodal = self.run._training.unimodal
+        source, unimodal = self.run._training.unimodal_source, self.run._training.unimodal
+        if source is not None:
+            logits = source(self)
+            return logits if live else {name: each.detach() for name, each in logits.items()}
         return unimodal.logits(self.require_features(), self.logits, self.forward, live=live, auto=auto)
 
     def coalition_logits(
@@ -345,6 +356,16 @@ class Batch:
         args, kwargs = structure.inputs.masked(*(forward.inputs or ((), {})), structure.modalities, subset)
         with self.run._training.watch.paused():
             return rerun.model(forward, args, kwargs, training=training)
+
+    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the fused logits of other features, with graph: the fusion runs again as in the forward.
+
+        Its buffers and the random state are left as they were: running statistics are those of the forward alone.
+
+        Args:
+            features: By modality, (B, ..., D_i).
+        """
+        return self.run._training.rerun.fuse(features, self.forward)
 
     def _require_inputs(self) -> Forward:
         """Return the forward with the model's inputs, or raise an ObservationError with the way to have them seen."""
@@ -377,15 +398,15 @@ class Batch:
         return torch.where(row_mask(there, tensor), tensor, tensor.detach())
 
     def scores(
-        self, logits: Mapping[str, Tensor], of: Callable[[Tensor], Tensor] | None = None
+        self, logits: Mapping[str, Tensor], of: Callable[[Tensor], Tensor] | None = None, *, live: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return `score` of the logits of each modality, sums and numbers (M,) each, in one softmax where that does."""
         assert self.scorer is not None
-        found = None if self.present else of_each(self.scorer, [*logits.values()], self.target)
-        if found is None:
-            pairs = [self.score(each, name, of) for name, each in logits.items()]
-            return torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
-        with torch.no_grad():
+        with torch.set_grad_enabled(live and torch.is_grad_enabled()):
+            found = None if self.present else of_each(self.scorer, [*logits.values()], self.target)
+            if found is None:
+                pairs = [self.score(each, name, of, live=live) for name, each in logits.items()]
+                return torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
             score, mask = found
             score = score if of is None else of(score)
             if mask is None:
@@ -394,9 +415,14 @@ class Batch:
             return total, mask.sum(dtype=score.dtype).expand(len(total))
 
     def score(
-        self, logits: Tensor, modality: str | None = None, of: Callable[[Tensor], Tensor] | None = None
+        self,
+        logits: Tensor,
+        modality: str | None = None,
+        of: Callable[[Tensor], Tensor] | None = None,
+        *,
+        live: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return (sum of the scores of ``logits``, number of elements that count), both 0-dim, without graph.
+        """Return (sum of the scores of ``logits``, number of elements that count), both 0-dim.
 
         Elements that are ignored, or whose sample lacks ``modality``, count in neither.
 
@@ -404,9 +430,10 @@ class Batch:
             logits: (B, C, ...).
             modality: Whose logits they are; ``None``: the fused ones.
             of: Turns the score of each element into the summand, such as its logarithm.
+            live: Whether the sum keeps the graph to the logits.
         """
         assert self.scorer is not None
-        with torch.no_grad():
+        with torch.set_grad_enabled(live and torch.is_grad_enabled()):
             score, mask = self.scorer(logits, self.target)
             score = score if of is None else of(score)
             there = self.present.get(modality) if modality else None

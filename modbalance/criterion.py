@@ -72,7 +72,7 @@ class Criterion(nn.Module):
 
         lifecycle = self._lifecycle
         if not lifecycle.is_training(logits):
-            return task_loss(lifecycle.evaluated(logits))
+            return task_loss(lifecycle.evaluated(logits, features))
         batch = self._batch(logits, target, features, unimodal_logits, present)
         batch.task_loss = task_loss
         return lifecycle.observe(batch)

@@ -33,6 +33,7 @@ Preset = Literal["official", "paper"]
 Check = Callable[[Any], str | None]
 NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model", "classes", "accuracy", "validation")
 """The values of `Method.needs`."""
+PRESETS: tuple[Preset, ...] = ("official", "paper")
 
 
 def gt(bound: float) -> Check:
@@ -139,6 +140,8 @@ class Method:
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
+        presets: The presets that there are; without ``paper`` where its text was not compared with the code.
+        excluded_hooks: Hooks that no other method may implement beside it, such as those whose effect it would undo.
     """
 
     name: ClassVar[str] = ""
@@ -146,6 +149,8 @@ class Method:
     min_modalities: ClassVar[int] = 1
     acts_in_eval: ClassVar[bool] = False
     preset_clips: ClassVar[Mapping[str, float]] = {}
+    presets: ClassVar[Collection[Preset]] = PRESETS
+    excluded_hooks: ClassVar[Collection[str]] = frozenset()
 
     preset: Preset = attrs.field(default="official", repr=False)
 
@@ -157,8 +162,13 @@ class Method:
             ConfigError: An option is unknown or out of its range, or the preset is unknown.
         """
         declared = cls.options()
-        if preset not in ("official", "paper"):
+        if preset not in PRESETS:
             raise ConfigError(f"Parameter `preset` should be 'official' or 'paper'. Found `preset = {preset!r}`.")
+        if preset not in cls.presets:
+            raise ConfigError(
+                f"Parameter `preset` of method `{cls.name}` should be 'official', the authors' code. Found "
+                f"`preset = {preset!r}`, of whose source no values could be confirmed: set options one by one."
+            )
         for name in options:
             if name not in declared:
                 raise ConfigError(f"Method `{cls.name}` has no option `{name}`. {suggest(name, declared)}")

@@ -59,7 +59,9 @@ class OGM(WindowedMethod):
         "conv", one_of(*SELECTS, or_callable=True), "encoder parameters that are modulated", paper="all"
     )
     ratio: str = option("mean_others", one_of("mean_others", "min"), "what a score is compared with, for M >= 3")
-    tie: str = option("first", one_of("first", "none"), "which modality is suppressed when all are equal", paper="none")
+    tie: str = option(
+        "first", one_of("first", "last", "none"), "which modality is suppressed when all are equal", paper="none"
+    )
     ratio_shift: float = option(0, one_of(0, 1), "1 makes the coefficient continuous where the ratio is 1")
 
     def modulates(self, name: str, parameter: Tensor) -> bool:
@@ -109,8 +111,9 @@ class OGM(WindowedMethod):
     def is_ahead(self, rho: Tensor) -> Tensor:
         """Return which modalities are suppressed, boolean (M,); the authors' code breaks ties against the first."""
         ahead = clearly_greater(rho, 1)
-        if self.tie == "first":
-            ahead[:1].logical_or_(~ahead.any())
+        if self.tie != "none":
+            chosen = ahead[:1] if self.tie == "first" else ahead[-1:]
+            chosen.logical_or_(~ahead.any())
         return ahead
 
 

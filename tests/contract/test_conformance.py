@@ -28,10 +28,12 @@ OPTIONS: dict[str, list[Options]] = {
     "cggm": [{}, {"preset": "paper", "coeff_clip": (0.0, 2.0)}, {"probes": "transformer"}],
     "dgl": [{}, {"detach_at": "projected"}],
     "inforeg": [{}, {"against": "best", "window_of": "each", "gap": "mean", "window": 1, "threshold": 0.3}],
+    "mmcosine": [{}, {"eval_logits": "cosine", "nce": 0.5}],
     "mses": [{"patience": 0}, {"patience": 0, "preset": "paper"}],
     "mslr": [{"memory": 1}, {"memory": 1, "preset": "paper"}],
     "ogm": [{}, {"preset": "paper", "ratio": "min"}],
     "ogm_ge": [{}, {"preset": "paper", "noise_source": "modulated"}],
+    "opm": [{}, {"theta_gradient": False, "ratio": "min", "p_exe": 1.0}],
     "pmr": [{"fraction": 1.0}, {"fraction": 1.0, "preset": "paper"}],
     "relearning": [{"period": 1, "n_init": 1}],
 }

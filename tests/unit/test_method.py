@@ -35,7 +35,7 @@ from support.training import balanced, multimodal
         ({"param_filter": "convs"}, r"should be one of 'conv', 'matrix', 'all' or a callable. Found .* 'convs'"),
         ({"param_filter": ["conv"]}, r"should be one of 'conv', 'matrix', 'all' or a callable"),
         ({"ratio": "max"}, "`ratio` of method `ogm` should be one of 'mean_others', 'min'. Found `ratio = 'max'`"),
-        ({"tie": None}, "`tie` of method `ogm` should be one of 'first', 'none'"),
+        ({"tie": None}, "`tie` of method `ogm` should be one of 'first', 'last', 'none'"),
         ({"ratio_shift": 2}, "`ratio_shift` of method `ogm` should be one of 0, 1. Found `ratio_shift = 2`"),
         ({"preset": "papper"}, "`preset` should be 'official' or 'paper'. Found `preset = 'papper'`"),
     ],

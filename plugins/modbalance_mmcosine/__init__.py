@@ -1,0 +1,168 @@
+"""MMCosine: logits from cosines of features and class weights, modality by modality.
+
+Source: Xu, Feng, Zhang, Hu, "MMCosine: Multi-Modal Cosine Loss Towards Balanced Audio-Visual Fine-Grained Learning",
+ICASSP 2023. Symbols are those of docs/methods/mmcosine.md, which also lists quirks of the authors' code.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modbalance import Batch, ConfigError, Method, Run, Step, ge, gt, hookimpl, one_of, option, optional
+from modbalance.scores import widened
+from modbalance.sharding import is_sharded
+
+EPS = 1e-12
+NUMBERS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+
+
+def paths(value: Any) -> str | None:
+    """Check for a mapping from names to paths."""
+    is_valid = isinstance(value, Mapping) and all(isinstance(each, str) for each in (*value, *value.values()))
+    return None if is_valid else "a mapping from modalities to paths of nn.Linear modules"
+
+
+@attrs.define(eq=False, kw_only=True)
+class MMCosine(Method):
+    """Replaces the fused logits by the sum over modalities of scaled cosines between features and class weights.
+
+    Touches the logits, and with `nce` the loss. Needs a linear last layer over concatenated parts, one per modality, or
+    a linear head for each. Costs head-sized operations; no further pass, no host read, no state.
+    """
+
+    name: ClassVar[str] = "mmcosine"
+    needs = frozenset({"features", "model"})
+    min_modalities = 2
+    presets = ("official",)
+    excluded_hooks = frozenset({"modbalance_features"})
+    acts_in_eval = True
+
+    scale: float = option(10.0, gt(0), "s, factor on the cosines, dimensionless, > 0")
+    nce: float = option(0.0, ge(0), "weight of the contrastive term, dimensionless, >= 0")
+    nce_temperature: float = option(0.1, gt(0), "temperature of the contrastive term, > 0")
+    eval_logits: str = option(
+        "linear", one_of("linear", "cosine"), "fused logits of the criterion in evaluation: the plain head, or cosines"
+    )
+    heads: Mapping[str, str] | None = option(
+        None, optional(paths), "linear heads by modality; None: the columns of the sole layer of the fusion"
+    )
+
+    _linears: dict[str, nn.Linear] = attrs.field(factory=dict, init=False, repr=False)
+
+    def exemptions(self) -> Mapping[str, str]:
+        """Return the rules of `modbalance.testing` that do not hold with these options."""
+        if not self.nce:
+            return {}
+        return {
+            "accumulation": "negatives are those of a micro-batch",
+            "order_of_modalities": "of two modalities the softmax runs over the samples of the second",
+        }
+
+    @hookimpl
+    def modbalance_setup(self, run: Run) -> None:
+        """Find the linear layers, or raise a ConfigError that names the layer which is none."""
+        if self.heads is not None:
+            if set(self.heads) != set(run.modalities):
+                raise ConfigError(
+                    f"Option `heads` of method `mmcosine` should name a head for each of {list(run.modalities)}. "
+                    f"Found {sorted(self.heads)}."
+                )
+            found: dict[str, Any] = {m: run.module(self.heads[m], "Option `heads`") for m in run.modalities}
+        else:
+            found = {"fusion": run.sole_fusion_layer}
+        for name, layer in found.items():
+            if not isinstance(layer, nn.Linear):
+                kinds = [type(each).__name__ for each in run.fusion_modules] if layer is None else type(layer).__name__
+                raise ConfigError(
+                    "Method `mmcosine` needs a last layer that is linear on a concatenation of one part per modality. "
+                    f"Found {kinds} for {name!r}: name the last nn.Linear in `fusion=`, with `feature_sizes=`, or "
+                    "linear heads in `heads=`."
+                )
+        self._linears = found
+        run.provide_unimodal_logits(self.unimodal)
+
+    @hookimpl
+    def modbalance_logits(self, batch: Batch) -> Tensor | None:
+        """Return sum_i s cos(z_i, W_i); in evaluation as `eval_logits` says."""
+        model = batch.run.model
+        is_training = model is not None and model.training and batch.logits.requires_grad
+        if not is_training and self.eval_logits == "linear":
+            return None
+        loss_fn = batch.run.loss_fn
+        if isinstance(loss_fn, NUMBERS) or loss_fn in FUNCTIONS:
+            raise ConfigError(
+                "Method `mmcosine` bounds the logits of classes or labels by M * scale. Found a loss of numbers, "
+                f"{getattr(loss_fn, '__name__', type(loss_fn).__name__)}: use another method."
+            )
+        o = self.unimodal(batch)
+        logits = functools.reduce(torch.add, o.values())
+        if not is_training:
+            return logits
+        if len(o) * self.scale < math.log(max(logits.shape[-1], 1)) and not batch.run.steps:
+            batch.run.warn("M * scale is below log C: no class can become likely. Pass a larger `scale` to `mmcosine`.")
+        # A product with 0, since DDP expects a gradient of each parameter of the forward.
+        for layer in self._linears.values():
+            if layer.bias is not None and not is_sharded(layer.bias):
+                logits = logits + 0 * layer.bias
+        return logits
+
+    @hookimpl
+    def modbalance_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the contrastive term, a mean over pairs of modalities."""
+        if not self.nce:
+            return {}
+        z = [widened(each).flatten(1) for each in batch.require_features().values()]
+        terms = [contrast(a, b, batch.target, self.nce_temperature) for a, b in itertools.combinations(z, 2)]
+        return {"nce": self.nce * functools.reduce(torch.add, terms) / len(terms)}
+
+    @hookimpl
+    def modbalance_gradients(self, step: Step) -> None:
+        """Remove the gradient of the bias, which no logits read, so that it stays as it is."""
+        for layer in self._linears.values():
+            if layer.bias is not None:
+                layer.bias.grad = None
+
+    def unimodal(self, batch: Batch) -> dict[str, Tensor]:
+        """Return o_i = s cos(z_i, W_i) by modality, (B, ..., C) each, in single precision or double."""
+        o, start, z = {}, 0, batch.require_features()
+        for name, z_i in z.items():
+            layer = self._linears.get(name) or self._linears["fusion"]
+            width = z_i.shape[-1]
+            w_i = layer.weight if self.heads is not None else layer.weight.narrow(1, start, width)
+            with torch.autocast(z_i.device.type, enabled=False):
+                o[name] = self.scale * F.linear(normalized(widened(z_i)), normalized(widened(w_i)))
+            start += width
+        return o
+
+
+def normalized(x: Tensor) -> Tensor:
+    """Return the rows divided by their length; zeros, with a gradient of zero, where that is below 1e-12."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    is_zero = length < EPS
+    return x.masked_fill(is_zero, 0) / length.masked_fill(is_zero, 1)
+
+
+def contrast(a: Tensor, b: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """Return the contrastive term of two modalities, 0-dim: pairs of one class are near, those of others are not."""
+    s = (normalized(a) @ normalized(b).T / temperature).softmax(1)
+    is_same = (y[:, None] == y[None, :]).to(s)
+    others = 1 - is_same
+    near = (is_same * -(s + 1e-10).log()).sum(1) / is_same.sum(1).clamp(min=1)
+    far = (others * -(1 - s + 1e-10).log()).sum(1) / others.sum(1).clamp(min=1)
+    return (near + far).sum() / max(len(y), 1)
+
+
+@hookimpl
+def modbalance_methods() -> list[type[Method]]:
+    """Offer the method."""
+    return [MMCosine]

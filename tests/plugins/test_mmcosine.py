@@ -1,0 +1,133 @@
+"""MMCosine: edge cases, evaluation, composition and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from modbalance import ConfigError, ModbalanceWarning
+from modbalance._plugins import load_method
+from modbalance_mmcosine import contrast, normalized
+from support.models import SumFusion
+from support.operation_counts import READS, CountOps
+from support.training import audio_visual, balanced, batches, multimodal, train, weights
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def test_a_zero_feature_has_no_gradient() -> None:
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    found = normalized(x)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(found.detach(), torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+    assert torch.equal(gradient[0], torch.zeros(2))
+    assert gradient[1].abs().max() > 0
+
+
+def test_a_batch_of_one_class_has_a_finite_contrast() -> None:
+    a, b = torch.randn(4, 3), torch.randn(4, 3)
+    assert contrast(a, b, torch.zeros(4, dtype=torch.long), 0.1).isfinite()
+
+
+def test_the_bias_stays_as_it_is_and_has_no_gradient() -> None:
+    model = multimodal("abc")
+    before = weights(model)
+    train(model, balanced(model, "mmcosine"), batches(model, 3))
+    assert torch.equal(model.get_parameter("fusion.fc_out.bias"), before["fusion.fc_out.bias"])
+    assert model.get_parameter("fusion.fc_out.bias").grad is None
+    assert not torch.equal(model.get_parameter("fusion.fc_out.weight"), before["fusion.fc_out.weight"])
+
+
+@pytest.mark.parametrize("eval_logits", ["linear", "cosine"])
+def test_evaluation_follows_the_option_and_leaves_training_alone(eval_logits: str) -> None:
+    model = multimodal()
+    optimizer = balanced(model, "mmcosine", eval_logits=eval_logits)
+    criterion = optimizer.criterion(LOSS)
+    inputs, target = batches(model, 1)[0]
+    trained = criterion(model(*inputs), target)
+    model.eval()
+    with torch.no_grad():
+        logits = model(*inputs)
+        found = criterion(logits, target)
+    torch.testing.assert_close(found, LOSS(logits, target) if eval_logits == "linear" else trained.detach())
+    model.train()
+    trained.backward()
+    optimizer.step()
+
+
+def test_own_heads_that_are_added() -> None:
+    model = audio_visual(SumFusion)
+    heads = {"audio": "fusion_module.fc_x", "visual": "fusion_module.fc_y"}
+    optimizer = balanced(model, "mmcosine", heads=heads)
+    before = weights(model)
+    train(model, optimizer, batches(model, 2))
+    for name in ("fc_x", "fc_y"):
+        assert not torch.equal(weights(model)[f"fusion_module.{name}.weight"], before[f"fusion_module.{name}.weight"])
+        assert torch.equal(weights(model)[f"fusion_module.{name}.bias"], before[f"fusion_module.{name}.bias"])
+
+
+@pytest.mark.parametrize("order", [("mmcosine", "ogm"), ("ogm", "mmcosine")])
+def test_ogm_beside_it_compares_cosines(order: tuple[str, str]) -> None:
+    built = {"mmcosine": load_method("mmcosine").configure(), "ogm": load_method("ogm").configure(param_filter="all")}
+    model = multimodal()
+    optimizer = balanced(model, [built[name] for name in order])
+    inputs, target = batches(model, 1)[0]
+    z = [phi(x).detach() for phi, x in zip(model.encoders.values(), inputs, strict=True)]
+    weight = model.get_parameter("fusion.fc_out.weight").detach().clone()
+    train(model, optimizer, [(inputs, target)])
+    scores = [
+        (10 * nn.functional.cosine_similarity(z_i[:, None], w_i[None], dim=-1)).softmax(1)[range(6), target].sum()
+        for z_i, w_i in zip(z, weight.chunk(2, 1), strict=True)
+    ]
+    assert optimizer.metrics()["ogm/ratio/a"] == pytest.approx((scores[0] / scores[1]).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("other", ["dgl", "agm", "opm"])
+def test_methods_that_replace_features_or_logits_do_not_go_with_it(other: str) -> None:
+    with pytest.raises(ConfigError, match=r"`mmcosine`|At most one method"):
+        balanced(multimodal(), ["mmcosine", other])
+
+
+@pytest.mark.parametrize("head", ["mlp", "gated", "attention"])
+def test_heads_of_several_layers_are_refused(head: str) -> None:
+    with pytest.raises(ConfigError, match="`mmcosine` needs a last layer that is linear"):
+        balanced(multimodal("ab", head), "mmcosine")
+
+
+def test_losses_of_numbers_are_refused() -> None:
+    model = multimodal()
+    criterion = balanced(model, "mmcosine").criterion(nn.MSELoss(), score="regression")
+    inputs, _ = batches(model, 1)[0]
+    with pytest.raises(ConfigError, match="a loss of numbers, MSELoss"):
+        criterion(model(*inputs), torch.zeros(6, 3))
+
+
+def test_a_scale_that_bounds_every_probability_is_warned_of() -> None:
+    model = multimodal()
+    criterion = balanced(model, "mmcosine", scale=0.1).criterion(LOSS)
+    inputs, target = batches(model, 1)[0]
+    with pytest.warns(ModbalanceWarning, match="below log C"):
+        criterion(model(*inputs), target)
+
+
+@pytest.mark.parametrize("option", [{"scale": 0}, {"nce": -1}, {"eval_logits": "no"}, {"preset": "paper"}])
+def test_options_out_of_range(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"`{next(iter(option))}` of method `mmcosine`"):
+        balanced(multimodal(), "mmcosine", **option)
+
+
+def test_no_host_read_and_no_further_encoder_pass() -> None:
+    def ops(method: str) -> Any:
+        model = audio_visual()
+        optimizer = balanced(model, method)
+        train(model, optimizer, batches(model, 1))
+        with CountOps() as counted:
+            train(model, optimizer, batches(model, 1))
+        return counted.ops
+
+    added = ops("mmcosine") - ops("none")
+    assert added.total() > 0
+    assert not [name for name in added if name in READS or "conv" in name or "batch_norm" in name]
