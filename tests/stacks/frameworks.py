@@ -67,6 +67,8 @@ def accelerate(method: str, clip: float | None = None) -> Weights:
         criterion = balanced.criterion(LOSS)
         model, optimizer, train = accelerator.prepare(bare, balanced, loader())
         modulate_before_clip(accelerator, optimizer)
+        val = loader(2, seed=3)
+        balanced.begin(train=train, val=val)
         for epoch in range(EPOCHS):
             model.train()
             for *inputs, target in train:
@@ -75,7 +77,7 @@ def accelerate(method: str, clip: float | None = None) -> Weights:
                     accelerator.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 optimizer.zero_grad()
-            balanced.end_epoch(train=train, val=loader(2, seed=3), metrics=metrics_of(epoch))
+            balanced.end_epoch(train=train, val=val, metrics=metrics_of(epoch))
         return weights(bare)
 
 

@@ -1,4 +1,4 @@
-"""Stacks of two processes: in one pair of them, every method trains in every stack.
+"""Stacks of two processes: in one pair of them, all methods train in a stack, one after the other.
 
 A rank has every second sample of a batch.
 """
@@ -19,7 +19,7 @@ from support.models import Multimodal
 from support.ranks import on_ranks
 from support.training import multimodal, weights
 
-Found = dict[str, dict[str, Weights | str]]
+Found = dict[str, Weights | str]
 
 
 def ddp(rank: int, method: str) -> Weights:
@@ -62,38 +62,37 @@ def fsdp(rank: int, method: str, how: str) -> Weights:
     return {name: sharding.whole(p).detach().clone() for name, p in model.named_parameters()}
 
 
-REPLICATED: dict[str, Callable[[int, str], Weights]] = {"ddp": ddp, "zero": zero}
-SHARDED: dict[str, Callable[[int, str], Weights]] = {
-    how: functools.partial(fsdp, how=how) for how in ("model", "encoders", "encoders and fusion", "resharded")
+STACKS: dict[str, Callable[[int, str], Weights]] = {
+    "ddp": ddp,
+    "zero": zero,
+    **{how: functools.partial(fsdp, how=how) for how in ("model", "encoders", "encoders and fusion", "resharded")},
 }
 
 
-def all_trained(rank: int, kind: str) -> Found:
-    """Return by stack and method the weights, or the message of a refusal."""
+def all_trained(rank: int, stack: str) -> Found:
+    """Return the weights by method, or the message of its refusal."""
     found: Found = {}
-    for stack, train in (REPLICATED if kind == "replicated" else SHARDED).items():
-        found[stack] = {}
-        for method in methods():
-            try:
-                found[stack][method] = train(rank, method)
-            except ModbalanceError as error:
-                found[stack][method] = str(error)
+    for method in methods():
+        try:
+            found[method] = STACKS[stack](rank, method)
+        except ModbalanceError as error:
+            found[method] = str(error)
     return found
 
 
 @functools.cache
-def _on_two_ranks(kind: str) -> list[Found]:
-    return on_ranks(all_trained, kind)
+def _on_two_ranks(stack: str) -> list[Found]:
+    return on_ranks(all_trained, stack)
 
 
 def trained(stack: str, method: str) -> Weights:
     """Return the weights after a training on two ranks.
 
     Raises:
-        ConfigError: With the message of the rank that refused.
+        ConfigError: With the message of the ranks that refused.
         AssertionError: The ranks do not agree.
     """
-    first, second = (each[stack][method] for each in _on_two_ranks("replicated" if stack in REPLICATED else "sharded"))
+    first, second = (each[method] for each in _on_two_ranks(stack))
     if isinstance(first, str) or isinstance(second, str):
         assert first == second
         raise ConfigError(first)

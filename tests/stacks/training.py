@@ -21,10 +21,12 @@ MODALITIES = 2
 OPTIONS: dict[str, dict[str, Any]] = {
     "agm": {"clip_trigger": 1e-3, "clip_norm": 0.1, "coalitions": "auto"},
     "cggm": {"coeff_clip": (-2.0, 2.0)},
+    "inforeg": {},
     "mses": {"patience": 0},
     "mslr": {"memory": 1, "init": {"a": 0.5}},
     "ogm": {"param_filter": "all"},
     "ogm_ge": {"param_filter": "all"},
+    "pmr": {"fraction": 1.0},
     "relearning": {"period": 1, "offset": -1, "reset_momentum": True},
 }
 """Options with which a method acts within these steps, where its defaults do not."""
@@ -82,7 +84,7 @@ def run(
     first: int = 0,
     last: int = LAST,
 ) -> None:
-    """Train from one step to another, and end each epoch.
+    """Train from one step to another, with what comes before the first one and after each epoch.
 
     Args:
         model: The bare model.
@@ -98,6 +100,7 @@ def run(
     train, val = data(rank)
     loaders = [[(*inputs, target) for inputs, target in each] for each in (train, val)]
     criterion = optimizer.criterion(loss)
+    optimizer.begin(train=loaders[0], val=loaders[1], forward=evaluate)
     for number in range(first, last):
         epoch, index = divmod(number, STEPS)
         model.train()
