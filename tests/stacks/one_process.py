@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modbalance import BalancedOptimizer
-from stacks.training import LAST, LOSS, Weights, built, one_step, run
+from stacks.training import LAST, Weights, built, run
 from support.stacks import CLIP, STEPS
 from support.training import multimodal, weights
 from support.two_passes import SAM
@@ -181,7 +181,7 @@ def sam(method: str) -> Weights:
 
 @functools.cache
 def sam_by_hand(method: str) -> Weights:
-    """Train with plain descent: climb along the modulated gradient, step with the one found there, from where it was."""
+    """Train with plain descent: climb along the modulated gradient, go back, and step along the one found there."""
     model = multimodal()
 
     def step(
@@ -205,5 +205,3 @@ def sam_by_hand(method: str) -> Weights:
 
     run(model, built(model, method, inner=torch.optim.SGD(model.parameters(), lr=0.1)), take_step=step)
     return weights(model)
-
-

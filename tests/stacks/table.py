@@ -88,7 +88,13 @@ def _sharded(units: str, name: str) -> Stack:
 
 GROUPS: dict[str, list[Stack]] = {
     "One process": [
-        Stack("plain", "`zero_grad`, backward, `opt.step()`", one_process.plain, plain_loop, "the same with a further call of `opt.modulate()` before the step"),
+        Stack(
+            "plain",
+            "`zero_grad`, backward, `opt.step()`",
+            one_process.plain,
+            plain_loop,
+            "the same with a further call of `opt.modulate()` before the step",
+        ),
         _mixed("AMP bf16", torch.bfloat16, "`torch.autocast` around forward and criterion", "", 5e-4),
         _mixed(
             "AMP fp16",
@@ -135,7 +141,7 @@ GROUPS: dict[str, list[Stack]] = {
             "an inner optimizer with `first_step` and `second_step`",
             one_process.sam,
             one_process.sam_by_hand,
-            "a loop that climbs by hand along the gradients that `opt.modulate()` leaves, goes back, and steps with SGD",
+            "a loop that climbs by hand along modulated gradients, goes back, and steps with SGD",
             1e-6,
             "rounding of the way there and back",
         ),
@@ -183,5 +189,3 @@ def _declared(stack: Stack, method: str) -> str:
     if method == "none" or not stack.exemption:
         return ""
     return load_method(method)(**options_of(method)).exemptions().get(stack.exemption, "")
-
-

@@ -50,7 +50,9 @@ def built(model: Multimodal, method: str, inner: Any = None, seen: Any = None, *
     """Return the optimizer of a method; ``seen`` is what the user passes as `model=`, default the bare model."""
     inner = inner or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     described: dict[str, Any] = {"modalities": model.paths, "fusion": "fusion"}
-    return BalancedOptimizer(inner, method, model=model if seen is None else seen, **described, **options_of(method, **further))
+    return BalancedOptimizer(
+        inner, method, model=model if seen is None else seen, **described, **options_of(method, **further)
+    )
 
 
 def data(rank: int | None = None) -> tuple[list[Batch], list[Batch]]:
