@@ -50,7 +50,7 @@ docs: env
 
 # Trains every method in every training stack, in two minutes; writes docs/stacks.md.
 stacks: env
-	PYTHONPATH=tests $(BIN)/python -m stacks.page
+	PYTHONPATH=tests $(BIN)/python -m stacks
 
 bench: env
 	$(BIN)/python -m pytest -m bench -s --timeout 1200 tests/bench

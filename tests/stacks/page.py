@@ -98,7 +98,3 @@ def main() -> None:
     found = {(title, method): cell(stack, method) for title, stack in STACKS.items() for method in methods()}
     PAGE.write_text(render(found), encoding="utf-8")
     sys.stdout.write(f"wrote {PAGE}\n")
-
-
-if __name__ == "__main__":
-    main()
