@@ -31,7 +31,8 @@ class Ownership:
         self.structure = structure
         self.optimizer = optimizer
         # Between forward and backward a sharded model may hold whole parameters in the place of the optimizer's.
-        owned = [each for modality in structure.modalities for each in structure.owned(modality)]
+        is_any = any(sharding.is_sharded(p) for p in optimized(optimizer))
+        owned = [each for name in structure.modalities for each in structure.owned(name)] if is_any else []
         self._sharded = {name: p for name, p in owned if sharding.is_sharded(p)}
         self._epoch = -1
         self._seen: list[Tensor] = []
