@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test test-fast lowest check lint format types docs bench cuda cuda-sheet clean
+.PHONY: env demo demo-all test test-fast lowest check lint format types docs stacks bench cuda cuda-sheet clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -47,6 +47,10 @@ types: env
 docs: env
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m pytest tests/meta/test_docs.py
+
+# Trains every method in every training stack, in two minutes; writes docs/stacks.md.
+stacks: env
+	PYTHONPATH=tests $(BIN)/python -m stacks
 
 bench: env
 	$(BIN)/python -m pytest -m bench -s --timeout 1200 tests/bench

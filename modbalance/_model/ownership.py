@@ -8,6 +8,7 @@ from operator import is_
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from modbalance import sharding
 from modbalance._model.structure import Structure
 from modbalance.gradients import optimized
 from modbalance.method import Method
@@ -29,6 +30,10 @@ class Ownership:
     def __init__(self, structure: Structure, optimizer: Optimizer) -> None:
         self.structure = structure
         self.optimizer = optimizer
+        # Between forward and backward a sharded model may hold whole parameters in the place of the optimizer's.
+        is_any = any(sharding.is_sharded(p) for p in optimized(optimizer))
+        owned = [each for name in structure.modalities for each in structure.owned(name)] if is_any else []
+        self._sharded = {name: p for name, p in owned if sharding.is_sharded(p)}
         self._epoch = -1
         self._seen: list[Tensor] = []
         self._trained: list[bool] = []
@@ -41,7 +46,7 @@ class Ownership:
         if not self._named:
             ours = {*map(id, self._seen)}
             for modality in self.structure.modalities:
-                owned = self.structure.owned(modality)
+                owned = [self._as_sharded(*each) for each in self.structure.owned(modality)]
                 self._named[modality] = [(name, p) for name, p in owned if id(p) in ours]
         return self._named
 
@@ -53,6 +58,9 @@ class Ownership:
                 modality: [p for name, p in each if method.modulates(name, p)] for modality, each in named.items()
             }
         return self._modulated[method.name]
+
+    def _as_sharded(self, name: str, parameter: nn.Parameter) -> tuple[str, nn.Parameter]:
+        return name, parameter if sharding.is_sharded(parameter) else self._sharded.get(name, parameter)
 
     def _compare(self, epoch: int) -> None:
         now = [*optimized(self.optimizer)]

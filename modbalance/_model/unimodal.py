@@ -15,7 +15,7 @@ from modbalance._model.rerun import Rerun, frozen, preserved
 from modbalance._model.structure import Part, Structure, resolve
 from modbalance._ranks import Ranks
 from modbalance.errors import ConfigError, suggest
-from modbalance.sharding import gathered, whole
+from modbalance.sharding import gathered, is_sharded, whole
 
 Features = Mapping[str, Tensor]
 UnimodalSpec = str | Mapping[str, Part] | Callable[[Features], Features]
@@ -86,6 +86,8 @@ class Unimodal:
             with torch.no_grad():
                 self._decide(features, fused, forward)
             kind = self.kind
+        if live and kind == "slice":
+            _check_trained(self._require_linear(features))
         logits = self._by_kind(kind, features, forward)
         _check_shapes(logits, fused)
         if all(each.dtype is fused.dtype for each in logits.values()):
@@ -176,6 +178,16 @@ class Unimodal:
         return {
             name: resolve(spec[name], self.structure.model, f"unimodal[{name!r}]") for name in self.structure.modalities
         }
+
+
+def _check_trained(head: nn.Linear) -> None:
+    """Raise where unimodal logits should train a head by slices of its whole weight, which no gradient leaves."""
+    if torch.is_grad_enabled() and any(is_sharded(p) and p.requires_grad for p in head.parameters()):
+        raise ConfigError(
+            "The weights of the fusion should be whole after the forward where a method trains it by unimodal logits. "
+            "Found weights that `fully_shard` shards again: pass `reshard_after_forward=False` for the unit that the "
+            "fusion belongs to."
+        )
 
 
 def _check_shapes(unimodal: Features, fused: Tensor) -> None:

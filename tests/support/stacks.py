@@ -107,6 +107,7 @@ def plain(
     optimizer = wrapped(model, method, **arguments)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     train, val = loader(dtype=dtype), loader(2, seed=3, dtype=dtype)
+    optimizer.begin(train=train, val=val)
     for epoch in range(epochs):
         model.train()
         for index, (*inputs, target) in enumerate(train):
