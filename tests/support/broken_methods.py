@@ -414,7 +414,7 @@ class ReadsAMask(Reading):
         return score[score > 0]
 
 
-@breaks("compilation", found=r"Data-dependent")
+@breaks("compilation", found=r"Data-dependent|Dynamic control flow")
 class Untraceable(Sound):
     """Branches on a value in the forward."""
 
