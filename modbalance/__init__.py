@@ -27,6 +27,7 @@ from modbalance.errors import PluginLoadError as PluginLoadError
 from modbalance.errors import UnknownMethodError as UnknownMethodError
 from modbalance.errors import suggest as suggest
 from modbalance.hookspecs import hookimpl as hookimpl
+from modbalance.method import PLUGIN_API as PLUGIN_API
 from modbalance.method import Method as Method
 from modbalance.method import WindowedMethod as WindowedMethod
 from modbalance.method import between as between
@@ -41,6 +42,7 @@ from modbalance.method import state as state
 from modbalance.optimizer import BalancedOptimizer as BalancedOptimizer
 
 __all__ = [
+    "PLUGIN_API",
     "BalancedOptimizer",
     "Batch",
     "CaptureError",

@@ -33,6 +33,8 @@ Preset = Literal["official", "paper"]
 Check = Callable[[Any], str | None]
 NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model", "classes", "accuracy", "validation")
 """The values of `Method.needs`."""
+PLUGIN_API = (1, 0)
+"""Version of the plugin API: the second number counts additions, the first one changes that break plugins."""
 
 
 def gt(bound: float) -> Check:
@@ -139,6 +141,7 @@ class Method:
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
+        plugin_api: Lowest version of the plugin API that the method needs, see `PLUGIN_API`.
     """
 
     name: ClassVar[str] = ""
@@ -146,6 +149,7 @@ class Method:
     min_modalities: ClassVar[int] = 1
     acts_in_eval: ClassVar[bool] = False
     preset_clips: ClassVar[Mapping[str, float]] = {}
+    plugin_api: ClassVar[tuple[int, int]] = (1, 0)
 
     preset: Preset = attrs.field(default="official", repr=False)
 
