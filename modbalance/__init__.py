@@ -42,7 +42,6 @@ from modbalance.method import state as state
 from modbalance.optimizer import BalancedOptimizer as BalancedOptimizer
 
 __all__ = [
-    "PLUGIN_API",
     "BalancedOptimizer",
     "Batch",
     "CaptureError",
@@ -53,6 +52,7 @@ __all__ = [
     "ModbalanceError",
     "ModbalanceWarning",
     "ObservationError",
+    "PLUGIN_API",
     "PluginConflictError",
     "PluginLoadError",
     "Run",
