@@ -41,7 +41,7 @@ from modbalance.method import optional as optional
 from modbalance.method import state as state
 from modbalance.optimizer import BalancedOptimizer as BalancedOptimizer
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - plain order, in which a constant stands among classes
     "BalancedOptimizer",
     "Batch",
     "CaptureError",
