@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test test-fast lowest check lint format types docs stacks bench cuda cuda-sheet clean
+.PHONY: env demo demo-all test test-fast lowest newest release-check check lint format types docs bench stacks cuda cuda-sheet clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -30,6 +30,13 @@ test-fast: env
 
 lowest:
 	$(PYTHON) tests/lowest_versions.py -n auto --dist worksteal
+
+newest:
+	$(PYTHON) tests/lowest_versions.py --newest -n auto --dist worksteal
+
+# Builds wheel and sdist and tries the wheel in a fresh environment, with the dependencies of .venv.
+release-check: env
+	$(BIN)/python tests/release_check.py
 
 check: lint types test
 

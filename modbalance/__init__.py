@@ -27,6 +27,7 @@ from modbalance.errors import PluginLoadError as PluginLoadError
 from modbalance.errors import UnknownMethodError as UnknownMethodError
 from modbalance.errors import suggest as suggest
 from modbalance.hookspecs import hookimpl as hookimpl
+from modbalance.method import PLUGIN_API as PLUGIN_API
 from modbalance.method import Method as Method
 from modbalance.method import WindowedMethod as WindowedMethod
 from modbalance.method import between as between
@@ -40,7 +41,7 @@ from modbalance.method import optional as optional
 from modbalance.method import state as state
 from modbalance.optimizer import BalancedOptimizer as BalancedOptimizer
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - plain order, in which a constant stands among classes
     "BalancedOptimizer",
     "Batch",
     "CaptureError",
@@ -51,6 +52,7 @@ __all__ = [
     "ModbalanceError",
     "ModbalanceWarning",
     "ObservationError",
+    "PLUGIN_API",
     "PluginConflictError",
     "PluginLoadError",
     "Run",

@@ -125,7 +125,7 @@ class Lifecycle:
     @property
     def needs(self) -> set[str]:
         """The needs of the methods that act in the current epoch, see `Method.needs`."""
-        return {need for method in self.active for need in method.needs}
+        return self._needs
 
     @property
     def replacing_logits(self) -> list[Method]:
@@ -317,6 +317,7 @@ class Lifecycle:
     def _look_up_active(self) -> None:
         # Once an epoch, and for all hooks: a step asks many times, also in a forward that dynamo traces.
         self._active = self.hooks.active(self.training.epoch)
+        self._needs = {need for method in self._active for need in method.needs}
         self._acting = {hook: self.hooks.implementers(hook, self._active) for hook in HOOKS}
         self._stepping = self.hooks.stepping(self._active)
         self.training.watch.enabled = bool(self._stepping)

@@ -22,7 +22,7 @@ from modbalance.errors import (
     UnknownMethodError,
     suggest,
 )
-from modbalance.method import NEEDS, Method, Preset
+from modbalance.method import NEEDS, PLUGIN_API, Method, Preset
 
 GROUP = hookspecs.NAME
 STEP_HOOKS = [hook for hook in hookspecs.HOOKS if hook.split("_", 1)[1] not in ("methods", "setup", "epoch_end")]
@@ -116,9 +116,21 @@ def check_method(method: type[Method]) -> None:
         )
     if not method.name:
         raise PluginLoadError(f"Method class `{method.__name__}` should have a `name`, that of its entry point.")
+    _check_api(method)
     for need in method.needs:
         if need not in NEEDS:
             raise PluginLoadError(f"Method `{method.name}` needs an unknown `{need}`. {suggest(need, NEEDS)}")
+
+
+def _check_api(method: type[Method]) -> None:
+    major, minor = method.plugin_api
+    if (major, minor) > PLUGIN_API or major != PLUGIN_API[0]:
+        offered = ".".join(map(str, PLUGIN_API))
+        fix = "modbalance" if (major, minor) > PLUGIN_API else "the package of the method"
+        raise PluginLoadError(
+            f"Method `{method.name}` needs version {major}.{minor} of the plugin API. Found {offered}, that of the "
+            f"installed modbalance: upgrade {fix}, `pip install --upgrade ...`."
+        )
 
 
 def check_hooks(plugin: object, owner: str) -> None:

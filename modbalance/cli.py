@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from modbalance import _recipe
 from modbalance._new import write_package
 from modbalance._plugins import list_methods, load_method
 from modbalance.errors import ModbalanceError
@@ -29,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     new = commands.add_parser("new", help="write the package of a new method, whose tests pass once it is installed")
     new.add_argument("name", help="name of the method, such as my-method")
     new.add_argument("--folder", type=Path, help="where to write it; default: modbalance-NAME in the current folder")
+    _recipe.add_to(commands)
     parsed = parser.parse_args(arguments)
     try:
+        if parsed.command == "recipe":
+            _recipe.run(parsed.name, parsed.arguments)
         if parsed.command == "new":
             Console(soft_wrap=True).print(_new(parsed.name, parsed.folder), markup=False, highlight=False)
         else:

@@ -34,6 +34,8 @@ Check = Callable[[Any], str | None]
 NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model", "classes", "accuracy", "validation")
 """The values of `Method.needs`."""
 PRESETS: tuple[Preset, ...] = ("official", "paper")
+PLUGIN_API = (1, 0)
+"""Version of the plugin API: the second number counts additions, the first one changes that break plugins."""
 
 
 def gt(bound: float) -> Check:
@@ -142,6 +144,7 @@ class Method:
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
         presets: The presets that there are; without ``paper`` where its text was not compared with the code.
         excluded_hooks: Hooks that no other method may implement beside it, such as those whose effect it would undo.
+        plugin_api: Lowest version of the plugin API that the method needs, see `PLUGIN_API`.
     """
 
     name: ClassVar[str] = ""
@@ -151,6 +154,7 @@ class Method:
     preset_clips: ClassVar[Mapping[str, float]] = {}
     presets: ClassVar[Collection[Preset]] = PRESETS
     excluded_hooks: ClassVar[Collection[str]] = frozenset()
+    plugin_api: ClassVar[tuple[int, int]] = (1, 0)
 
     preset: Preset = attrs.field(default="official", repr=False)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -32,6 +32,9 @@ def paths(value: Any) -> str | None:
     return None if is_valid else "a mapping from modalities to paths of nn.Linear modules"
 
 
+from modbalance.method import Preset
+
+
 @attrs.define(eq=False, kw_only=True)
 class MMCosine(Method):
     """Replaces the fused logits by the sum over modalities of scaled cosines between features and class weights.
@@ -43,7 +46,7 @@ class MMCosine(Method):
     name: ClassVar[str] = "mmcosine"
     needs = frozenset({"features", "model"})
     min_modalities = 2
-    presets = ("official",)
+    presets: ClassVar[Collection[Preset]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
     acts_in_eval = True
 

@@ -7,7 +7,7 @@ of docs/methods/opm.md, which also lists quirks of the authors' code.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -31,6 +31,8 @@ from modbalance.scores import clearly_greater, row_mask
 
 _STRIDE = 1_000_003  # between the streams of two ranks: more than any step has micro-batches
 
+from modbalance.method import Preset
+
 
 @attrs.define(eq=False, kw_only=True)
 class OPM(WindowedMethod):
@@ -43,7 +45,7 @@ class OPM(WindowedMethod):
     name: ClassVar[str] = "opm"
     needs = frozenset({"features", "unimodal_logits", "target", "loss_fn"})
     min_modalities = 2
-    presets = ("official",)
+    presets: ClassVar[Collection[Preset]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
 
     start_epoch: int = option(6, integer(0), "first epoch of the window, 0-based, inclusive", short=0)

@@ -37,7 +37,7 @@ LAYERS = (
     ("optimizer",),
     ("_epochs", "accelerate"),
     ("lightning", "transformers"),
-    ("__init__", "_new"),
+    ("__init__", "_new", "_recipe"),
     ("cli",),
     ("testing._models", "testing._report", "testing._processes"),
     ("testing._case",),

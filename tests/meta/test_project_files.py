@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lowest_versions import lowest
+from release_check import IN_WHEEL, CheckError, check_content
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -74,3 +75,17 @@ def test_make_targets_and_paths_of_workflows_exist(workflow: Path) -> None:
 
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"run: make (\w+)", text))
     assert all((ROOT / path).exists() for path in re.findall(r"(?:tests|docs)/[\w/.]+", text))
+
+
+def test_the_content_of_wheel_and_sdist_is_checked() -> None:
+    plugins = PROJECT["project"]["entry-points"]["modbalance"].values()
+    wheel = [*IN_WHEEL, *(f"{each}/{file}" for each in plugins for file in ("__init__.py", "py.typed"))]
+    sdist = ["pyproject.toml", "README.md", "LICENSE", "recipes/cremad.py", "modbalance/__init__.py"]
+    check_content(wheel, sdist)
+
+    with pytest.raises(CheckError, match=r"no modbalance_agm/py\.typed"):
+        check_content([each for each in wheel if each != "modbalance_agm/py.typed"], sdist)
+    with pytest.raises(CheckError, match=r"alone\. Found tests/conftest\.py"):
+        check_content([*wheel, "tests/conftest.py"], sdist)
+    with pytest.raises(CheckError, match=r"sdist .* no LICENSE"):
+        check_content(wheel, [each for each in sdist if each != "LICENSE"])

@@ -303,7 +303,7 @@ class MeanOverNone(Sound):
             gradients.scale_(step.parameters(name), score)
 
 
-@breaks("double_precision", found=r"Float but found Double")
+@breaks("double_precision", found=r"Float but found Double|must have the same dtype")
 class SinglePrecision(Sound):
     """Adds a matrix of its own, in single precision."""
 
@@ -414,7 +414,7 @@ class ReadsAMask(Reading):
         return score[score > 0]
 
 
-@breaks("compilation", found=r"Data-dependent")
+@breaks("compilation", found=r"Data-dependent|Dynamic control flow")
 class Untraceable(Sound):
     """Branches on a value in the forward."""
 

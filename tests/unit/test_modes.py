@@ -240,7 +240,7 @@ IMPURE["derived batch norm"] = lambda: Norm(5)
 
 
 @pytest.mark.parametrize("name", IMPURE)
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_independence_is_not_assumed(name: str) -> None:
     assert not is_excluded(IMPURE[name]())
 
@@ -354,7 +354,7 @@ def test_a_class_with_its_own_train_has_it_called() -> None:
     assert not any(flags(model))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_flags_of_torchscript_are_switched() -> None:
     model = torch.jit.script(nn.Sequential(nn.Dropout(1.0)))
     with switched([model], False):

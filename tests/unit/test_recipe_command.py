@@ -1,0 +1,33 @@
+"""`modbalance recipe NAME` runs the script of a recipe, and says what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modbalance import _recipe
+from modbalance.cli import main
+
+
+@pytest.mark.slow
+def test_options_and_exit_status_are_those_of_the_recipe(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "modbalance", "recipe", "cremad"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--methods NAME" in done.stdout
+    assert subprocess.run([*command, "--nothing"], capture_output=True, cwd=tmp_path).returncode == 2
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "creamd"]) == 2
+    assert "No recipe is named 'creamd'" in (told := capsys.readouterr().err)
+    assert "cremad" in told
+
+
+def test_missing_packages_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_recipe, "NEEDED", ("a_missing_package",))
+    assert main(["recipe", "cremad"]) == 2
+    assert "Found no a_missing_package: run `pip install 'modbalance[recipes]'`" in capsys.readouterr().err
