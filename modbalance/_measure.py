@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -38,11 +39,11 @@ class Cost:
     epoch_reads: float
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations but views, reads on the host, and samples that convolutions see: one per encoder."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = self.reads = self.samples = 0
 
     def __torch_dispatch__(
@@ -82,10 +83,10 @@ def _counts(training: Training) -> tuple[_Counter, _Counter]:
     data = training.data(size=_SIZE)
     for index, batch in enumerate(data):
         is_first = index < STEPS
-        _counted(lambda batch=batch: training.step(batch), None if is_first else steps)
+        _counted(partial(training.step, batch), None if is_first else steps)
         if index % STEPS == STEPS - 1:
             seen = data[index + 1 - STEPS : index + 1]
-            _counted(lambda seen=seen: training.end_epoch(seen), None if is_first else between)
+            _counted(partial(training.end_epoch, seen), None if is_first else between)
     return steps, between
 
 

@@ -19,7 +19,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace, output: Output) -> int:
-    reports = []
+    reports: list[dict[str, Any]] = []
     for method in _chosen(parsed.name):
         checks = checks_for(load_method(method), processes=not parsed.no_processes)
         output.show(f"{method}: {len(checks)} rules")

@@ -37,9 +37,8 @@ def _run(parsed: argparse.Namespace, output: Output) -> int:
     output.json({"recipe": recipes[0], "methods": methods, "unfinished": unfinished})
     if not output.as_json:
         _print(output, methods, names)
+        output.note("mean ± standard deviation over seeds; in brackets the mean difference to `none`, paired by seed.")
         output.show(
-            "Shares of 1: mean ± standard deviation over seeds; in brackets the mean difference to `none` of the same "
-            "seeds.",
             *(f"Left out, as it is not finished: {path}" for path in unfinished),
         )
     return DONE
@@ -94,7 +93,9 @@ def _statistics(
 def _print(output: Output, methods: list[dict[str, Any]], names: list[str]) -> None:
     shown = list(names)
     made = _table(methods, shown)
-    while len(shown) > 1 and output.console.measure(made).maximum > output.console.width:
+    # A measure is cut at the width that is given, so it is taken at a width that nothing reaches.
+    unbounded = output.console.options.update_width(10_000)
+    while len(shown) > 1 and output.console.measure(made, options=unbounded).maximum > output.console.width:
         shown.pop()
         made = _table(methods, shown)
     output.show(made)
