@@ -1,5 +1,6 @@
-"""Writes the parts of the docs that come from the code: options, rules, plugin API, known faults of the datasets, output
-of the command line.
+"""Writes the parts of the docs that come from the code.
+
+These are options, rules, plugin API, known faults of the datasets, and output of the command line.
 
 python docs/generate.py [--check]
 

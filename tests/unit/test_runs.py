@@ -1,4 +1,4 @@
-"""`modbalance plot` and `compare`, and what is read from run folders."""
+"""What is read from run folders, and the commands `plot` and `compare` that read them."""
 
 from __future__ import annotations
 
