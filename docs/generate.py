@@ -1,4 +1,6 @@
-"""Writes the parts of the docs that come from the code: options, rules, plugin API, known faults of the datasets.
+"""Writes the parts of the docs that come from the code.
+
+These are options, rules, plugin API, known faults of the datasets, and output of the command line.
 
 python docs/generate.py [--check]
 
@@ -8,7 +10,9 @@ python docs/generate.py [--check]
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +34,7 @@ SECTION = re.compile(r"^(Args|Attributes|Class attributes|Raises|Returns):$", re
 ENTRY = re.compile(r"^(\*{0,2}\w+): ", re.MULTILINE)
 
 FAULTS = re.compile(r"(<!-- known faults -->\n).*?(<!-- end known faults -->)", re.DOTALL)
+OUTPUT = re.compile(r"(<!-- output: (.+?) -->\n).*?(<!-- end output -->)", re.DOTALL)
 
 PLUGIN_API = DOCS / "plugin-api.md"
 INTRODUCTION = """\
@@ -58,6 +63,19 @@ def options_table(name: str) -> str:
         values = f"`{field.default!r}` | {paper}"
         rows.append(f"| `{option}` | {values} | {field.metadata['doc']} |")
     return "\n".join(rows) + "\n"
+
+
+def output(arguments: str) -> str:
+    """Return what `modbalance ARGUMENTS` prints in a terminal of 100 columns, as a block."""
+    result = subprocess.run(
+        [sys.executable, "-m", "modbalance", *arguments.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"},
+    )
+    lines = [line.rstrip() for line in result.stdout.strip("\n").splitlines()]
+    return "\n".join(["```text", f"$ modbalance {arguments}", *lines, "```", ""])
 
 
 def fault_tables() -> str:
@@ -189,6 +207,7 @@ def updated(page: Path, text: str) -> str:
     if page == PLUGIN_API:
         return plugin_api()
     text = TABLE.sub(lambda m: m[1] + options_table(m[2]) + m[3], text)
+    text = OUTPUT.sub(lambda m: m[1] + output(m[2]) + m[3], text)
     text = RULES.sub(lambda m: m[1] + rules_table() + m[2], text)
     return FAULTS.sub(lambda m: m[1] + fault_tables() + m[2], text)
 

@@ -87,6 +87,7 @@ class Lifecycle:
         self.check_finite = check_finite
         self.warnings = TrainingWarnings(training)
         self.pending: PendingStep | None = None
+        self.on_loss: Callable[[Tensor], object] | None = None
         self._started_epoch = -1
         self._use(methods)
         self._check_methods()
@@ -180,6 +181,12 @@ class Lifecycle:
             forward.mark_observed()
         batch.loss = loss
         return self._with_terms(loss, batch)
+
+    def heard(self, loss: Tensor) -> Tensor:
+        """Return a loss, after whoever listens has heard of it if it is one of training."""
+        if self.on_loss is not None and loss.requires_grad and (self.run.model is None or self.run.model.training):
+            self.on_loss(loss.detach())
+        return loss
 
     def evaluated(self, logits: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the fused logits, or what a method puts in their place in evaluation, too."""
@@ -379,7 +386,7 @@ class Lifecycle:
         self._look_up_active()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"pending": None, "hooks": self.methods}
+        return self.__dict__ | {"pending": None, "on_loss": None, "hooks": self.methods}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 
+import attrs
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,46 @@ from torch import Tensor
 
 from modbalance.errors import ModbalanceWarning
 from modbalance.method import Method
+
+
+@attrs.frozen(eq=False)
+class Snapshot:
+    """Values of one moment.
+
+    Attributes:
+        keys: Their names, in order.
+        numbers: Those that were on the host.
+        vectors: The others by device: names, and values (N,) in single precision.
+    """
+
+    keys: Sequence[str]
+    numbers: Mapping[str, float]
+    vectors: Mapping[torch.device, tuple[Sequence[str], Tensor]]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Tensor | float]) -> Snapshot:
+        """Copy 0-dim tensors on their devices, one operation for each."""
+        by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                by_device.setdefault(value.device, []).append((key, value))
+        vectors = {
+            device: ([key for key, _ in entries], torch.stack([each.reshape(()).float() for _, each in entries]))
+            for device, entries in by_device.items()
+        }
+        numbers = {key: float(value) for key, value in values.items() if not isinstance(value, Tensor)}
+        return cls([*values], numbers, vectors)
+
+
+def moved(snapshots: Sequence[Snapshot]) -> list[dict[str, float]]:
+    """Return the values of snapshots, moved to the host in one copy per device for all of them."""
+    found = [dict(each.numbers) for each in snapshots]
+    for device in dict.fromkeys(device for each in snapshots for device in each.vectors):
+        parts = [(place, *each.vectors[device]) for place, each in enumerate(snapshots) if device in each.vectors]
+        values = iter(torch.cat([vector for _, _, vector in parts]).tolist())
+        for place, keys, _ in parts:
+            found[place].update({key: next(values) for key in keys})
+    return [{key: numbers[key] for key in each.keys} for each, numbers in zip(snapshots, found, strict=True)]
 
 
 class Telemetry:
@@ -48,21 +89,20 @@ class Telemetry:
 
     def read(self) -> dict[str, float]:
         """Move everything to the host, one copy per device."""
-        logged = self._values | self._counted()
-        by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
-        numbers: dict[str, float] = {}
-        for key, value in logged.items():
-            if isinstance(value, Tensor):
-                by_device.setdefault(value.device, []).append((key, value))
-            else:
-                numbers[key] = float(value)
-        for entries in by_device.values():
-            vector = torch.stack([value.reshape(()).float() for _, value in entries])
-            numbers.update(zip([key for key, _ in entries], vector.tolist(), strict=True))
-        for warning in {self._warnings[key]: None for key in self._warnings if numbers[key] > 0}:
+        (numbers,) = moved([self.snapshot()])
+        self.warn_of(numbers)
+        return numbers
+
+    def snapshot(self, further: Mapping[str, Tensor | float] | None = None) -> Snapshot:
+        """Return everything as it is now and ``further`` values, in copies on their devices; nothing is read."""
+        return Snapshot.of(self._values | self._counted() | dict(further or {}))
+
+    def warn_of(self, numbers: Mapping[str, float]) -> None:
+        """Give the warnings of counters that are above 0 in values that were read."""
+        due = [warning for key, warning in self._warnings.items() if numbers.get(key, 0) > 0]
+        for warning in dict.fromkeys(due):
             self._warnings = {key: other for key, other in self._warnings.items() if other != warning}
             warnings.warn(warning, ModbalanceWarning, stacklevel=depth_of_caller())
-        return {key: numbers[key] for key in logged}
 
     def _counted(self) -> dict[str, Tensor]:
         counted: dict[str, Tensor] = {}

@@ -72,10 +72,10 @@ class Criterion(nn.Module):
 
         lifecycle = self._lifecycle
         if not lifecycle.is_training(logits):
-            return task_loss(lifecycle.evaluated(logits, features))
+            return lifecycle.heard(task_loss(lifecycle.evaluated(logits, features)))
         batch = self._batch(logits, target, features, unimodal_logits, present)
         batch.task_loss = task_loss
-        return lifecycle.observe(batch)
+        return lifecycle.heard(lifecycle.observe(batch))
 
     def logits(self, output: Any) -> Tensor:
         """Return the logits that predictions are made from, (B, C, ...).
@@ -92,13 +92,13 @@ class Criterion(nn.Module):
         """Let the methods observe a batch whose loss is computed already, and return that loss."""
         logits = self.pick_logits(output)
         if not self._lifecycle.is_training(loss):
-            return loss
+            return self._lifecycle.heard(loss)
         for method in self._lifecycle.replacing_logits:
             raise ConfigError(
                 f"Method `{method.name}` replaces the logits before the loss is computed. Found a loss that is "
                 "computed already: take it from `opt.criterion(loss_fn)` instead of `opt.observe`."
             )
-        return self._lifecycle.observe(self._batch(logits, target, **given), loss)
+        return self._lifecycle.heard(self._lifecycle.observe(self._batch(logits, target, **given), loss))
 
     def pick_logits(self, output: Any) -> Tensor:
         """Return the logits in the model's output."""

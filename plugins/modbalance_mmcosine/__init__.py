@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modbalance import Batch, ConfigError, Method, Run, Step, ge, gt, hookimpl, one_of, option, optional
+from modbalance.method import Preset
 from modbalance.scores import widened
 from modbalance.sharding import is_sharded
 
@@ -30,9 +31,6 @@ def paths(value: Any) -> str | None:
     """Check for a mapping from names to paths."""
     is_valid = isinstance(value, Mapping) and all(isinstance(each, str) for each in (*value, *value.values()))
     return None if is_valid else "a mapping from modalities to paths of nn.Linear modules"
-
-
-from modbalance.method import Preset
 
 
 @attrs.define(eq=False, kw_only=True)

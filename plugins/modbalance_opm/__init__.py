@@ -27,11 +27,10 @@ from modbalance import (
     one_of,
     option,
 )
+from modbalance.method import Preset
 from modbalance.scores import clearly_greater, row_mask
 
 _STRIDE = 1_000_003  # between the streams of two ranks: more than any step has micro-batches
-
-from modbalance.method import Preset
 
 
 @attrs.define(eq=False, kw_only=True)

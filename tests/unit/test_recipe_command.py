@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modbalance import _recipe
+from modbalance._cli import recipe
 from modbalance.cli import main
 
 
@@ -28,6 +28,6 @@ def test_an_unknown_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixtu
 
 
 def test_missing_packages_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_recipe, "NEEDED", ("a_missing_package",))
+    monkeypatch.setattr(recipe, "NEEDED", ("a_missing_package",))
     assert main(["recipe", "cremad"]) == 2
     assert "Found no a_missing_package: run `pip install 'modbalance[recipes]'`" in capsys.readouterr().err

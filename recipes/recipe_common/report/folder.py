@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from modbalance.runs import CONFIG, CONFIG_ENTRIES, METRICS, RESULT, RESULT_ENTRIES, RunFolderError, read_entries
 from recipe_common.errors import RecipeError
 from recipe_common.files import PARTIAL, atomic_file, room_for
 
@@ -22,9 +23,6 @@ LOCK = ".lock"
 LOG = "log.txt"
 SEED = "seed-"
 """Prefix of the folders of several seeds."""
-_CONFIG = {"recipe": str, "settings": dict, "run": dict, "versions": dict}
-_RESULT = {"method": str, "seed": int, "best": dict, "test": dict, "history": list}
-"""Required entries of ``config.json`` and ``result.json``, and their types."""
 _FIX = "restore that file, or train anew with `--overwrite`"
 _LIBRARIES = ("torch", "torchvision", "torchaudio", "scikit-learn", "modbalance")
 
@@ -61,17 +59,17 @@ class RunFolder:
     @property
     def result(self) -> Path:
         """Scores and history; exists once the run is finished."""
-        return self.path / "result.json"
+        return self.path / RESULT
 
     @property
     def config(self) -> Path:
         """Settings and versions."""
-        return self.path / "config.json"
+        return self.path / CONFIG
 
     @property
     def metrics(self) -> Path:
         """One row per epoch."""
-        return self.path / "metrics.csv"
+        return self.path / METRICS
 
     @property
     def events(self) -> Path:
@@ -187,7 +185,7 @@ class RunFolder:
         Raises:
             RecipeError: If the file is damaged.
         """
-        return _read(self.config, _CONFIG)
+        return _read(self.config, CONFIG_ENTRIES)
 
     def write_log(self, text: str) -> None:
         """Write the log of a failed run."""
@@ -201,7 +199,7 @@ class RunFolder:
         Raises:
             RecipeError: If the file is damaged.
         """
-        return _read(self.result, _RESULT)
+        return _read(self.result, RESULT_ENTRIES)
 
     def _differences(self, config: Mapping[str, Any]) -> list[str]:
         old = {"recipe": config.get("recipe"), **config.get("settings", {})}
@@ -212,18 +210,10 @@ class RunFolder:
 
 def _read(path: Path, parts: Mapping[str, type]) -> dict[str, Any] | None:
     """Return the content of a JSON file with the entries ``parts``; None if there is no file."""
-    if not path.is_file():
-        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} should be JSON", found=f"that it cannot be read ({error})", fix=_FIX) from error
-    found: dict[str, Any] = content if isinstance(content, dict) else {}
-    if missing := [name for name, kind in parts.items() if not isinstance(found.get(name), kind)]:
-        raise RecipeError(
-            f"{path} should have the entries {', '.join(parts)}", found=f"it without {', '.join(missing)}", fix=_FIX
-        )
-    return found
+        return read_entries(path, parts)
+    except RunFolderError as error:
+        raise RecipeError(error.should, found=error.found, fix=_FIX) from error
 
 
 def _is_seed(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Runs the script of a recipe: from the wheel, or from a checkout of the repository."""
+"""`modbalance recipe NAME`: runs the script of a recipe, of the wheel or of a checkout of the repository."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from modbalance._cli.command import Command, Output
 from modbalance.errors import ConfigError, suggest
 
-__all__ = ["add_to", "run"]
-
-INSTALLED = Path(__file__).parent / "_recipes"
-CHECKOUT = Path(__file__).parents[1] / "recipes"
+INSTALLED = Path(__file__).parents[1] / "_recipes"
+CHECKOUT = Path(__file__).parents[2] / "recipes"
 NEEDED = ("h5py", "sklearn", "filelock")  # of the extra, and not brought by torch
 
 
-def add_to(commands: Any) -> None:
-    """Add the sub-command to those of the command line; all that follows the name belongs to the recipe."""
-    parser: argparse.ArgumentParser = commands.add_parser("recipe", help="run the recipe of a dataset, such as cremad")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the recipe; its own options follow, such as --help")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the recipe")
+
+
+def _run(parsed: argparse.Namespace, output: Output) -> int:
+    run(parsed.name, parsed.arguments)
 
 
 def run(name: str, arguments: Sequence[str]) -> NoReturn:
@@ -42,3 +43,6 @@ def run(name: str, arguments: Sequence[str]) -> NoReturn:
             f"Recipes need further packages. Found no {', '.join(missing)}: run `pip install 'modbalance[recipes]'`."
         )
     os.execv(sys.executable, [sys.executable, str(folder / f"{name}.py"), *arguments])
+
+
+COMMAND = Command("recipe", "run the recipe of a dataset, such as cremad", _add_arguments, _run)
