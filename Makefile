@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test test-fast lowest check lint format types docs bench cuda cuda-sheet clean
+.PHONY: env demo demo-all test test-fast lowest check lint format types docs site bench cuda cuda-sheet clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -12,7 +12,7 @@ env: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "modbalance needs Python 3.11 or newer; found %s. Try: make PYTHON=python3.11" % sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev,docs]'
 	touch $@
 
 demo: env
@@ -47,6 +47,10 @@ types: env
 docs: env
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m pytest tests/meta/test_docs.py
+
+# The pages as a site, warnings as errors, into build/site. No network.
+site: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: env
 	$(BIN)/python -m pytest -m bench -s --timeout 1200 tests/bench

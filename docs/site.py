@@ -1,15 +1,21 @@
 """Hooks of the generator of the site: patterns in the navigation, and files outside of docs/ that pages link to.
 
-Pages are written for the repository, where a link leads to a file. On the site, a page outside of docs/ (`PROJECT`) has a place
-of its own, and any other file is copied to `source/`.
+Pages are written for the repository, where a link leads to a file. On the site, a page outside of docs/ (`PROJECT`) has a
+place of its own, and any other file is copied to `source/`.
+
+A Mermaid diagram becomes the picture `images/diagram-HASH.svg`, with the first eight digits of the SHA-256 of its text:
+the script that would draw it in the browser comes from another host. After a change of a diagram the build warns
+until it is drawn anew, by mermaid 10 with `theme: neutral, flowchart: {htmlLabels: false}`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +32,10 @@ PROJECT = {
 """Pages outside of docs/, and their places on the site."""
 ORIGINS = {uri: origin for origin, uri in PROJECT.items()}
 HOME = {"README.md": "index.md"}
-TEXT = ".txt"
-"""Appended to further Markdown files outside of docs/, which are shown as they are written."""
+MARKDOWN = re.compile(r"\.md\.txt$")
+"""Name on the site of further Markdown files outside of docs/, which are shown as they are written."""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
+DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -39,7 +46,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page in list(files.documentation_pages()):
         for uri in _sources(page):
             if files.get_file_from_path(uri) is None:
-                content = (ROOT / uri.removeprefix("source/").removesuffix(TEXT)).read_text(encoding="utf-8")
+                origin = uri.removeprefix("source/")
+                content = (ROOT / MARKDOWN.sub(".md", origin)).read_text(encoding="utf-8")
                 files.append(File.generated(config, uri, content=content))
     pages = [page.src_uri for page in files.documentation_pages()]
     named = {*_named(config.nav)}
@@ -50,8 +58,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Return the text with links that hold on the site."""
     uri = page.file.src_uri
-    parts = FENCED.split(markdown)
-    return "".join(part if i % 2 else LINK.sub(lambda match: _relinked(match, uri), part) for i, part in enumerate(parts))
+    parts = FENCED.split(DIAGRAM.sub(lambda match: _picture(match[1], uri), markdown))
+    outside = (LINK.sub(lambda match: _relinked(match, uri), part) for part in parts[::2])
+    return "".join(chain.from_iterable(zip_longest(outside, parts[1::2], fillvalue="")))
+
+
+def _picture(diagram: str, uri: str) -> str:
+    digits = hashlib.sha256(diagram.encode()).hexdigest()[:8]
+    up = "../" * ORIGINS.get(uri, f"docs/{uri}").count("/")
+    return f"![diagram]({up}docs/images/diagram-{digits}.svg)"
 
 
 def _sources(page: File) -> Iterator[str]:
@@ -73,7 +88,7 @@ def _place(uri: str, target: str) -> str | None:
         return place
     if path.startswith("docs/") and not fnmatch(path, "docs/example-plugin/*/*"):
         return path.removeprefix("docs/")
-    return f"source/{path}" + TEXT * path.endswith(".md")
+    return f"source/{path}.txt" if path.endswith(".md") else f"source/{path}"
 
 
 def _relinked(match: re.Match[str], uri: str) -> str:
