@@ -1,7 +1,7 @@
 """Hooks of the generator of the site: patterns in the navigation, and files outside of docs/ that pages link to.
 
-Pages are written for the repository, where a link leads to a file. On the site, a page outside of docs/ (`PROJECT`) has a
-place of its own, and any other file is copied to `source/`.
+Pages are written for the repository, where a link leads to a file. On the site, a page outside of docs/ (`PROJECT`) has
+a place of its own, and any other file is copied to `source/`.
 
 A Mermaid diagram becomes the picture `images/diagram-HASH.svg`, with the first eight digits of the SHA-256 of its text:
 the script that would draw it in the browser comes from another host. After a change of a diagram the build warns
