@@ -4,7 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test test-fast lowest newest release-check check lint format types docs bench stacks cuda cuda-sheet clean
+.PHONY: env demo demo-all test test-fast lowest newest release-check check lint format types docs site bench stacks cuda
+.PHONY: cuda-sheet clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -12,7 +13,7 @@ env: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "modbalance needs Python 3.11 or newer; found %s. Try: make PYTHON=python3.11" % sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,dev,docs]'
 	touch $@
 
 demo: env
@@ -58,6 +59,10 @@ docs: env
 # Trains every method in every training stack, in two minutes; writes docs/stacks.md.
 stacks: env
 	PYTHONPATH=tests $(BIN)/python -m stacks
+
+# The pages as a site, warnings as errors, into build/site. No network.
+site: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: env
 	$(BIN)/python -m pytest -m bench -s --timeout 1200 tests/bench

@@ -44,8 +44,12 @@ def setting() -> dict[str, Any]:
     }
 
 
+SLOW = {"docs/start.md", "docs/migration.md"}
+
+
 def named(pages: list[Path]) -> list[Any]:
-    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
+    names = {page: str(page.relative_to(ROOT)) for page in pages}
+    return [pytest.param(page, id=name, marks=pytest.mark.slow if name in SLOW else ()) for page, name in names.items()]
 
 
 @pytest.mark.parametrize("page", named([page for page in PAGES if blocks(page, "python")]))
