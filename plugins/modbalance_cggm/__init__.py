@@ -113,6 +113,9 @@ class CGGM(Method):
     _built: Probes | None = attrs.field(default=None, init=False, repr=False)
     _last_layers: dict[str, nn.Module] = attrs.field(factory=dict, init=False, repr=False)
 
+    def update_refusal(self) -> None:
+        """None: rho B_i goes to the update; the direction term is one of the loss, of the head, and stays in it."""
+
     def exemptions(self) -> dict[str, str]:
         """Return the rules of `modbalance.testing` that do not hold with these options."""
         named = {"renaming": "the initial weights of a probe depend on the name of its modality"}
