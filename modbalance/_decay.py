@@ -62,7 +62,11 @@ def is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     """
     if DECLARED in group:
         return bool(group[DECLARED])
-    if not group.get("weight_decay") or "lr" not in group or any(isinstance(each, SGD | ASGD) for each in nested(optimizer)):
+    if (
+        not group.get("weight_decay")
+        or "lr" not in group
+        or any(isinstance(each, SGD | ASGD) for each in nested(optimizer))
+    ):
         return False
     found = _first(optimizer, group, _decays_apart)
     if found is None:
