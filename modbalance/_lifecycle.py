@@ -255,7 +255,7 @@ class Lifecycle:
         if update is None:
             self.warnings.of_changed_gradients()
         else:
-            update.clear()  # of a step that was skipped
+            update.forget()  # of a step that was skipped
         pending.steps = self._summed(pending, self.active)
         is_dry = self.training.dry_run
         harmless = gradients.sandbox(self.run.optimized_parameters()) if is_dry else nullcontext()

@@ -46,9 +46,9 @@ class Update:
         for parameter in parameters:
             self._coefficients.setdefault(id(parameter), (parameter, []))[1].append(coefficient)
 
-    def clear(self) -> None:
-        """Forget coefficients and copies: of a step that did not happen."""
-        self._coefficients, self._old = {}, []
+    def forget(self) -> None:
+        """Forget the coefficients, of a step that did not happen."""
+        self._coefficients = {}
 
     def before_step(self) -> None:
         """Copy the parameters that are to be scaled and will move.
@@ -73,7 +73,7 @@ class Update:
     def after_step(self) -> None:
         """Scale the update, which the inner optimizer has made."""
         scaled, old = self._coefficients, self._old
-        self.clear()
+        self._coefficients, self._old = {}, []
         decays = self._decays() if old else {}
         products: dict[tuple[int, ...], Tensor] = {}
         with torch.no_grad():
