@@ -164,9 +164,7 @@ def build_optimizer(
     described = {**recipe.balance(settings), **recipe.with_values(method, options)}
     if (norm := settings.optimisation.clip_grad_norm) is not None:
         described["clip_grad_norm"] = norm
-    if (apply := settings.optimisation.apply) is not None:
-        described["apply"] = apply
-    return BalancedOptimizer(inner, method=method, model=model, **described)
+    return BalancedOptimizer(inner, method=method, model=model, apply=settings.optimisation.apply, **described)
 
 
 def build_evaluator(
