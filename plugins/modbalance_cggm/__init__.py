@@ -64,7 +64,8 @@ EPS = 1e-8
 LARGE = 100
 WARNING = (
     f"|B_i| of CGGM went above {LARGE}, as often as `cggm/large/<modality>` counts: the improvements of the modalities "
-    "nearly cancelled out. `clip_grad_norm=` bounds such a step, `coeff_clip=` bounds B_i; larger batches and "
+    "nearly cancelled out. `coeff_clip=` bounds B_i, and `clip_grad_norm=` such a step, but not with "
+    '`apply="update"`; larger batches and '
     "`metric_ema=` make it rarer."
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Muon, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from support.models import Multimodal
 from support.reference import ogm_ge
@@ -22,7 +23,7 @@ Make = Callable[[Multimodal], Any]
 def _muon(model: Multimodal) -> list[Optimizer]:
     matrices = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
-    return [Muon(matrices, lr=0.05, weight_decay=0.3, momentum=0.9), SGD(others, lr=0.05)]
+    return [torch.optim.Muon(matrices, lr=0.05, weight_decay=0.3, momentum=0.9), SGD(others, lr=0.05)]
 
 
 PAIRS: dict[str, tuple[Make, Callable[..., Rule]]] = {
@@ -38,10 +39,6 @@ PAIRS: dict[str, tuple[Make, Callable[..., Rule]]] = {
         lambda model: Adam(model.parameters(), lr=0.01, weight_decay=0.3),
         partial(AdamRule, lr=0.01, wd=0.3),
     ),
-    "Adam, decoupled": (
-        lambda model: Adam(model.parameters(), lr=0.01, weight_decay=0.3, decoupled_weight_decay=True),
-        partial(AdamRule, lr=0.01, wd=0.3, decoupled=True),
-    ),
     "AdamW": (
         lambda model: AdamW(model.parameters(), lr=0.01, weight_decay=0.3),
         partial(AdamRule, lr=0.01, wd=0.3, decoupled=True),
@@ -50,8 +47,15 @@ PAIRS: dict[str, tuple[Make, Callable[..., Rule]]] = {
         lambda model: RMSprop(model.parameters(), lr=0.01, momentum=0.5, weight_decay=0.1),
         partial(RMSpropRule, lr=0.01, wd=0.1, mu=0.5),
     ),
-    "Muon and SGD": (_muon, partial(MuonRule, lr=0.05, wd=0.3, mu=0.9)),
 }
+if hasattr(torch.optim, "Muon"):
+    PAIRS["Muon and SGD"] = (_muon, partial(MuonRule, lr=0.05, wd=0.3, mu=0.9))
+HAS_KEY = "decoupled_weight_decay" in inspect.signature(Adam).parameters  # not yet in torch 2.6
+if HAS_KEY:
+    PAIRS["Adam, decoupled"] = (
+        lambda model: Adam(model.parameters(), lr=0.01, weight_decay=0.3, decoupled_weight_decay=True),
+        partial(AdamRule, lr=0.01, wd=0.3, decoupled=True),
+    )
 
 
 def twin_of(model: Multimodal, rule: Callable[..., Rule], **options: Any) -> UpdateTwin:
@@ -108,8 +112,9 @@ DECOUPLED: dict[str, Callable[..., Optimizer]] = {
     "AdamW": AdamW,
     "NAdam": partial(NAdam, decoupled_weight_decay=True),
     "RAdam": partial(RAdam, decoupled_weight_decay=True),
-    "Adam": partial(Adam, decoupled_weight_decay=True),
 }
+if HAS_KEY:
+    DECOUPLED["Adam"] = partial(Adam, decoupled_weight_decay=True)
 
 
 def after_a_step(make: Callable[..., Optimizer], wd: float) -> dict[str, Tensor]:

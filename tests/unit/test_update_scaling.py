@@ -67,7 +67,7 @@ class Skipping(AdamW):
 
     skips = False
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Take a step, or none."""
         return None if self.skips else super().step(closure)
 
@@ -76,7 +76,7 @@ class SlowWeights(SGD):
     """Keeps weights in its state, to which it returns half of the way."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Take a step; every fifth one leads to the slow weights."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -95,7 +95,7 @@ class OfAModel(Optimizer):
         super().__init__(params, {"lr": LR, "weight_decay": WD, **declared})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Take a step."""
         for parameter in self.param_groups[0]["params"]:
             parameter.mul_(1 - LR * WD).sub_(LR * parameter.grad.sign())
@@ -105,7 +105,7 @@ class Twice(SGD):
     """Evaluates its closure twice in a step."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Take two small steps."""
         for _ in range(2):
             super().step(closure)
@@ -494,7 +494,7 @@ def test_the_direction_term_of_cggm_stays_in_the_gradient_of_the_head() -> None:
         inner = SGD(model.parameters(), lr=0.0)
         optimizer = balanced(model, "cggm", inner, apply=apply, clip_grad_norm=1e9, lam=0.5)
         train(model, optimizer, batches(model, 3))
-        gradient = model.fusion.fc_out.weight.grad
+        gradient = dict(model.named_parameters())["fusion.fc_out.weight"].grad
         assert isinstance(gradient, Tensor)
         return gradient
 
