@@ -100,7 +100,8 @@ class Lifecycle:
             raise
         if self.training.watch.take_over():
             self.warnings.notices.give(_reporting.EARLIER_OPTIMIZER)
-        self.warnings.of_invariance()
+        if training.update is None:
+            self.warnings.of_invariance()
 
     @property
     def methods(self) -> list[Method]:
@@ -257,7 +258,11 @@ class Lifecycle:
                 self._summed(pending, self.active)  # other ranks may have gradients, and wait in this reduction
             self.pending = None
             return
-        self.warnings.of_changed_gradients()
+        update = self.training.update
+        if update is None:
+            self.warnings.of_changed_gradients()
+        else:
+            update.forget()  # of a step that was skipped
         pending.steps = self._summed(pending, self.active)
         is_dry = self.training.dry_run
         harmless = gradients.sandbox(self.run.optimized_parameters()) if is_dry else nullcontext()
@@ -280,6 +285,17 @@ class Lifecycle:
                 for step in pending.steps:
                     self.hooks.call(step.method, "modbalance_after_step", step=step)
         self.training.steps += 1
+
+    def before_inner_step(self) -> None:
+        """Keep the weights before the inner step, where its update is to be scaled."""
+        if self.training.update is not None:
+            self.training.update.before_step()
+
+    def after_inner_step(self) -> None:
+        """Scale the update that the inner step has made, where coefficients apply to that; then commit."""
+        if self.training.update is not None:
+            self.training.update.after_step()
+        self.commit()
 
     def drop_pending(self) -> None:
         """Forget the pending step: its gradients served a pass before the one that counts, such as the first of SAM."""
@@ -381,7 +397,7 @@ class Lifecycle:
         self.warnings.detach()
         self.training.watch.remove()
         self.training.unimodal_source = None
-        self.pending = None
+        self.pending = self.training.update = None
         self._use([])
         self._look_up_active()
 
@@ -410,8 +426,12 @@ class Lifecycle:
         encoders = {name: training.structure.listed(name) for name in self.modalities}
         clip = "no clip" if clip_grad_norm is None else f"clip to norm {clip_grad_norm}"
         dry_run = " (dry run)" if training.dry_run else ""
+        inner = name_of(training.optimizer)
+        taken = f"modulate, {clip}, {inner}.step"
+        if training.update is not None:
+            taken = f"{clip}, {inner}.step, coefficients times its update (apply='update')"
         lines = [
-            f"step: modulate, {clip}, {name_of(training.optimizer)}.step{dry_run}",
+            f"step: {taken}{dry_run}",
             f"unimodal logits: {training.unimodal.kind}; epoch {training.epoch}; {training.steps} modulated steps "
             "taken",
         ]
@@ -426,6 +446,13 @@ class Lifecycle:
 
     def _check_methods(self) -> None:
         """Raise a ConfigError unless the methods go together, and with the model and the modalities."""
+        refusals = [each.update_refusal() for each in self.methods] if self.training.update is not None else []
+        for method, reason in zip(self.methods, refusals, strict=False):
+            if reason is not None:
+                raise ConfigError(
+                    '`apply="update"` applies coefficients to the update of the inner optimizer, and should go with '
+                    f"methods that give coefficients. Found `{method.name}`, {reason}."
+                )
         replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
         if len(replacing) > 1:
             raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
@@ -504,13 +531,17 @@ def _check_needs(method: Method, run: Run) -> None:
 
 
 def _apply_coefficients(step: Step, returned: object) -> None:
-    """Scale the gradients of each encoder by its coefficient, and log it; one that is not finite acts as 1."""
+    """Scale gradients or update of each encoder by its coefficient, and log it; one that is not finite acts as 1."""
     method, run = step.method, step.run
     given = named_tensors(method, "modbalance_coefficients", returned, names=run.modalities, scalar=True)
     step.coefficients = _finite(step, given) if given else {}
     for name, coefficient in step.coefficients.items():
         run.log(f"coefficient/{name}", coefficient)
-        gradients.scale_(step.parameters(name), coefficient)
+        update = run._training.update
+        if update is None:
+            gradients.scale_(step.parameters(name), coefficient)
+        elif not run.dry_run:
+            update.scale(step.parameters(name), coefficient)
 
 
 def _finite(step: Step, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -166,7 +166,8 @@ PRESET_CLIPS = (
 SCALE_INVARIANCE = (
     "{methods} scales gradients, and the update of {optimizer} hardly follows them: with gradients times 0.01 a "
     "scratch parameter moved {share} times as far (SGD: 0.01). Where that is about 1, a constant scale has almost no "
-    "effect; what remains is the effect of changes of the scale. SGD shows the full effect."
+    "effect; what remains is the effect of changes of the scale. SGD shows the full effect, and so does "
+    '`apply="update"`, which scales the update itself.'
 )
 
 

@@ -15,6 +15,7 @@ from modbalance._model.unimodal import Unimodal
 from modbalance._model.watch import Watch
 from modbalance._ranks import Ranks
 from modbalance._reporting import Telemetry
+from modbalance._update import Update
 from modbalance.scores import Score
 
 
@@ -30,6 +31,7 @@ class Training:
         ranks: The ranks that train the model together.
         telemetry: Logged values and counters.
         optimizer: The inner optimizer.
+        update: Scales updates of the inner optimizer, with `apply="update"`; ``None``: gradients are scaled.
         dry_run: Whether everything is computed and logged but nothing may change.
         epoch: Current epoch, 0-based.
         steps: Optimizer steps taken so far in which a method acted.
@@ -47,6 +49,7 @@ class Training:
     telemetry: Telemetry
     optimizer: Optimizer
     dry_run: bool = False
+    update: Update | None = None
     epoch: int = 0
     steps: int = 0
     loss_fn: Callable[..., Tensor] | None = None

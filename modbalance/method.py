@@ -36,6 +36,11 @@ NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model", "classes",
 PRESETS: tuple[Preset, ...] = ("official", "paper")
 PLUGIN_API = (1, 0)
 """Version of the plugin API: the second number counts additions, the first one changes that break plugins."""
+_WITHOUT_EDITS = {
+    f"modbalance_{name}"
+    for name in ("setup", "begin", "epoch_start", "inputs", "observe", "coefficients", "after_step", "epoch_end")
+}
+"""Hooks of a method that edit neither gradients nor the loss; what they replace or train, they do so in both ways."""
 
 
 def gt(bound: float) -> Check:
@@ -191,6 +196,19 @@ class Method:
     def modulates(self, name: str, parameter: Tensor) -> bool:
         """Whether the coefficient of a modality applies to this parameter of its encoder."""
         return True
+
+    def update_refusal(self) -> str | None:
+        """Return why the method cannot go with `apply="update"`, and the fix, as a clause; ``None``: it can.
+
+        There the inner optimizer gets the gradients without coefficients, and its update is multiplied by these. By
+        default a method is refused if it implements a hook by which it edits gradients or the loss. Override it where
+        such a hook does something beside the coefficients that holds as it is.
+        """
+        edits = [name for name in dir(type(self)) if name.startswith("modbalance_") and name not in _WITHOUT_EDITS]
+        if not edits:
+            return None
+        hooks = " and ".join(f"`{name}`" for name in edits)
+        return f"which edits gradients or the loss in {hooks}: leave `apply` out"
 
     def exemptions(self) -> Mapping[str, str]:
         """Return the rules of `modbalance.testing` that do not hold with these options: name and reason."""

@@ -25,6 +25,7 @@ from modbalance._plugins import MethodSpec, build_methods
 from modbalance._ranks import Ranks
 from modbalance._reporting import PRESET_CLIPS, Telemetry
 from modbalance._training import Training
+from modbalance._update import Update
 from modbalance._wrapper import Wrapper, with_step_hooks
 from modbalance.context import EpochData, default_forward
 from modbalance.criterion import Criterion, LogitsOf
@@ -64,7 +65,9 @@ class BalancedOptimizer(Wrapper):
         unimodal: How unimodal logits are obtained: ``"auto"``, ``"slice"``, ``"zero"``, a mapping to own heads, or a
             callable from features to logits; see docs/usage.md.
         preset: ``"official"``, the authors' code, or ``"paper"``, where the paper differs from its code.
-        apply: ``"gradient"``: coefficients scale gradients.
+        apply: ``"gradient"``: coefficients scale gradients, as in the papers' code; ``"update"``: they scale the
+            update that the inner optimizer makes of unmodulated, clipped gradients, without its decoupled weight decay.
+            For methods that give coefficients; see docs/usage.md.
         clip_grad_norm: Largest joint L2 norm of the gradients, > 0; larger ones are scaled down after modulation.
             ``None``: that of the method's preset, else no clip.
         dry_run: Compute and log everything, and change nothing.
@@ -91,15 +94,15 @@ class BalancedOptimizer(Wrapper):
         mask_value: float | Mapping[str, float] = 0.0,
         unimodal: UnimodalSpec = "auto",
         preset: Preset = "official",
-        apply: Literal["gradient"] = "gradient",
+        apply: Literal["gradient", "update"] = "gradient",
         clip_grad_norm: float | None = None,
         dry_run: bool = False,
         check_finite: bool = False,
         **options: Any,
     ) -> None:
         inner = _one_optimizer(inner)
-        if apply != "gradient":
-            raise ConfigError(f"Parameter `apply` should be 'gradient'. Found `apply = {apply!r}`.")
+        if apply not in ("gradient", "update"):
+            raise ConfigError(f"Parameter `apply` should be 'gradient' or 'update'. Found `apply = {apply!r}`.")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ConfigError(f"Parameter `clip_grad_norm` should be > 0. Found `clip_grad_norm = {clip_grad_norm}`.")
         super().__init__(inner)
@@ -109,6 +112,7 @@ class BalancedOptimizer(Wrapper):
         rerun = Rerun(structure, watch)
         unimodal_logits = Unimodal(unimodal, structure, rerun, ranks)
         training = Training(structure, watch, rerun, unimodal_logits, ranks, Telemetry(), inner, dry_run)
+        training.update = Update(inner) if apply == "update" else None
         methods = build_methods(method, preset, options)
         self._lifecycle = Lifecycle(methods, training, check_finite=check_finite)
         clips = [clip for each in methods if (clip := each.preset_clips.get(each.preset)) is not None]
@@ -162,6 +166,8 @@ class BalancedOptimizer(Wrapper):
         from the gradients that stand, which are modulated as well.
         """
         has_two_passes = self._lifecycle.run.has_two_passes
+        if (update := self._lifecycle.training.update) is not None:
+            update.begin()
         if closure is None or has_two_passes:
             self._before_inner_step()
         if closure is not None and has_two_passes:
@@ -324,10 +330,11 @@ class BalancedOptimizer(Wrapper):
         self._lifecycle.modulate()
         if self._clip_grad_norm is not None:
             gradients.clip_([*gradients.optimized(self._inner)], self._clip_grad_norm)
+        self._lifecycle.before_inner_step()
 
     @_disable_dynamo
     def _after_inner_step(self) -> None:
-        self._lifecycle.commit()
+        self._lifecycle.after_inner_step()
 
 
 def _one_optimizer(inner: Any) -> Optimizer:

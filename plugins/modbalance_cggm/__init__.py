@@ -64,7 +64,8 @@ EPS = 1e-8
 LARGE = 100
 WARNING = (
     f"|B_i| of CGGM went above {LARGE}, as often as `cggm/large/<modality>` counts: the improvements of the modalities "
-    "nearly cancelled out. `clip_grad_norm=` bounds such a step, `coeff_clip=` bounds B_i; larger batches and "
+    "nearly cancelled out. `coeff_clip=` bounds B_i, and `clip_grad_norm=` such a step, but not with "
+    '`apply="update"`; larger batches and '
     "`metric_ema=` make it rarer."
 )
 
@@ -112,6 +113,9 @@ class CGGM(Method):
     _head: Head | None = attrs.field(default=None, init=False, repr=False)
     _built: Probes | None = attrs.field(default=None, init=False, repr=False)
     _last_layers: dict[str, nn.Module] = attrs.field(factory=dict, init=False, repr=False)
+
+    def update_refusal(self) -> None:
+        """None: rho B_i goes to the update; the direction term is one of the loss, of the head, and stays in it."""
 
     def exemptions(self) -> dict[str, str]:
         """Return the rules of `modbalance.testing` that do not hold with these options."""

@@ -62,6 +62,9 @@ class MSES(WindowedMethod):
     best: dict[str, dict[str, float]] = state({})
     copies: dict[str, Any] = state({}, on_host=True)
 
+    def update_refusal(self) -> None:
+        """None: the ratio, 0 or 1, goes to the update; `freeze="hard"` takes gradients away, which stops both."""
+
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
         """Raise a ConfigError for an optimizer whose state cannot be copied: nothing could be rewound."""

@@ -67,6 +67,12 @@ class MSLR(WindowedMethod):
         """Whether the gradient is scaled: then that of every parameter of an encoder."""
         return self.mode == "grad"
 
+    def update_refusal(self) -> str | None:
+        """Return a refusal of `mode="lr"`, which scales the update itself, with its weight decay."""
+        if self.mode == "grad":
+            return None
+        return 'which with `mode = "lr"` scales the update itself: leave `mode` out, or `apply`'
+
     def factor(self, modality: str) -> float:
         """Return init_i * ratio_i; not finite where accuracies were not, or all 0."""
         return (self.init or {}).get(modality, 1.0) * self.ratio.get(modality, 1.0)

@@ -133,6 +133,12 @@ class OGMGE(OGM):
     noise_scale: float = option(1.0, ge(0), "factor on the standard deviation of the noise, dimensionless, >= 0")
     seed: int = option(0, integer(0), "seed of the noise")
 
+    def update_refusal(self) -> str | None:
+        """Return a refusal of noise, which is measured by modulated gradients and added to them."""
+        if not self.noise_scale:
+            return None
+        return "which adds noise to modulated gradients: use `ogm`, pass `noise_scale=0`, or leave `apply` out"
+
     def exemptions(self) -> dict[str, str]:
         """Return the rules of `modbalance.testing` that do not hold with these options."""
         return {"order_of_modalities": "noise is drawn for one modality after the other"}

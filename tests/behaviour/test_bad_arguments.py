@@ -86,9 +86,9 @@ def test_clip_norm_out_of_range(norm: float) -> None:
         balanced(multimodal(), clip_grad_norm=norm)
 
 
-@pytest.mark.parametrize("apply", ["update", "gradients"])
-def test_unknown_way_to_apply(apply: str) -> None:
-    with pytest.raises(ConfigError, match=f"`apply` should be 'gradient'. Found `apply = '{apply}'"):
+@pytest.mark.parametrize("apply", ["updates", "gradients", None])
+def test_unknown_way_to_apply(apply: Any) -> None:
+    with pytest.raises(ConfigError, match=f"`apply` should be 'gradient' or 'update'. Found `apply = {apply!r}"):
         balanced(multimodal(), apply=apply)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from modbalance import BalancedOptimizer, ConfigError, sharding
 from support.models import ConcatFusion, Multimodal
@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ogm, zeroed features": ("ogm", {"param_filter": "all", "unimodal": "zero"}),
     "ogm, own heads": ("ogm", {"param_filter": "all", "unimodal": "heads"}),
     "ogm_ge without noise": ("ogm_ge", {"param_filter": "all", "noise_scale": 0.0}),
+    "ogm, on the update": ("ogm", {"param_filter": "all", "apply": "update"}),
     "cggm": ("cggm", {}),
     "agm": ("agm", {"clip_trigger": 1e-3, "clip_norm": 0.1}),
     "agm, joined passes": ("agm", {"coalitions": "joined"}),
@@ -69,7 +70,9 @@ def with_heads() -> Multimodal:
 def built(model: Multimodal, method: str, **options: Any) -> BalancedOptimizer:
     if options.get("unimodal") == "heads":
         options["unimodal"] = {name: f"heads.{name}" for name in model.paths}
-    inner = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    inner: Optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    if options.get("apply") == "update":
+        inner = AdamW(model.parameters(), lr=0.01, weight_decay=0.3)
     return BalancedOptimizer(inner, method, model=model, modalities=model.paths, fusion="fusion", **options)
 
 

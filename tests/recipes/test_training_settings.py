@@ -11,6 +11,7 @@ import torch
 from recipe_common.errors import RecipeError
 from recipe_common.settings.declaration import flat
 from recipe_common.settings.shared import Settings
+from recipe_common.training.job import build_optimizer
 from recipe_common.training.precision import set_up
 from recipe_common.training.settings import identity, options_of, resolve
 from recipes.call import settings_of, values_of
@@ -70,6 +71,20 @@ def test_identity_leaves_out_where_and_how_far() -> None:
     assert here == there
     assert here != identity(_settings("--lr", "1"), "ogm_ge", {"alpha": 1})
     assert here != identity(_settings(), "ogm_ge", {"alpha": 2})
+
+
+def test_coefficients_on_the_update_are_another_run_and_those_on_gradients_the_one_of_before() -> None:
+    assert identity(_settings("--apply", "update"), "ogm", {})["apply"] == "update"
+    assert "apply" not in identity(_settings(), "ogm", {})
+
+
+@pytest.mark.parametrize("apply", ["gradient", "update"])
+def test_what_coefficients_scale_reaches_the_optimizer(apply: str) -> None:
+    settings = _settings("--apply", apply)
+    data = RECIPE.load(settings)
+    model = RECIPE.build_model(settings, data)
+    optimizer = build_optimizer(RECIPE, settings, model, "ogm", {"param_filter": "all"})
+    assert ("apply='update'" in optimizer.describe()) == (apply == "update")
 
 
 def test_fp16_needs_cuda() -> None:

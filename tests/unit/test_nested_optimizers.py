@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.optim import SGD, Adagrad, Optimizer
+from torch.optim import SGD, Adafactor, Adagrad, AdamW, Optimizer
 
 from modbalance import BalancedOptimizer, ConfigError
 from modbalance._nested import nested
-from support.training import batches, multimodal, train
+from support.training import assert_same, batches, multimodal, train
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +96,14 @@ def test_optimizers_are_found_once_however_they_hold_each_other() -> None:
     outside.others = [inside, Around(inside), outside]  # type: ignore[attr-defined]
 
     assert [type(each) for each in nested(outside)] == [Around, SGD, Around]
+
+
+@pytest.mark.parametrize("kind", [AdamW, Adafactor])
+@pytest.mark.parametrize("wrap", [zero_redundancy, around])
+def test_the_update_of_an_optimizer_inside_is_scaled_without_its_decay(wrap: Any, kind: type[Optimizer]) -> None:
+    nested_in, plain = multimodal(), multimodal()
+    inners = wrap(nested_in, kind, weight_decay=0.3), kind(plain.parameters(), lr=0.1, weight_decay=0.3)  # type: ignore[call-arg]
+    for model, inner in zip((nested_in, plain), inners, strict=True):
+        optimizer = balanced_around(inner, model, "ogm", apply="update", param_filter="all")
+        train(model, optimizer, batches(model, 3))
+    assert_same(nested_in, plain)

@@ -184,6 +184,12 @@ class OptimisationSettings:
     clip_grad_norm: float | None = flag(
         None, "clip the norm of the modulated gradient", number=positive_float, metavar="NORM"
     )
+    apply: str = flag(
+        "gradient",
+        "what coefficients scale: gradients, or the update that the optimizer makes of them",
+        choices=("gradient", "update"),
+        is_identity=False,
+    )
     accumulate: int = flag(1, "batches per optimizer step", number=positive_int, metavar="K")
     seed: int = flag(0, number=seed_int)
 

@@ -161,7 +161,11 @@ def build_optimizer(
 ) -> BalancedOptimizer:
     """Return the inner optimizer wrapped for ``method``."""
     inner = build_inner(settings.optimisation, model.parameters())
-    described = {**recipe.balance(settings), **recipe.with_values(method, options)}
+    described = {
+        **recipe.balance(settings),
+        **recipe.with_values(method, options),
+        "apply": settings.optimisation.apply,
+    }
     if (norm := settings.optimisation.clip_grad_norm) is not None:
         described["clip_grad_norm"] = norm
     return BalancedOptimizer(inner, method=method, model=model, **described)

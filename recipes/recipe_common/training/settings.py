@@ -100,6 +100,8 @@ def identity(settings: Settings[Any], method: str, options: Mapping[str, Any]) -
     own = {flag.name: to_json(value) for flag, value in walk(settings) if flag.declaration.is_identity}
     if settings.optimisation.schedule == "cosine":
         own["epochs"] = settings.optimisation.epochs  # its learning rates depend on the last epoch
+    if settings.optimisation.apply != "gradient":
+        own["apply"] = settings.optimisation.apply  # not in runs from before there was a choice
     if settings.data.data_root is not None:
         own["data_root"] = str(settings.data.data_root.resolve())
     return {**own, "method": method, "options": dict(options)}
