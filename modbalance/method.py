@@ -139,6 +139,9 @@ class Method:
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
+        suits: By finding of `modbalance.diagnose`, ``starved``, ``dominated`` or ``conflict``, one sentence on why the
+            paper proposes the method for it.
+        step_cost: Time of a step over that of the bare optimizer, > 0, as measured; ``None``: not measured.
     """
 
     name: ClassVar[str] = ""
@@ -146,6 +149,8 @@ class Method:
     min_modalities: ClassVar[int] = 1
     acts_in_eval: ClassVar[bool] = False
     preset_clips: ClassVar[Mapping[str, float]] = {}
+    suits: ClassVar[Mapping[str, str]] = {}
+    step_cost: ClassVar[float | None] = None
 
     preset: Preset = attrs.field(default="official", repr=False)
 
