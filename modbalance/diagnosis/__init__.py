@@ -83,7 +83,7 @@ def diagnose(
     Raises:
         ConfigError: An argument, a batch, a label or logits do not fit; the message names the fix.
     """
-    options = {
+    options: dict[str, Any] = {
         "ceilings": ceilings,
         "max_batches": max_batches,
         "gradient_batches": gradient_batches,

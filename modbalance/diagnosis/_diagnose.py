@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -51,7 +51,7 @@ def run(subject: Subject, loader: Iterable[Any], settings: Settings) -> Diagnosi
     names = subject.modalities
     _check(subject, settings)
     orders = [] if len(names) <= shapley.MOST_EXACT else shapley.orders_of(names, settings.permutations, settings.seed)
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_terminal=settings.progress or None)
     shows = console.is_terminal if settings.progress is None else settings.progress
     with (
         rng_kept([loader], subject.run.device),
@@ -89,7 +89,7 @@ def _check(subject: Subject, settings: Settings) -> None:
 
 
 def _followed(bar: Progress, what: str, loader: Iterable[Any], most: int | None) -> Iterator[Any]:
-    size = len(loader) if hasattr(loader, "__len__") else None
+    size = len(loader) if isinstance(loader, Sized) else None
     total = most if size is None else min(size, size if most is None else most)
     return iter(bar.track(islice(loader, most), total=total, description=what))
 

@@ -41,15 +41,19 @@ def measure_gradients(subject: Subject, items: Iterable[Any]) -> GradientFinding
     """Return the findings on some batches, in eval mode; gradients of parameters stay as they are."""
     names = subject.modalities
     structure = subject.run._training.structure
-    encoders = {name: [p for _, p in structure.listed(name) if p.requires_grad] for name in names}
+    encoders: dict[str, list[Tensor]] = {
+        name: [p for _, p in structure.listed(name) if p.requires_grad] for name in names
+    }
     owned = {id(p) for parameters in encoders.values() for p in parameters}
-    common = [p for p in subject.model.parameters() if p.requires_grad and id(p) not in owned]
+    common: list[Tensor] = [p for p in subject.model.parameters() if p.requires_grad and id(p) not in owned]
     common += _shared(encoders)
     sums: dict[str, Tensor] = {}
+    count = 0
     for batch in subject.batches(items, with_graph=True):
+        count += len(batch.logits)
         for key, vector in _of_batch(batch, encoders, common).items():
             sums[key] = sums[key] + vector if key in sums else vector
-    norms = {name: float(sums[f"fused/{name}"].norm()) for name in names}
+    norms = {name: float(sums[f"fused/{name}"].norm()) / count for name in names}
     total = sum(norms.values())
     return GradientFindings(
         norm=norms,

@@ -84,7 +84,8 @@ def _of_batch(
     found: dict[tuple[str, Any], Tensor] = {}
     by_input: dict[Coalition, Tensor] = {everyone: batch.logits}
     for S in needed:
-        by_input.setdefault(S, batch.coalition_logits(S))
+        if S not in by_input:
+            by_input[S] = batch.coalition_logits(S)
         found["coalition", S] = task.values(by_input[S], batch.target).cpu()
     for way in ways:
         # The coalitions of one are those of this way, where they were computed.
