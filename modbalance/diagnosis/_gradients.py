@@ -5,7 +5,7 @@ Gradients conflict if their cosine is negative (Yu et al., Gradient Surgery for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -69,6 +69,7 @@ def cosine(a: Vector, b: Vector) -> float:
     return float(a @ b) / scale if scale > 0 else float("nan")
 
 
+@torch.enable_grad()
 def _of_batch(batch: Batch, encoders: dict[str, list[Tensor]], common: list[Tensor]) -> dict[str, Vector]:
     """Return the gradients of this batch, times its size."""
     assert batch.task_loss is not None
@@ -76,12 +77,19 @@ def _of_batch(batch: Batch, encoders: dict[str, list[Tensor]], common: list[Tens
     every = [p for name in encoders for p in encoders[name]]
     of_fused = dict(zip(map(id, every), _gradients(batch.task_loss(batch.logits), every), strict=True))
     found = {f"fused/{name}": size * _flat([of_fused[id(p)] for p in own]) for name, own in encoders.items()}
-    alone = batch.unimodal_logits_live(frozen_head=False)
+    alone = _logits_alone(batch)
     for name, own in encoders.items():
         parts = _gradients(batch.task_loss(alone[name]), [*own, *common])
         found[f"own/{name}"] = size * _flat(parts[: len(own)])
         found[f"common/{name}"] = size * _flat(parts[len(own) :])
     return found
+
+
+def _logits_alone(batch: Batch) -> Mapping[str, Tensor]:
+    structure = batch.run._training.structure
+    if structure.fusion or structure.fusion_callable is not None or batch.run._training.unimodal.kind == "callable":
+        return batch.unimodal_logits_live(frozen_head=False)
+    return {name: batch.coalition_logits([name]) for name in batch.run.modalities}
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

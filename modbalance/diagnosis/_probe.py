@@ -43,10 +43,10 @@ def fit(features: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(features @ weight + bias, label) + 0.5 * _PENALTY * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
 
 

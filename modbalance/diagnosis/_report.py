@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modbalance.diagnosis._advice import Suggestion
+from modbalance.diagnosis._picture import Panel, save
 from modbalance.diagnosis._verdict import Verdict
 
 
@@ -107,9 +108,16 @@ class Diagnosis:
         Raises:
             ConfigError: matplotlib is not installed.
         """
-        from modbalance.diagnosis._picture import save
-
-        return save(self, Path(path))
+        of = [*self.modalities.values()]
+        alone = [each.alone[self.way] for each in of]
+        shares = [each.gradient_share or 0.0 for each in of]
+        panels = [
+            Panel(f"{self.quantity} alone", alone, ceilings=[each.ceiling for each in of], line=self.fused),
+            Panel("Shapley value", [each.shapley for each in of], errors=[each.shapley_error for each in of]),
+            Panel("share of gradient norm", shares),
+        ]
+        title = f"{'imbalanced' if self.is_imbalanced else 'no imbalance found'}, degree {self.degree:.2f}"
+        return save(Path(path), title, [*self.modalities], panels if any(shares) else panels[:2])
 
     def __rich__(self) -> Group:
         """Return what `rich.print` shows: tables and the verdict."""

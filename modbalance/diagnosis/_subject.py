@@ -76,7 +76,8 @@ class Subject:
             with torch.enable_grad() if with_graph else torch.no_grad():
                 batch = self._forward(item, where)
                 self.task.check(batch.logits, batch.target, where)
-                yield batch
+            # Outside of the context, which would hold in the body of the caller's loop.
+            yield batch
 
     def _forward(self, item: Any, where: str) -> Batch:
         seen_inputs: list[tuple[Args, Kwargs]] = []
