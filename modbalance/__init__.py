@@ -6,6 +6,7 @@ authors (docs/plugin-api.md). Modules with a leading underscore may change at an
 
 from modbalance import auxiliary as auxiliary
 from modbalance import coalitions as coalitions
+from modbalance import diagnosis as diagnosis
 from modbalance import gradients as gradients
 from modbalance import loaders as loaders
 from modbalance import results as results
@@ -16,6 +17,8 @@ from modbalance.context import Batch as Batch
 from modbalance.context import EpochData as EpochData
 from modbalance.context import Run as Run
 from modbalance.context import Step as Step
+from modbalance.diagnosis import Diagnosis as Diagnosis
+from modbalance.diagnosis import diagnose as diagnose
 from modbalance.errors import CaptureError as CaptureError
 from modbalance.errors import CheckpointError as CheckpointError
 from modbalance.errors import ConfigError as ConfigError
@@ -47,6 +50,7 @@ __all__ = [  # noqa: RUF022 - plain order, in which a constant stands among clas
     "CaptureError",
     "CheckpointError",
     "ConfigError",
+    "Diagnosis",
     "EpochData",
     "Method",
     "ModbalanceError",
@@ -62,6 +66,8 @@ __all__ = [  # noqa: RUF022 - plain order, in which a constant stands among clas
     "auxiliary",
     "between",
     "coalitions",
+    "diagnose",
+    "diagnosis",
     "ge",
     "gradients",
     "gt",

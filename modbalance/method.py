@@ -150,6 +150,9 @@ class Method:
         presets: The presets that there are; without ``paper`` where its text was not compared with the code.
         excluded_hooks: Hooks that no other method may implement beside it, such as those whose effect it would undo.
         plugin_api: Lowest version of the plugin API that the method needs, see `PLUGIN_API`.
+        suits: By finding of `modbalance.diagnose`, ``starved``, ``dominated`` or ``conflict``, one sentence on why the
+            paper proposes the method for it.
+        step_cost: Time of a step over that of the bare optimizer, > 0, as measured; ``None``: not measured.
     """
 
     name: ClassVar[str] = ""
@@ -160,6 +163,8 @@ class Method:
     presets: ClassVar[Collection[Preset]] = PRESETS
     excluded_hooks: ClassVar[Collection[str]] = frozenset()
     plugin_api: ClassVar[tuple[int, int]] = (1, 0)
+    suits: ClassVar[Mapping[str, str]] = {}
+    step_cost: ClassVar[float | None] = None
 
     preset: Preset = attrs.field(default="official", repr=False)
 

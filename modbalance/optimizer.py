@@ -29,6 +29,7 @@ from modbalance._update import Update
 from modbalance._wrapper import Wrapper, with_step_hooks
 from modbalance.context import EpochData, default_forward
 from modbalance.criterion import Criterion, LogitsOf
+from modbalance.diagnosis import Diagnosis, diagnose_training
 from modbalance.errors import ConfigError
 from modbalance.method import Preset
 from modbalance.scores import Score
@@ -212,6 +213,19 @@ class BalancedOptimizer(Wrapper):
                 device of the model.
         """
         self._lifecycle.end_epoch(EpochData(train, val, metrics, forward or default_forward))
+
+    def diagnose(self, loader: Iterable[Any], **options: Any) -> Diagnosis:
+        """Return `modbalance.diagnose` of the model as it is now; training goes on as if it had not been called.
+
+        Args:
+            loader: Batches of held-out samples.
+            options: Keywords of `modbalance.diagnose` from ``score`` on. Score and loss are those of the latest
+                `criterion`, unless given; ``epoch`` is `opt.epoch`.
+
+        Raises:
+            ConfigError: There is no model, or an argument, a batch, a label or logits do not fit.
+        """
+        return diagnose_training(self._lifecycle.training, loader, **options)
 
     @property
     def epoch(self) -> int:

@@ -52,6 +52,10 @@ class AGM(WindowedMethod):
     name: ClassVar[str] = "agm"
     needs = frozenset({"model", "target"})
     min_modalities = 2
+    suits: ClassVar[Mapping[str, str]] = {
+        "dominated": "Slows a modality down whose Shapley output does better than it did so far."
+    }
+    step_cost: ClassVar[float | None] = 2.07
 
     alpha: float = option(1.0, gt(0), "modulation strength, dimensionless, > 0")
     end_epoch: int | None = option(19, optional(integer(0)), "last epoch of the window, 0-based, inclusive")

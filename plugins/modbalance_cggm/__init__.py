@@ -87,6 +87,8 @@ class CGGM(Method):
     name: ClassVar[str] = "cggm"
     needs = frozenset({"features", "loss_fn"})
     min_modalities = 2
+    suits: ClassVar[Mapping[str, str]] = {"starved": "Speeds the encoder up whose classifier improves least."}
+    step_cost: ClassVar[float | None] = 1.07
     preset_clips: ClassVar[Mapping[str, float]] = {"official": 0.8}
 
     rho: float = option(1.3, gt(0), "scale of the modulated gradients, dimensionless, > 0")

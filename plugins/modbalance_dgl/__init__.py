@@ -29,6 +29,11 @@ class DGL(Method):
     name: ClassVar[str] = "dgl"
     needs = frozenset({"model", "features", "unimodal_logits", "loss_fn"})
     min_modalities = 2
+    suits: ClassVar[Mapping[str, str]] = {
+        "starved": "Trains each encoder by its own loss alone, undisturbed by the others.",
+        "conflict": "Keeps the gradient of the fused loss away from the encoders.",
+    }
+    step_cost: ClassVar[float | None] = 1.05
     preset_clips: ClassVar[Mapping[str, float]] = {"official": 40.0}
 
     alpha: float = option(4.0, gt(0), "weight of the unimodal losses, dimensionless, > 0")

@@ -47,6 +47,10 @@ class MSES(WindowedMethod):
 
     name: ClassVar[str] = "mses"
     min_modalities = 2
+    suits: ClassVar[Mapping[str, str]] = {
+        "starved": "Stops an encoder that no longer improves, while the others go on."
+    }
+    step_cost: ClassVar[float | None] = 1.04
 
     patience: int = option(
         80, integer(0), "epochs that a modality goes on after its best one; it stops after more", short=3

@@ -8,7 +8,7 @@ option takes: docs/methods/ogm_ge.md.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -52,6 +52,8 @@ class OGM(WindowedMethod):
     name: ClassVar[str] = "ogm"
     needs = frozenset({"unimodal_logits", "target"})
     min_modalities = 2
+    suits: ClassVar[Mapping[str, str]] = {"dominated": "Scales down the gradients of the encoder whose logits do best."}
+    step_cost: ClassVar[float | None] = 1.03
 
     alpha: float = option(0.8, gt(0), "modulation strength, dimensionless, > 0")
     end_epoch: int | None = option(50, optional(integer(0)), "last epoch of the window, 0-based, inclusive")
@@ -127,6 +129,7 @@ class OGMGE(OGM):
     """
 
     name: ClassVar[str] = "ogm_ge"
+    step_cost: ClassVar[float | None] = 1.36
 
     noise_on: str = option("both", one_of("both", "suppressed"), "which modalities get noise: all, or those ahead")
     noise_source: str = option("raw", one_of("raw", "modulated"), "gradient whose standard deviation the noise takes")

@@ -31,6 +31,11 @@ LAYERS = (
     ("context",),
     ("hookspecs",),
     ("_plugins", "_hook_results", "auxiliary", "coalitions", "loaders", "pooling", "results"),
+    (*(f"diagnosis._{of}" for of in ("advice", "alone", "picture", "probe", "shapley", "task", "verdict")),),
+    ("diagnosis._report", "diagnosis._subject"),
+    ("diagnosis._gradients", "diagnosis._samples"),
+    ("diagnosis._diagnose",),
+    ("diagnosis",),
     ("_warnings",),
     ("_lifecycle",),
     ("_checkpoint", "_wrapper", "criterion"),
@@ -52,7 +57,8 @@ LAYERS = (
 )
 """Modules of the core, lowest layer first; a module imports those of lower layers alone."""
 PUBLIC = {
-    *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "errors", "gradients"),
+    *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "diagnosis", "errors"),
+    "gradients",
     *(
         "hookspecs",
         "lightning",
