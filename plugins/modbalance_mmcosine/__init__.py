@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -44,7 +44,7 @@ class MMCosine(Method):
     name: ClassVar[str] = "mmcosine"
     needs = frozenset({"features", "model"})
     min_modalities = 2
-    presets: ClassVar[Collection[Preset]] = ("official",)
+    presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
     acts_in_eval = True
 

@@ -7,7 +7,7 @@ of docs/methods/opm.md, which also lists quirks of the authors' code.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -44,7 +44,7 @@ class OPM(WindowedMethod):
     name: ClassVar[str] = "opm"
     needs = frozenset({"features", "unimodal_logits", "target", "loss_fn"})
     min_modalities = 2
-    presets: ClassVar[Collection[Preset]] = ("official",)
+    presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
 
     start_epoch: int = option(6, integer(0), "first epoch of the window, 0-based, inclusive", short=0)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.utils.checkpoint import checkpoint
 
 from modbalance import BalancedOptimizer
@@ -33,7 +34,7 @@ def plain(method: str) -> Weights:
 def autocast(method: str, dtype: torch.dtype) -> Weights:
     """Train under autocast, in half precision with a GradScaler."""
     model = multimodal()
-    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, enabled=dtype is torch.float16)
+    scaler = GradScaler("cpu", init_scale=SCALE, enabled=dtype is torch.float16)
 
     def step(forward: Any, optimizer: Any, criterion: Any, inputs: Sequence[Tensor], target: Tensor) -> None:
         optimizer.zero_grad()
@@ -68,14 +69,15 @@ def casts_by_hand(method: str, dtype: torch.dtype) -> Weights:
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             layer.__class__ = Rounded
-            layer.dtype = dtype
+            layer.__dict__["dtype"] = dtype
     scale = SCALE if dtype is torch.float16 else 1.0
 
     def step(forward: Any, optimizer: Any, criterion: Any, inputs: Sequence[Tensor], target: Tensor) -> None:
         optimizer.zero_grad()
         (criterion(forward(*inputs), target) * scale).backward()
         for parameter in model.parameters():
-            parameter.grad = parameter.grad / scale
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad / scale
         optimizer.step()
 
     def loss(logits: Tensor, target: Tensor, **settings: Any) -> Tensor:
@@ -157,9 +159,21 @@ class Recomputed(nn.Sequential):
 def checkpointed(method: str, use_reentrant: bool) -> Weights:
     model = multimodal()
     for name, encoder in model.encoders.items():
-        model.encoders[name] = Recomputed(*encoder)
-        model.encoders[name].use_reentrant = use_reentrant
+        assert isinstance(encoder, nn.Sequential)
+        again = Recomputed(*encoder)
+        again.use_reentrant = use_reentrant
+        model.encoders[name] = again
     run(model, built(model, method))
+    return weights(model)
+
+
+# Coefficients on the update
+
+
+def scaled(method: str, apply: str) -> Weights:
+    """Train by plain descent, without momentum and decay, where an update is the learning rate times the gradient."""
+    model = multimodal()
+    run(model, built(model, method, inner=torch.optim.SGD(model.parameters(), lr=0.1), apply=apply))
     return weights(model)
 
 
@@ -194,7 +208,8 @@ def sam_by_hand(method: str) -> Weights:
         before = [p.detach().clone() for p in model.parameters()]
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += RADIUS * parameter.grad / norm
+                if parameter.grad is not None:
+                    parameter.add_(RADIUS * parameter.grad / norm)
         optimizer.zero_grad()
         criterion(forward(*inputs), target).backward()
         optimizer.modulate()

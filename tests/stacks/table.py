@@ -65,7 +65,7 @@ def _mixed(title: str, dtype: torch.dtype, setting: str, by_hand: str, limit: fl
     )
 
 
-def _framework(title: str, setting: str, train: Callable[[str, float | None], Weights]) -> list[Stack]:
+def _framework(title: str, setting: str, train: Callable[..., Weights]) -> list[Stack]:
     clipped = functools.partial(train, clip=CLIP)
     reference = functools.partial(plain_loop, clip=CLIP)
     return [
@@ -135,6 +135,16 @@ GROUPS: dict[str, list[Stack]] = {
             "checkpointing, reentrant",
             "the same with `use_reentrant=True`",
             functools.partial(one_process.checkpointed, use_reentrant=True),
+        ),
+        Stack(
+            'apply="update"',
+            "coefficients on the update of plain SGD, without momentum and weight decay",
+            functools.partial(one_process.scaled, apply="update"),
+            functools.partial(one_process.scaled, apply="gradient"),
+            "the same with coefficients on the gradient, which is the same there; other optimizers: "
+            "tests/unit/test_update_scaling.py",
+            1e-6,
+            SUMS,
         ),
         Stack(
             "SAM",

@@ -23,19 +23,20 @@ def starving_digits(folder: Path) -> Parts:
 
 
 def balanced_digits(folder: Path) -> Parts:
-    """Return the same digits where both modalities are the same kind of picture, with noise of their own."""
+    """Return pairs of two such pictures, drawn apart; the class says for each whether its digit is at least five.
+
+    Both modalities are alike, and the class cannot be told without both: with copies of one picture a network may
+    answer from one of them alone, and some do.
+    """
     SyntheticDigits().write(folder)
-    random = np.random.default_rng(1)
 
-    def read(part: str) -> TensorDataset:
+    def paired(part: str) -> TensorDataset:
         found = _read(folder, part, second="image")
-        noisy = [
-            found.tensors[1] + 0.1 * torch.from_numpy(random.standard_normal((2, *found.tensors[1].shape)))[k].float()
-            for k in (0, 1)
-        ]
-        return TensorDataset(*noisy, found.tensors[2])
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(1))
+        picture, digit = found.tensors[1], found.tensors[2]
+        return TensorDataset(picture[order], picture, 2 * (digit[order] >= 5).long() + (digit >= 5).long())
 
-    return read("train"), read("test")
+    return paired("train"), paired("test")
 
 
 def _read(folder: Path, part: str, second: str) -> TensorDataset:

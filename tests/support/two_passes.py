@@ -23,8 +23,9 @@ class SAM(Optimizer):
     def first_step(self, zero_grad: bool = False) -> None:
         """Move to the place where the gradient of the step is taken."""
         group = self.param_groups[0]
-        norm = nn.utils.get_total_norm(p.grad for p in group["params"])
-        for parameter in group["params"]:
+        trained = [p for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(p.grad for p in trained)
+        for parameter in trained:
             self.state[parameter]["moved"] = moved = group["rho"] * parameter.grad / norm
             parameter.add_(moved)
         if zero_grad:
@@ -35,7 +36,8 @@ class SAM(Optimizer):
         """Move back, and descend."""
         group = self.param_groups[0]
         for parameter in group["params"]:
-            parameter.sub_(self.state[parameter]["moved"]).sub_(parameter.grad, alpha=group["lr"])
+            if parameter.grad is not None:
+                parameter.sub_(self.state[parameter]["moved"]).sub_(parameter.grad, alpha=group["lr"])
         if zero_grad:
             self.zero_grad()
 
