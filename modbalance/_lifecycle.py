@@ -28,7 +28,7 @@ from modbalance._joint import name_of
 from modbalance._model.compiled import respect_hooks
 from modbalance._model.forward import Forward
 from modbalance._plugins import Hooks
-from modbalance._terms import Key, ScaleWatch, Term
+from modbalance._terms import Key, ScaleWatch, Term, require_recorded
 from modbalance._training import Training
 from modbalance._warnings import TrainingWarnings
 from modbalance.context import Batch, EpochData, Run, Step
@@ -98,6 +98,7 @@ class Lifecycle:
         self.pending: PendingStep | None = None
         self.on_loss: Callable[[Tensor], object] | None = None
         self._scale = ScaleWatch(training)
+        self._checked_graphs = -1
         self._started_epoch = -1
         self._use(methods)
         self._check_methods()
@@ -256,6 +257,9 @@ class Lifecycle:
         """Return a hook on the loss that adds the gradients of terms to the step, when the backward begins."""
         pending = self.pending
         assert pending is not None
+        if self._checked_graphs != self.training.epoch:
+            self._checked_graphs = self.training.epoch
+            require_recorded(term for each in terms.values() for term in each)
         if self.training.ranks.count > 1:
             # Ranks without a backward take part in the reduction, too.
             for method, each in terms.items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from modbalance import gradients
 from modbalance._in_place import _at_the_end_of_the_backward
+from modbalance._model.reentrant import is_reentrant
 from modbalance._training import Training
 from modbalance.errors import ConfigError
 
@@ -75,11 +76,6 @@ def _gradients(output: Tensor, sources: Sequence[Tensor], given: Tensor) -> Sequ
                 "terms. Found a compiled model whose backward overwrites what it reads: set "
                 "`torch._functorch.config.donated_buffer = False` before the model is compiled."
             ) from error
-        if "checkpoint" in str(error):
-            raise ConfigError(
-                "Activation checkpointing should be of the kind `use_reentrant=False` where a method takes gradients "
-                f"of single loss terms. Found: {error}."
-            ) from error
         raise
 
 
@@ -125,6 +121,16 @@ class ScaleWatch:
             return None
         norms = torch._foreach_norm(values, torch.inf)
         return torch.stack([each.to(values[0].device, torch.float64) for each in norms]).amax()
+
+
+def require_recorded(terms: Iterable[Term]) -> None:
+    """Raise a ConfigError for features from parts that run again in the backward: the graph hides their parameters."""
+    for term in terms:
+        if is_reentrant(term.feature, since=0):
+            raise ConfigError(
+                "Activation checkpointing should be of the kind `use_reentrant=False` where a method takes gradients "
+                f"of single loss terms. Found the other kind in the encoder of {term.modality!r}."
+            )
 
 
 def require_whole(parameters: Iterable[tuple[str, Tensor]]) -> None:

@@ -124,8 +124,6 @@ class MMPareto(WindowedMethod):
         if not pairs:
             return None
         parameters, u = [p for p, _ in pairs], [u_p for _, u_p in pairs]
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         g = dense(parameters)
         a, b, d = (gradients.products(x, y).sum() for x, y in ((g, g), (g, u), (u, u)))
         is_bad_g = a * 0 != 0
