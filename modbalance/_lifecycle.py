@@ -305,7 +305,8 @@ class Lifecycle:
         with harmless, torch.no_grad():
             for step in pending.steps:
                 _apply_coefficients(step, self.hooks.call(step.method, "modbalance_coefficients", step=step))
-            _scale_terms(pending.steps)
+            if self.training.update is None:
+                _scale_terms(pending.steps)
             for step in pending.steps:
                 self.hooks.call(step.method, "modbalance_gradients", step=step)
         pending.phase = Phase.MODULATED

@@ -216,7 +216,7 @@ def stacked(norms: Sequence[Tensor]) -> Tensor:
 
 def dense(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Return the gradients of parameters, or raise a ConfigError for a sparse one."""
-    if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+    if not all([p.grad.layout is torch.strided for p in parameters]):  # type: ignore[union-attr]
         raise ConfigError(
             "Gradients of encoders should be dense for method `mmpareto`, which adds two of them. Found a sparse one: "
             "build the embedding with `sparse=False`."

@@ -323,7 +323,7 @@ def test_a_computed_loss_is_refused() -> None:
 def test_encoders_that_share_a_parameter_are_refused() -> None:
     model = with_heads()
     model.encoders["b"][0].weight = model.encoders["a"][0].weight
-    with pytest.raises(ConfigError, match="shares|share"):
+    with pytest.raises(ConfigError, match="share"):
         train(model, built(model), batches(model, 1))
 
 
