@@ -216,7 +216,7 @@ def stacked(norms: Sequence[Tensor]) -> Tensor:
 
 def dense(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Return the gradients of parameters, or raise a ConfigError for a sparse one."""
-    if not all([p.grad.layout is torch.strided for p in parameters]):  # type: ignore[union-attr]
+    if {g.layout for p in parameters if (g := p.grad) is not None} != {torch.strided}:
         raise ConfigError(
             "Gradients of encoders should be dense for method `mmpareto`, which adds two of them. Found a sparse one: "
             "build the embedding with `sparse=False`."
