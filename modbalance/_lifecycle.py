@@ -366,7 +366,7 @@ class Lifecycle:
         if places:
             scale = self._scale.ratio()
             if (count := self.training.ranks.count) > 1:
-                totals = torch._foreach_div(totals, count)
+                totals = torch._foreach_div([*totals], count)
             if scale is not None:
                 totals = [total * scale.to(total) for total in totals]
         for (method, key), total in zip(places, totals, strict=True):

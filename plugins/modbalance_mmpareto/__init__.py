@@ -110,9 +110,11 @@ class MMPareto(WindowedMethod):
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:
         """Write gamma max(1, |s_p| / |h_p|) h_p into the gradients of each encoder."""
-        found = {name: self._combine(step, name) for name in step.run.modalities}
-        found = {name: values for name, values in found.items() if values is not None}
-        for name, (cosine, c, is_bad, is_cancelled) in found.items():
+        for name in step.run.modalities:
+            found = self._combine(step, name)
+            if found is None:
+                continue
+            cosine, c, is_bad, is_cancelled = found
             step.run.log(f"cosine/{name}", cosine)
             step.run.log(f"weight/{name}", c)
             step.run.count(f"nonfinite/{name}", is_bad)

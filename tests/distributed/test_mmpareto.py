@@ -30,10 +30,14 @@ def start(kind: str) -> Multimodal:
 
 
 def run(model: nn.Module, bare: Multimodal, kind: str, part: slice) -> dict[str, Tensor]:
-    options: dict[str, Any] = {"own": {"unimodal": {"a": "own.a", "b": "own.b"}}, "slice": {"heads": "slice"}}.get(
-        kind, {"head_optimizer": descent}
+    choices: dict[str, dict[str, Any]] = {
+        "own": {"unimodal": {"a": "own.a", "b": "own.b"}},
+        "built": {"head_optimizer": descent},
+        "slice": {"heads": "slice"},
+    }
+    optimizer = BalancedOptimizer(
+        sgd(bare), "mmpareto", model=model, modalities=bare.paths, fusion="fusion", **choices[kind]
     )
-    optimizer = BalancedOptimizer(sgd(bare), "mmpareto", model=model, modalities=bare.paths, fusion="fusion", **options)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     for inputs, target in batches(bare, 6):
         optimizer.zero_grad()

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from modbalance import BalancedOptimizer
 from support.encoders import mixed
-from support.models import FrameEncoder, Multimodal, conv_encoder
+from support.models import FrameEncoder, conv_encoder
 from support.reference import ogm_ge
 from support.reference.mmpareto import Twin
 from support.training import assert_close, balanced, batches, sgd, train
@@ -89,9 +89,9 @@ def test_twin_equals_the_authors_code(name: str) -> None:
     assert recorded.error(model) <= LIMITS.get(name, 1e-6)
 
 
-def with_heads(names: str, head: str) -> Multimodal:
+def with_heads(names: str, head: str) -> Any:
     """Return a model with own heads that start against the fused one, so that gradients are in conflict."""
-    model = mixed(names, ["layer norm"] * len(names), head, dtype=torch.float64)
+    model: Any = mixed(names, ["layer norm"] * len(names), head, dtype=torch.float64)
     with torch.random.fork_rng([]):
         torch.manual_seed(3)
         model.own = nn.ModuleDict({name: nn.Linear(4, 3) for name in names}).double()
@@ -111,7 +111,7 @@ def with_heads(names: str, head: str) -> Multimodal:
 def test_the_method_equals_the_twin(names: str, head: str, size: int, heads: str, **options: Any) -> None:
     ours, theirs = (with_heads(names, head) for _ in range(2))
     data = batches(ours, 4, size, dtype=torch.float64)
-    own = {"unimodal": {name: f"own.{name}" for name in names}} if heads == "own" else {}
+    own: dict[str, Any] = {"unimodal": {name: f"own.{name}" for name in names}} if heads == "own" else {}
     optimizer = balanced(ours, "mmpareto", heads=heads, **own, **options)
     encoders = [*theirs.encoders.values()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,32 +15,39 @@ from torch.utils.checkpoint import checkpoint
 
 from modbalance import BalancedOptimizer, ConfigError
 from modbalance_mmpareto import weight
-from support.models import Multimodal
 from support.operation_counts import READS, CountOps
 from support.training import assert_close, assert_same, balanced, batches, multimodal, sgd, train, weights
 
 LOSS = nn.CrossEntropyLoss()
 
 
-def with_heads(names: str = "ab", seed: int = 0, dtype: torch.dtype = torch.float32) -> Multimodal:
-    model = multimodal(names, seed=seed)
+def with_heads(names: str = "ab", seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    model: Any = multimodal(names, seed=seed)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed + 1)
         model.own = nn.ModuleDict({name: nn.Linear(4, 3) for name in names})
     return model.to(dtype)
 
 
-def own(model: Multimodal) -> dict[str, str]:
+def own(model: Any) -> dict[str, str]:
     return {name: f"own.{name}" for name in model.encoders}
 
 
-def built(model: Multimodal, inner: Any = None, **options: Any) -> BalancedOptimizer:
+def beside(model: Any) -> BalancedOptimizer:
+    return balanced(model, "mmpareto")
+
+
+def built(model: Any, inner: Any = None, **options: Any) -> BalancedOptimizer:
     return balanced(model, "mmpareto", inner, unimodal=own(model), **options)
 
 
-def gradients_of(model: Multimodal, name: str, term: Callable[[list[Tensor]], Tensor], data: Any) -> list[Tensor]:
+def gradients_of(model: Any, name: str, term: Callable[[list[Tensor]], Tensor], data: Any) -> list[Tensor]:
     z = [encoder(x) for encoder, x in zip(model.encoders.values(), data[0], strict=True)]
     return [*torch.autograd.grad(term(z), [*model.encoders[name].parameters()])]
+
+
+def own_loss(model: Any, name: str, index: int, target: Tensor, z: list[Tensor]) -> Tensor:
+    return LOSS(model.own[name](z[index]), target)
 
 
 def test_without_a_conflict_the_gradient_is_gamma_times_the_sum() -> None:
@@ -51,7 +59,7 @@ def test_without_a_conflict_the_gradient_is_gamma_times_the_sum() -> None:
     expected = {}
     for index, name in enumerate(model.encoders):
         g = gradients_of(model, name, lambda z: LOSS(model.fusion(*z), data[1]), data)
-        u = gradients_of(model, name, lambda z, i=index, n=name: LOSS(model.own[n](z[i]), data[1]), data)
+        u = gradients_of(model, name, partial(own_loss, model, name, index, data[1]), data)
         expected[name] = [2.0 * (x + y) for x, y in zip(g, u, strict=True)]
     optimizer = built(model, gamma=2.0)
     optimizer.criterion(LOSS)(model(*data[0]), data[1]).backward()
@@ -78,7 +86,7 @@ def test_weight_of_the_fused_gradient(a: float, b: float, d: float, c: float) ->
     assert weight(*torch.tensor([a, b, d]).unbind()).item() == pytest.approx(c)
 
 
-def modulated(model: Multimodal, optimizer: BalancedOptimizer, data: Any) -> dict[str, list[Tensor]]:
+def modulated(model: Any, optimizer: BalancedOptimizer, data: Any) -> dict[str, list[Tensor]]:
     optimizer.zero_grad()
     optimizer.criterion(LOSS)(model(*data[0]), data[1]).backward()
     before = {name: [p.grad.clone() for p in e.parameters()] for name, e in model.encoders.items()}
@@ -176,7 +184,7 @@ def test_samples_without_a_modality_do_not_count_in_its_loss() -> None:
 def test_a_scaler_changes_nothing(unscales: bool, scale: float, has_heads: bool) -> None:
     plain, scaled = with_heads(), with_heads()
     data = batches(plain, 6)
-    build = built if has_heads else lambda model: balanced(model, "mmpareto")
+    build = built if has_heads else beside
     train(plain, build(plain), data)
     optimizer, scaler = build(scaled), GradScaler("cpu", init_scale=scale)
     criterion = optimizer.criterion(LOSS)
@@ -196,7 +204,7 @@ def test_a_scaler_changes_nothing(unscales: bool, scale: float, has_heads: bool)
 def test_micro_batches_give_what_one_batch_gives(has_heads: bool) -> None:
     whole, parts = (with_heads(dtype=torch.float64) for _ in range(2))
     data = batches(whole, 4, dtype=torch.float64)
-    build = built if has_heads else lambda model: balanced(model, "mmpareto")
+    build = built if has_heads else beside
     train(whole, build(whole), data)
     optimizer = build(parts)
     criterion = optimizer.criterion(LOSS)
