@@ -28,6 +28,7 @@ from modbalance._joint import name_of
 from modbalance._model.compiled import respect_hooks
 from modbalance._model.forward import Forward
 from modbalance._plugins import Hooks
+from modbalance._terms import Key, ScaleWatch, Term, require_recorded
 from modbalance._training import Training
 from modbalance._warnings import TrainingWarnings
 from modbalance.context import Batch, EpochData, Run, Step
@@ -57,6 +58,7 @@ class PendingStep:
         batches: Number of batches so far.
         follows_gradients: Whether gradients stood when the step began, such as those of the step before.
         sums: Named sums over these batches, by method.
+        terms: Sums of gradients of single loss terms, by method.
         steps: The argument of step hooks for each method, from `modulate` on.
     """
 
@@ -64,12 +66,13 @@ class PendingStep:
     batches: int = 0
     follows_gradients: bool = False
     sums: dict[str, Sums] = attrs.field(factory=dict)
+    terms: dict[str, dict[Key, Tensor]] = attrs.field(factory=dict)
     steps: list[Step] = attrs.field(factory=list)
 
     @property
     def is_half(self) -> bool:
         """Whether gradients that stand now are a part of this step, of statistics that are gathered for it."""
-        is_gathering = self.phase is Phase.GATHERING and bool(self.sums)
+        is_gathering = self.phase is Phase.GATHERING and bool(self.sums or self.terms)
         return is_gathering and (self.batches > 1 or not self.follows_gradients)
 
     def add(self, method: Method, observed: Mapping[str, Tensor]) -> None:
@@ -77,6 +80,12 @@ class PendingStep:
         sums = self.sums.setdefault(method.name, {})
         for name, value in observed.items():
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+
+    def add_terms(self, method: str, found: Mapping[Key, Tensor]) -> None:
+        """Add gradients of the loss terms of one batch."""
+        sums = self.terms.setdefault(method, {})
+        for key, value in found.items():
+            sums[key] = sums[key] + value if key in sums else value
 
 
 class Lifecycle:
@@ -88,6 +97,8 @@ class Lifecycle:
         self.warnings = TrainingWarnings(training)
         self.pending: PendingStep | None = None
         self.on_loss: Callable[[Tensor], object] | None = None
+        self._scale = ScaleWatch(training)
+        self._checked_graphs = -1
         self._started_epoch = -1
         self._use(methods)
         self._check_methods()
@@ -236,7 +247,32 @@ class Lifecycle:
             for name, value in named_tensors(method, "modbalance_losses", terms, scalar=True).items():
                 self._runs[method.name].log(f"loss/{name}", value)
                 total = total + value
-        return loss if self.training.dry_run else total
+        total = loss if self.training.dry_run else total
+        if batch._terms and total.requires_grad:
+            total = total if total.grad_fn is not None else total.clone()
+            total.register_hook(self._gathering(batch._terms))  # type: ignore[no-untyped-call]
+        return total
+
+    def _gathering(self, terms: Mapping[str, Sequence[Term]]) -> Callable[[Tensor], None]:
+        """Return a hook on the loss that adds the gradients of terms to the step, when the backward begins."""
+        pending = self.pending
+        assert pending is not None
+        if self._checked_graphs != self.training.epoch:
+            self._checked_graphs = self.training.epoch
+            require_recorded(term for each in terms.values() for term in each)
+        if self.training.ranks.count > 1:
+            # Ranks without a backward take part in the reduction, too.
+            for method, each in terms.items():
+                zeros = {key: value for term in each for key, value in term.zeros().items()}
+                pending.terms[method] = zeros | pending.terms.get(method, {})
+
+        def gather(arrived: Tensor) -> None:
+            self._scale.await_backward()
+            for method, each in terms.items():
+                for term in each:
+                    pending.add_terms(method, term.gradients(arrived))
+
+        return gather
 
     def _check_loss(self, loss: Tensor) -> None:
         if self.check_finite and not bool(loss.detach().isfinite().all()):
@@ -269,6 +305,8 @@ class Lifecycle:
         with harmless, torch.no_grad():
             for step in pending.steps:
                 _apply_coefficients(step, self.hooks.call(step.method, "modbalance_coefficients", step=step))
+            if self.training.update is None:
+                _scale_terms(pending.steps)
             for step in pending.steps:
                 self.hooks.call(step.method, "modbalance_gradients", step=step)
         pending.phase = Phase.MODULATED
@@ -310,11 +348,30 @@ class Lifecycle:
     def _summed(self, pending: PendingStep, methods: Sequence[Method]) -> list[Step]:
         """Return the argument of step hooks for each method, its sums added over all ranks in one reduction."""
         keys = [(method, name) for method, sums in pending.sums.items() for name in sums]
-        totals = self.run.sums([pending.sums[method][name] for method, name in keys])
+        places = [(method, key) for method, found in pending.terms.items() for key in found]
+        values = [pending.sums[method][name] for method, name in keys]
+        values += [pending.terms[method][key] for method, key in places]
+        totals = self.run.sums(values)
         stats: dict[str, Sums] = {method.name: {} for method in methods}
-        for (method, name), total in zip(keys, totals, strict=True):
+        for (method, name), total in zip(keys, totals[: len(keys)], strict=True):
             stats.setdefault(method, {})[name] = total
-        return [Step(self._runs[method.name], method, stats[method.name]) for method in methods]
+        terms = self._mean_terms(places, totals[len(keys) :])
+        return [Step(self._runs[m.name], m, stats[m.name], terms=terms.get(m.name, {})) for m in methods]
+
+    def _mean_terms(
+        self, places: Sequence[tuple[str, Key]], totals: Sequence[Tensor]
+    ) -> Mapping[str, Mapping[Key, Tensor]]:
+        """Return gradients of loss terms as those of parameters are: means over ranks, unscaled where these are."""
+        terms: dict[str, dict[Key, Tensor]] = {}
+        if places:
+            scale = self._scale.ratio()
+            if (count := self.training.ranks.count) > 1:
+                totals = torch._foreach_div([*totals], count)
+            if scale is not None:
+                totals = [total * scale.to(total) for total in totals]
+        for (method, key), total in zip(places, totals, strict=True):
+            terms.setdefault(method, {})[key] = total
+        return terms
 
     # Between epochs
 
@@ -542,6 +599,18 @@ def _apply_coefficients(step: Step, returned: object) -> None:
             gradients.scale_(step.parameters(name), coefficient)
         elif not run.dry_run:
             update.scale(step.parameters(name), coefficient)
+
+
+def _scale_terms(steps: Sequence[Step]) -> None:
+    """Scale gradients of loss terms by the coefficients that scaled the gradients of the encoders."""
+    for step in [each for each in steps if each.terms]:
+        terms = dict(step.terms)
+        for other in [each for each in steps if each.coefficients]:
+            for name, coefficient in other.coefficients.items():
+                scaled = {id(p) for p in other.parameters(name)}
+                chosen = {("encoder", name, key) for key, p in step.run.parameters(name) if id(p) in scaled}
+                terms.update({key: value * coefficient.to(value) for key, value in terms.items() if key in chosen})
+        step.terms = terms
 
 
 def _finite(step: Step, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from modbalance._model.rerun import preserved
 from modbalance._model.structure import Part, resolve
 from modbalance._nested import nested
 from modbalance._reporting import depth_of_caller
+from modbalance._terms import Key, Term, require_whole
 from modbalance._training import Training
 from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
 from modbalance.gradients import optimized
@@ -103,6 +104,11 @@ class Run:
         """`feature_sizes=` by modality; empty where it was not given."""
         sizes = self._training.structure.feature_sizes
         return {} if sizes is None else dict(zip(self.modalities, sizes, strict=True))
+
+    @property
+    def has_own_heads(self) -> bool:
+        """Whether `unimodal=` names heads of each modality, or a callable that has them."""
+        return self._training.unimodal.kind in ("heads", "callable")
 
     def provide_unimodal_logits(self, source: Callable[[Batch], Mapping[str, Tensor]]) -> None:
         """Let all methods take the unimodal logits of a batch from a function, with graph; not in a dry run.
@@ -295,6 +301,7 @@ class Batch:
     index: int = 0
     _unimodal_logits: dict[str, Tensor] = field(default_factory=dict)
     _caches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _terms: dict[str, list[Term]] = field(default_factory=dict)
 
     def _seen_by(self, run: Run) -> Batch:
         """Return this batch for another method: same tensors, and unimodal logits that are computed once for all."""
@@ -336,6 +343,41 @@ class Batch:
             logits = source(self)
             return logits if live else {name: each.detach() for name, each in logits.items()}
         return unimodal.logits(self.require_features(), self.logits, self.forward, live=live, auto=auto)
+
+    def term_gradients(
+        self,
+        terms: Callable[[Batch], Mapping[str, Tensor]],
+        heads: Mapping[str, nn.Module] | None = None,
+    ) -> Mapping[str, Tensor]:
+        """Compute a loss term for each modality, and have its gradient by the encoder gathered: `Step.term_gradients`.
+
+        The terms are returned with graph to all heads, and without graph to the encoders: add them to the loss to
+        train heads of the user's model. Call it in ``modbalance_losses``. Gradients are taken when the user's backward
+        begins, in one more backward of each encoder.
+
+        Args:
+            terms: Receives this batch with leaves in the place of the features, and returns 0-dim terms by modality,
+                each a function of the feature of its modality.
+            heads: By modality, modules beside the user's model whose gradients are gathered, too.
+
+        Raises:
+            ConfigError: An encoder is sharded by `fully_shard`.
+            ObservationError: The features were neither seen nor given.
+        """
+        features = self.require_features()
+        leaves = {name: z.detach().requires_grad_() for name, z in features.items()}
+        cut = self._seen_by(self.run)
+        cut.features, cut._unimodal_logits, cut.given_logits = leaves, {}, None
+        values = terms(cut)
+        listed = self._terms.setdefault(self.run._prefix, [])
+        for modality, value in values.items():
+            named = self.run.parameters(modality)
+            require_whole(named)
+            encoder = {name: p for name, p in named if p.requires_grad}
+            module = None if heads is None else heads.get(modality)
+            head = {} if module is None else {name: p for name, p in module.named_parameters() if p.requires_grad}
+            listed.append(Term(modality, value, leaves[modality], features[modality], encoder, head))
+        return values
 
     def coalition_logits(
         self, subset: Collection[str], *, remove: Literal["inputs", "features"] = "inputs", training: bool = False
@@ -455,6 +497,7 @@ class Step:
         stats: Sums that this method's ``modbalance_observe`` returned, added over micro-batches and ranks.
         coefficients: Coefficients of this method that were applied, 0-dim, by modality.
         cache: A place where an earlier hook of this method leaves values for a later one in the same step.
+        terms: Gradients of loss terms; read them by `term_gradients` and `head_gradients`.
     """
 
     run: Run
@@ -462,6 +505,7 @@ class Step:
     stats: Mapping[str, Tensor]
     coefficients: Mapping[str, Tensor] = attrs.field(factory=dict)
     cache: dict[str, Any] = attrs.field(factory=dict)
+    terms: Mapping[Key, Tensor] = attrs.field(factory=dict)
     _generators: dict[tuple[torch.device, int], torch.Generator] = attrs.field(factory=dict)
     _modulated: Mapping[str, list[nn.Parameter]] | None = None
 
@@ -476,6 +520,19 @@ class Step:
         if self._modulated is None:
             self._modulated = self.run._training.ownership.modulated(self.method, self.run.epoch)
         return [p for p in self._modulated[modality] if p.grad is not None]
+
+    def term_gradients(self, modality: str) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return (parameter, gradient of its modality's term) of an encoder, see `Batch.term_gradients`.
+
+        They are as the gradients of parameters are: sums over micro-batches, means over ranks, unscaled where a
+        GradScaler has unscaled these, and scaled by coefficients. Parameters without a gradient are left out.
+        """
+        named = [(name, p) for name, p in self.run.parameters(modality) if p.grad is not None]
+        return [(p, u) for name, p in named if (u := self.terms.get(("encoder", modality, name))) is not None]
+
+    def head_gradients(self, modality: str) -> Mapping[str, Tensor]:
+        """Return the gradients of the parameters in ``heads`` of `Batch.term_gradients`, by name."""
+        return {name: u for (kind, of, name), u in self.terms.items() if (kind, of) == ("head", modality)}
 
 
 @attrs.define(eq=False)

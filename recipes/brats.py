@@ -241,6 +241,7 @@ RECIPE = Recipe(
         # Values of its script. Its probes are DeepLab decoders; "mlp" is a convolution of 1x1 with 256 channels, ReLU,
         # and another one to the classes, whose weight has the shape of the head's.
         "cggm": {"rho": 1.0, "lam": 0.1, "metric": "dice_brats", "probes": "mlp"},
+        "mmpareto": {"heads": "slice"},  # ours: built heads give one vector per sample, not a map
     },
     option_values={"cggm": {"metric": DICE}},
     # The CGGM code: a random slice with tumour per case, its centre; ours is the same slice in every epoch.

@@ -29,6 +29,7 @@ OPTIONS: dict[str, list[Options]] = {
     "dgl": [{}, {"detach_at": "projected"}],
     "inforeg": [{}, {"against": "best", "window_of": "each", "gap": "mean", "window": 1, "threshold": 0.3}],
     "mmcosine": [{}, {"eval_logits": "cosine", "nce": 0.5}],
+    "mmpareto": [{}, {"heads": "slice", "rescale": "encoder", "gamma": 1.0}],
     "mses": [{"patience": 0}, {"patience": 0, "preset": "paper"}],
     "mslr": [{"memory": 1}, {"memory": 1, "preset": "paper"}],
     "ogm": [{}, {"preset": "paper", "ratio": "min"}],

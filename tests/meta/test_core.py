@@ -28,6 +28,7 @@ LAYERS = (
     ("_update", "_model.rerun"),
     ("_model.unimodal",),
     ("_training",),
+    ("_terms",),
     ("context",),
     ("hookspecs",),
     ("_plugins", "_hook_results", "auxiliary", "coalitions", "loaders", "pooling", "results"),
