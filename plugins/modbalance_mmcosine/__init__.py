@@ -140,6 +140,11 @@ class MMCosine(Method):
             layer = self._linears.get(name) or self._linears["fusion"]
             width = z_i.shape[-1]
             w_i = layer.weight if self.heads is not None else layer.weight.narrow(1, start, width)
+            if is_sharded(w_i) and not is_sharded(z_i):
+                raise ConfigError(
+                    "The weights that method `mmcosine` normalises should be whole after the forward. Found weights "
+                    "that `fully_shard` shards again: pass `reshard_after_forward=False` for the unit of the head."
+                )
             with torch.autocast(z_i.device.type, enabled=False):
                 o[name] = self.scale * F.linear(normalized(widened(z_i)), normalized(widened(w_i)))
             start += width
