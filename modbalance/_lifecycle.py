@@ -116,6 +116,11 @@ class Lifecycle:
         return self._acting[hook]
 
     @property
+    def observing(self) -> tuple[str, ...]:
+        """Names of the methods that gather statistics in the current epoch."""
+        return tuple(method.name for method in self.acting("modbalance_observe"))
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in fusion order."""
         return self.run.modalities
@@ -286,7 +291,8 @@ class Lifecycle:
     def _summed(self, pending: PendingStep, methods: Sequence[Method]) -> list[Step]:
         """Return the argument of step hooks for each method, its sums added over all ranks in one reduction."""
         keys = [(method, name) for method, sums in pending.sums.items() for name in sums]
-        totals = self.run.sums([pending.sums[method][name] for method, name in keys])
+        tensors = [pending.sums[method][name] for method, name in keys]
+        totals = self.training.ranks.sum_of_step(tensors, self.observing)
         stats: dict[str, Sums] = {method.name: {} for method in methods}
         for (method, name), total in zip(keys, totals, strict=True):
             stats.setdefault(method, {})[name] = total

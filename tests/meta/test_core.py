@@ -34,6 +34,7 @@ LAYERS = (
     ("_warnings",),
     ("_lifecycle",),
     ("_checkpoint", "_wrapper", "criterion"),
+    ("_uneven",),
     ("optimizer",),
     ("_epochs", "accelerate"),
     ("lightning", "transformers"),
