@@ -355,7 +355,7 @@ class Lifecycle:
         device = self.run.device
         for method in self.methods:
             method.load_state_dict(method.moved_state(saved["methods"][method.name], device))
-        self.pending = None
+        self.pending, self.is_restored = None, True
         self.training.steps, self.training.should_stop = saved["steps"], saved["should_stop"]
         self.training.unimodal.restore_choice(saved["unimodal"])
         self._started_epoch = saved["started_epoch"]
