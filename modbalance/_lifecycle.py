@@ -290,10 +290,11 @@ class Lifecycle:
 
     def _summed(self, pending: PendingStep, methods: Sequence[Method]) -> list[Step]:
         """Return the argument of step hooks for each method, its sums added over all ranks in one reduction."""
-        keys = [(method, name) for method, sums in pending.sums.items() for name in sums]
+        reduced = {method.name: method.reduced for method in self.methods}
+        keys = [(method, name) for method, sums in pending.sums.items() for name in sums if name not in reduced[method]]
         tensors = [pending.sums[method][name] for method, name in keys]
         totals = self.training.ranks.sum_of_step(tensors, self.observing)
-        stats: dict[str, Sums] = {method.name: {} for method in methods}
+        stats: dict[str, Sums] = {method.name: dict(pending.sums.get(method.name, {})) for method in methods}
         for (method, name), total in zip(keys, totals, strict=True):
             stats.setdefault(method, {})[name] = total
         return [Step(self._runs[method.name], method, stats[method.name]) for method in methods]

@@ -1,4 +1,4 @@
-"""The state of methods in torch's distributed checkpoints, `torch.distributed.checkpoint`, beside that of the optimizer."""
+"""The state of methods in torch's distributed checkpoints, beside that of the inner optimizer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["MethodState"]
 class MethodState:
     """Saves and loads the key ``modbalance`` of an optimizer's state as one value.
 
-    torch loads a distributed checkpoint into a state that is there already, key by key: averages that a new run does not
-    have yet would be left out. Its helpers for optimizers keep ``state`` and ``param_groups`` alone. With this object
-    beside them, ``{"model": ..., "optimizer": ..., "modbalance": MethodState(opt)}``, a resumed training is the
+    torch loads a distributed checkpoint into a state that is there already, key by key: averages that a new run does
+    not have yet would be left out. Its helpers for optimizers keep ``state`` and ``param_groups`` alone. With this
+    object beside them, ``{"model": ..., "optimizer": ..., "modbalance": MethodState(opt)}``, a resumed training is the
     uninterrupted one. Call ``set_optimizer_state_dict`` of torch after the load.
 
     Args:
@@ -40,7 +40,7 @@ class MethodState:
         own = self.optimizer.state_dict()["modbalance"]
         if names := [path for path, value in _tensors(own) if sharding.is_sharded(value)]:
             raise CheckpointError(
-                f"The state of methods should be equal on all ranks. Found sharded tensors in {names[0]!r}, such as the "
+                f"The state of methods should be equal on all ranks. Found sharded tensors in {names[0]!r}, such as "
                 "copies of `mses` with a model under `fully_shard`: save `opt.state_dict()` of each rank in a file of "
                 "its own, or pass `rewind='none'`."
             )

@@ -138,6 +138,8 @@ class Method:
             each modality; ``validation``, samples that are held out of training.
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
+        reduced: Names of sums of `modbalance_observe` that are the same on all ranks already, as those of `run.sums`:
+            they are added over micro-batches alone.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
     """
 
@@ -145,6 +147,7 @@ class Method:
     needs: ClassVar[Collection[str]] = frozenset()
     min_modalities: ClassVar[int] = 1
     acts_in_eval: ClassVar[bool] = False
+    reduced: ClassVar[Collection[str]] = frozenset()
     preset_clips: ClassVar[Mapping[str, float]] = {}
 
     preset: Preset = attrs.field(default="official", repr=False)

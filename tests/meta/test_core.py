@@ -36,6 +36,7 @@ LAYERS = (
     ("_checkpoint", "_wrapper", "criterion"),
     ("_uneven",),
     ("optimizer",),
+    ("distributed_checkpoint",),
     ("_epochs", "accelerate"),
     ("lightning", "transformers"),
     ("__init__", "_new"),
@@ -50,7 +51,8 @@ LAYERS = (
 )
 """Modules of the core, lowest layer first; a module imports those of lower layers alone."""
 PUBLIC = {
-    *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "errors", "gradients"),
+    *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "distributed_checkpoint", "errors"),
+    "gradients",
     *(
         "hookspecs",
         "lightning",
