@@ -41,8 +41,8 @@ class MethodState:
         if names := [path for path, value in _tensors(own) if sharding.is_sharded(value)]:
             raise CheckpointError(
                 f"The state of methods should be equal on all ranks. Found sharded tensors in {names[0]!r}, of which "
-                "each rank has another part: save `opt.state_dict()` of each rank in a file of its own, or choose options "
-                "of the method that keep no copies of weights."
+                "each rank has another part: save `opt.state_dict()` of each rank in a file of its own, or choose "
+                "options of the method that keep no copies of weights."
             )
         file = io.BytesIO()
         torch.save(own, file)
