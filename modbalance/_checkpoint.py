@@ -34,7 +34,7 @@ class Checkpoint:
         inner = {name: value for name, value in saved.items() if name != KEY}
         if own is not None:
             self._check(own)
-        elif self.lifecycle.methods:
+        elif self.lifecycle.methods and not self.lifecycle.is_restored:  # torch's helpers restore in two parts
             warnings.warn(
                 "The loaded state holds nothing of modbalance: the inner optimizer is restored, epoch, averages and "
                 "noise of the method start afresh.",

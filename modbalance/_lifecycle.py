@@ -129,6 +129,12 @@ class Lifecycle:
         return self._acting[hook]
 
     @property
+    def observing(self) -> tuple[str, ...]:
+        """Names of the methods that may gather statistics, or gradients of loss terms, in the current epoch."""
+        hooks = ("modbalance_observe", "modbalance_losses")
+        return tuple(method.name for method in self._active if any(method in self.acting(hook) for hook in hooks))
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in fusion order."""
         return self.run.modalities
@@ -347,12 +353,13 @@ class Lifecycle:
 
     def _summed(self, pending: PendingStep, methods: Sequence[Method]) -> list[Step]:
         """Return the argument of step hooks for each method, its sums added over all ranks in one reduction."""
-        keys = [(method, name) for method, sums in pending.sums.items() for name in sums]
+        reduced = {method.name: method.reduced for method in self.methods}
+        keys = [(method, name) for method, sums in pending.sums.items() for name in sums if name not in reduced[method]]
         places = [(method, key) for method, found in pending.terms.items() for key in found]
         values = [pending.sums[method][name] for method, name in keys]
         values += [pending.terms[method][key] for method, key in places]
-        totals = self.run.sums(values)
-        stats: dict[str, Sums] = {method.name: {} for method in methods}
+        totals = self.training.ranks.sum_of_step(values, self.observing)
+        stats: dict[str, Sums] = {method.name: dict(pending.sums.get(method.name, {})) for method in methods}
         for (method, name), total in zip(keys, totals[: len(keys)], strict=True):
             stats.setdefault(method, {})[name] = total
         terms = self._mean_terms(places, totals[len(keys) :])
@@ -431,7 +438,7 @@ class Lifecycle:
         device = self.run.device
         for method in self.methods:
             method.load_state_dict(method.moved_state(saved["methods"][method.name], device))
-        self.pending = None
+        self.pending, self.is_restored = None, True
         self.training.steps, self.training.should_stop = saved["steps"], saved["should_stop"]
         self.training.unimodal.restore_choice(saved["unimodal"])
         self._started_epoch = saved["started_epoch"]

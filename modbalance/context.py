@@ -194,6 +194,7 @@ class Run:
 
     def sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the sum of each tensor over ranks, in one all-reduce; shapes and dtypes are kept."""
+        self._training.ranks.refuse_uneven(self._prefix)
         return self._training.ranks.sum(tensors)
 
     def mean(self, tensor: Tensor) -> Tensor:
@@ -202,6 +203,7 @@ class Run:
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks, in rank order; ranks may hold different numbers of rows."""
+        self._training.ranks.refuse_uneven(self._prefix)
         return self._training.ranks.gather_rows(rows)
 
     def broadcast(self, tensor: Tensor) -> Tensor:

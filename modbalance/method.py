@@ -146,6 +146,8 @@ class Method:
             each modality; ``validation``, samples that are held out of training.
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
+        reduced: Names of sums of `modbalance_observe` that are the same on all ranks already, as those of `run.sums`:
+            they are added over micro-batches alone.
         preset_clips: By preset, the `clip_grad_norm` that applies unless the user passes one.
         presets: The presets that there are; without ``paper`` where its text was not compared with the code.
         excluded_hooks: Hooks that no other method may implement beside it, such as those whose effect it would undo.
@@ -159,6 +161,7 @@ class Method:
     needs: ClassVar[Collection[str]] = frozenset()
     min_modalities: ClassVar[int] = 1
     acts_in_eval: ClassVar[bool] = False
+    reduced: ClassVar[Collection[str]] = frozenset()
     preset_clips: ClassVar[Mapping[str, float]] = {}
     presets: ClassVar[Collection[Preset]] = PRESETS
     excluded_hooks: ClassVar[Collection[str]] = frozenset()

@@ -25,6 +25,7 @@ from modbalance._plugins import MethodSpec, build_methods
 from modbalance._ranks import Ranks
 from modbalance._reporting import PRESET_CLIPS, Telemetry
 from modbalance._training import Training
+from modbalance._uneven import UnevenInputs
 from modbalance._update import Update
 from modbalance._wrapper import Wrapper, with_step_hooks
 from modbalance.context import EpochData, default_forward
@@ -272,7 +273,38 @@ class BalancedOptimizer(Wrapper):
 
     def _about_to_scale(self) -> None:
         """Hear that a GradScaler is about to take a step or to skip it: the pending step is complete."""
+        uneven = self._lifecycle.training.ranks.uneven
+        if uneven is not None and uneven.is_active and self._lifecycle.observing:
+            raise ConfigError(
+                "A `GradScaler` should not be used in a `Join` context with a method that reduces statistics: ranks "
+                "without batches cannot know which steps it skips. Found one: train in bfloat16 or without `Join`."
+            )
         self._lifecycle.complete()
+
+    # Uneven numbers of batches on ranks; the names and the attribute are those of torch's `Joinable`
+
+    _join_config: Any = None
+
+    def join_hook(self, **kwargs: Any) -> UnevenInputs:
+        """Return the hook for ranks that have run out of batches, for `Join([model, opt])` of torch.
+
+        Args:
+            kwargs: Arguments of the context, which concern the model alone.
+
+        Raises:
+            ConfigError: The inner optimizer distributes its state over ranks.
+        """
+        return UnevenInputs(self, self._inner, self._lifecycle)
+
+    @property
+    def join_device(self) -> torch.device:
+        """Device of the collectives of a `Join` context."""
+        return self._lifecycle.run.device
+
+    @property
+    def join_process_group(self) -> Any:
+        """Process group of a `Join` context: that of the model in DDP, else the default one."""
+        return self._lifecycle.training.ranks.group
 
     # State
 
@@ -338,6 +370,8 @@ class BalancedOptimizer(Wrapper):
 
     @_disable_dynamo
     def _before_inner_step(self) -> None:
+        if (uneven := self._lifecycle.training.ranks.uneven) is not None:
+            uneven.check_order()
         self._lifecycle.warn_before_step()
         if self._clip.alternates(self._lifecycle.run.model):
             self._lifecycle.warnings.notices.give(PRESET_CLIPS)

@@ -56,6 +56,7 @@ class AGM(WindowedMethod):
         "dominated": "Slows a modality down whose Shapley output does better than it did so far."
     }
     step_cost: ClassVar[float | None] = 2.07
+    reduced = frozenset({"score_of_all", "count_of_all", "kappa", "batches"})
 
     alpha: float = option(1.0, gt(0), "modulation strength, dimensionless, > 0")
     end_epoch: int | None = option(19, optional(integer(0)), "last epoch of the window, 0-based, inclusive")
@@ -82,6 +83,8 @@ class AGM(WindowedMethod):
     score_steps: Tensor | None = state(None)
     last_kappa: Tensor | None = state(None)
     form: str = state("auto")
+    _chosen: str = attrs.field(default="", init=False, repr=False)
+    """The form found in the current step, which counts once the step has happened."""
     _head: tuple[int, list[Tensor]] | None = attrs.field(default=None, init=False, repr=False)
     """The epoch and the weights that the clip watches, which are looked up once per epoch."""
 
@@ -121,7 +124,9 @@ class AGM(WindowedMethod):
         s, count = batch.scores(m, of=self.surprise)  # sums of -log softmax(m_i)[y]
         sums = {"score": s, "count": count}
         is_over = self.end_epoch is not None and batch.run.epoch > self.end_epoch
-        kappa = self.last_kappa if is_over else self.scale(batch.run, sums) if modulates else None
+        kappa = self.last_kappa
+        if not is_over:
+            kappa, sums = self.scale(batch.run, sums) if modulates else (None, sums)
         if kappa is None:
             return sums
         batch.cache[self.name] = kappa, f
@@ -158,7 +163,9 @@ class AGM(WindowedMethod):
     @hookimpl
     def modbalance_after_step(self, step: Step) -> None:
         """Add the scores of this step to their mean, and keep the scale for the epochs after the window."""
-        s = step.stats["score"] / step.stats["count"]
+        self.form, self._chosen = self._chosen or self.form, ""
+        of = "_of_all" if "score_of_all" in step.stats else ""
+        s = step.stats[f"score{of}"] / step.stats[f"count{of}"]
         mean_score, score_steps = self.updated_mean(s)
         self.mean_score, self.score_steps = kept(self.mean_score, mean_score), kept(self.score_steps, score_steps)
         step.run.log_each("score", s)
@@ -173,7 +180,9 @@ class AGM(WindowedMethod):
 
     def masked_outputs(self, batch: Batch) -> dict[Coalition, Tensor]:
         """Return f(S) for 1 <= |S| < M, in the form that `coalitions` names or that was found to be exact."""
-        form = self.form if self.coalitions == "auto" else self.coalitions
+        form = self.coalitions
+        if form == "auto":
+            form = self._chosen if batch.index and self._chosen else self.form
         if form == "factored":
             return factored(batch, no_gradient=NO_GRADIENT, recompute=self.recompute)
         if form == "joined":
@@ -187,15 +196,15 @@ class AGM(WindowedMethod):
             compiled=not chooses,
         )
         if chooses:
-            self.form = choose(batch, f, hint=HINT)
+            self._chosen = choose(batch, f, hint=HINT)
         return f
 
     def surprise(self, probability: Tensor) -> Tensor:
         """Return -log max(p, p_min) of each element, the summand of s_i."""
         return -probability.double().clamp(min=self.p_min).log()
 
-    def scale(self, run: Run, sums: Mapping[str, Tensor]) -> Tensor:
-        """Return the scale kappa_i of this batch, (M,); 1 where scores or kappa are not finite."""
+    def scale(self, run: Run, sums: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scale kappa_i of this batch, (M,), 1 where not finite; and the sums over all ranks."""
         score, count = run.sums([sums["score"], sums["count"]])
         s = score / count  # s_i, over all ranks
         history = self.updated_mean(s)[0] if self.include_current else self.mean(s)  # S_i
@@ -205,7 +214,7 @@ class AGM(WindowedMethod):
         kappa = (self.alpha * (gap if self.max_gap is None else gap.clamp(max=self.max_gap))).exp()
         is_sound = is_finite(kappa + s.sum())
         run.count_each("nonfinite", ~is_sound)
-        return kappa.where(is_sound, 1)
+        return kappa.where(is_sound, 1), {"score_of_all": score, "count_of_all": count}
 
     def mean(self, s: Tensor) -> Tensor:
         """Return S_i, the mean of the scores of the steps before this one, (M,); 0 at first."""

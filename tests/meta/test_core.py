@@ -40,7 +40,9 @@ LAYERS = (
     ("_warnings",),
     ("_lifecycle",),
     ("_checkpoint", "_wrapper", "criterion"),
+    ("_uneven",),
     ("optimizer",),
+    ("distributed_checkpoint",),
     ("_epochs", "accelerate", "telemetry"),
     ("lightning", "transformers"),
     ("__init__", "_new", "runs"),
@@ -58,7 +60,8 @@ LAYERS = (
 )
 """Modules of the core, lowest layer first; a module imports those of lower layers alone."""
 PUBLIC = {
-    *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "diagnosis", "errors"),
+    *("accelerate", "auxiliary", "cli", "coalitions", "context", "criterion", "diagnosis"),
+    *("distributed_checkpoint", "errors"),
     "gradients",
     *(
         "hookspecs",

@@ -1,0 +1,113 @@
+"""torch's distributed checkpoints: with `MethodState`, a resumed training is bitwise the uninterrupted one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from modbalance import CheckpointError
+from modbalance.distributed_checkpoint import MethodState
+from modbalance.testing._case import Training, different
+from support.every_method import BUILT_IN, case_of
+from support.ranks import on_ranks
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")]
+
+
+def parts_of(training: Training) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model, optimizer = get_state_dict(training.wrapped, training.optimizer)
+    return {"model": model, "optimizer": optimizer, "modbalance": MethodState(training.optimizer)}
+
+
+def save(training: Training, folder: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(parts_of(training), checkpoint_id=folder)
+
+
+def load(training: Training, folder: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+
+    parts = parts_of(training)
+    dcp.load(parts, checkpoint_id=folder)
+    set_state_dict(
+        training.wrapped, training.optimizer, model_state_dict=parts["model"], optim_state_dict=parts["optimizer"]
+    )
+
+
+# Torch's state of an optimizer holds an entry for every parameter when it is loaded, and for those that ever had a
+# gradient when it is saved: the bias of a head that MMCosine leaves alone has none.
+WITHOUT_A_GRADIENT = "mmcosine"
+LOADABLE = [name for name in BUILT_IN if name != WITHOUT_A_GRADIENT]
+
+
+def test_torch_loads_no_state_of_a_parameter_without_gradient(tmp_path: Path) -> None:
+    case = case_of(WITHOUT_A_GRADIENT)
+    save(case.training().run(stop=1), tmp_path)
+    with pytest.raises(Exception, match="Missing key in checkpoint state_dict: optimizer.state.*bias"):
+        load(case.training(seed=7), tmp_path)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("name", LOADABLE)
+def test_a_resumed_training_is_the_uninterrupted_one(name: str, stop: int, tmp_path: Path) -> None:
+    case = case_of(name)
+    whole = case.training().run()
+    data = whole.data()
+    save(case.training().run(data, stop=stop), tmp_path)
+    after = case.training(seed=7)
+    load(after, tmp_path)
+    after.run(data, start=stop)
+
+    assert different(after.weights(), whole.weights()) == []
+    assert different(after.saved(), whole.saved()) == []
+
+
+def resumed_ranks(rank: int, folder: Path) -> list[str]:
+    """Return, by method, what differs between the uninterrupted training and the resumed one."""
+    found = []
+    for name in LOADABLE:
+        case = case_of(name)
+        whole, before, after = (case.training(wrap=DistributedDataParallel, seed=seed) for seed in (0, 0, 7))
+        mine = [(tuple(x[rank::2] for x in inputs), target[rank::2]) for inputs, target in whole.data()]
+        whole.run(mine)
+        save(before.run(mine, stop=3), folder / name)
+        load(after, folder / name)
+        after.run(mine, start=3)
+        found += [f"{name}: {path}" for path in different(after.weights(), whole.weights())]
+        found += [f"{name}: {path}" for path in different(after.saved(), whole.saved())]
+    return found
+
+
+def test_two_ranks_resume(tmp_path: Path) -> None:
+    assert on_ranks(resumed_ranks, tmp_path) == [[], []]
+
+
+def test_another_method_is_refused(tmp_path: Path) -> None:
+    save(case_of("ogm").training(), tmp_path)
+    other = case_of("agm").training()
+    before = other.weights()
+    with pytest.raises(CheckpointError, match="of the methods"):
+        load(other, tmp_path)
+    assert different(other.weights(), before) == []
+
+
+class Sharded(torch.Tensor):
+    """A tensor that looks sharded."""
+
+    full_tensor = None
+
+
+def test_sharded_state_is_refused() -> None:
+    training = case_of("mslr").training()
+    method = training.optimizer._lifecycle.methods[0]
+    method.ratio = {"left": torch.zeros(()).as_subclass(Sharded)}
+    with pytest.raises(CheckpointError, match="sharded tensors in 'methods/mslr/ratio/left'"):
+        MethodState(training.optimizer).state_dict()
