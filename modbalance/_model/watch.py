@@ -91,7 +91,8 @@ class Watch:
         structure = self.structure
         if structure.model is not None and self.before_forward is not None:
             hook = ModuleHook(self._before_model, self)
-            self._handles.append((structure.compiled or structure.model).register_forward_pre_hook(hook))
+            outermost = structure.model if structure.compiled is None else structure.compiled
+            self._handles.append(outermost.register_forward_pre_hook(hook))
         if structure.model is not None:
             hook = ModuleHook(self._on_model, self)
             self._handles.append(structure.model.register_forward_pre_hook(hook, with_kwargs=True))

@@ -123,6 +123,12 @@ class LFM(Method):
         """Whether the probe has to run before the first forward of an epoch."""
         return self.alpha == "learned"
 
+    def exemptions(self) -> Mapping[str, str]:
+        """Return the rules of `modbalance.testing` that do not hold with these options."""
+        if self.alpha != "learned" or self.alpha_parameter is not None:
+            return {}
+        return {"order_of_modalities": "the learned rule looks at the first parameter of the first modality's encoder"}
+
     # The loss
 
     @hookimpl
@@ -191,7 +197,9 @@ class LFM(Method):
 
     def current(self, run: Run) -> Tensor:
         """Return the learned a_1, 0-dim."""
-        return torch.tensor(self.alpha_start, device=run.device) if self.a1 is None else self.a1.to(run.device)
+        if self.a1 is None:
+            return torch.tensor(self.alpha_start, dtype=torch.float64, device=run.device)
+        return self.a1.to(run.device)
 
     # The learned weight
 
@@ -282,7 +290,7 @@ class LFM(Method):
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             first = probe.first_trained(run, model) if self._parameter is None else self._parameter
             h = probe.second_derivative(K, scaled(K, a0) + scaled(A, a1), parameters, first)
-        return h.detach().to(torch.float32)
+        return h.detach().double()
 
     def probe_samples(self, run: Run) -> Any:
         """Return the samples of the probe.

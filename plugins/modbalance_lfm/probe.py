@@ -23,7 +23,7 @@ def first_half(run: Run, batch: Any) -> Any:
     if len(sizes) != 1:
         raise ConfigError(
             "The probe of method `lfm` should be a batch of tensors with one row per sample. Found "
-            f"{sorted(sizes) or 'no tensors'} rows: pass such a batch in `probe=`, or a loader to `opt.begin(train=...)`."
+            f"{sorted(sizes) or 'no'} rows: pass such a batch in `probe=`, or a loader to `opt.begin(train=...)`."
         )
     (size,) = sizes
     if size < 2:
