@@ -214,8 +214,8 @@ class Lifecycle:
     def _start_epoch(self) -> None:
         epoch = self.training.epoch
         if self._started_epoch != epoch:
-            self._started_epoch = epoch
             self._on_run("modbalance_epoch_start", self.acting("modbalance_epoch_start"), epoch=epoch)
+            self._started_epoch = epoch  # now, so that an epoch whose start failed is started anew
 
     def _before_forward(self) -> None:
         if self._started_epoch != self.training.epoch:
