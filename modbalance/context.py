@@ -25,7 +25,7 @@ from modbalance._training import Training
 from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
 from modbalance.gradients import optimized
 from modbalance.method import Method
-from modbalance.scores import Score, of_each, row_mask
+from modbalance.scores import Score, kind_of, of_each, row_mask
 from modbalance.sharding import reshard
 
 __all__ = ["Batch", "EpochData", "Forwarder", "Run", "Step", "default_forward"]
@@ -333,6 +333,11 @@ class Batch:
     def cache(self) -> dict[str, Any]:
         """A place where an earlier hook of this method leaves values for a later one on the same batch."""
         return self._caches.setdefault(self.run._prefix, {})
+
+    @property
+    def kind(self) -> Literal["classes", "labels", "numbers"]:
+        """What the logits are of, as far as a loss of torch or a preset of scores tells; else classes."""
+        return kind_of(self.run.loss_fn, self.scorer)
 
     @property
     def unimodal_logits(self) -> Mapping[str, Tensor]:

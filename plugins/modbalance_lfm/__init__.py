@@ -36,7 +36,6 @@ from modbalance import (
 from modbalance.context import default_forward
 from modbalance.loaders import rng_kept
 from modbalance.method import Preset
-from modbalance.scores import kind_of
 from modbalance_lfm import alignment, probe
 
 FITTED = 2.04623704e-1, 3.35472727e-3, 1.22989557e-4, -2.92947416e-6, 2.23835486e-8, -5.39717505e-11
@@ -158,7 +157,7 @@ class LFM(Method):
         """
         o = batch.cache.get("logits") or batch.unimodal_logits_live(frozen_head=False)
         loss_fn, logits = batch.run.loss_fn, next(iter(o.values()))
-        kind = kind_of(loss_fn, batch.scorer)
+        kind = batch.kind
         if kind == "numbers":
             raise ConfigError(
                 "Method `lfm` compares the distributions that modalities predict. Found a loss or a score of numbers, "
@@ -175,13 +174,13 @@ class LFM(Method):
     def weights(self, run: Run) -> tuple[Tensor | float, Tensor | float]:
         """Return a_0 and a_1 of the current epoch, which add up to 1."""
         if self.alpha == "learned":
-            a1 = self.current(run)
-            return 1 - a1, a1
+            learned = self.current(run)
+            return 1 - learned, learned
         if self.alpha == "heuristic":
             a1 = math.exp(-self.alpha_rate * run.epoch)
         else:
             e = min(run.epoch, self.alpha_epochs - 1) * EPOCHS / self.alpha_epochs
-            a1 = 1 - sum(c * e**k for k, c in enumerate(FITTED))
+            a1 = 1 - math.fsum(c * e**k for k, c in enumerate(FITTED))
         if (clip := self.clip()) is not None:
             a1 = min(max(a1, clip[0]), clip[1])
         return 1 - a1, a1

@@ -75,7 +75,7 @@ def test_the_method_equals_the_twin(names: str, fused: str, divergence: str, pai
     data = batches(ours, 2, 5, dtype=torch.float64)
     inputs, y = batches(ours, 1, 7, seed=9, dtype=torch.float64)[0]
     options: dict[str, Any] = {"divergence": divergence, "pairs": pairs}
-    own = {"alpha_lr": 0.5, "alpha_start": 0.6, "probe": [*inputs, y]} if alpha == "learned" else {}
+    own: dict[str, Any] = {"alpha_lr": 0.5, "alpha_start": 0.6, "probe": [*inputs, y]} if alpha == "learned" else {}
     optimizer = balanced(ours, "lfm", fused=fused, alpha=alpha, **options, **own)
     twin = twin_of(theirs, fused, factor=1.0 if alpha == "heuristic" else 2.0, a1=0.6, rate=0.5, **options)
     for epoch in (0, 1, 20, 40):

@@ -104,7 +104,8 @@ def test_ignored_elements_and_absent_modalities_do_not_count() -> None:
     y[1, 0] = 7
     present = {"a": torch.tensor([True, True, False, True])}
     counts = alignment.counted(y, o["a"], nn.CrossEntropyLoss(ignore_index=7))
-    each = alignment.distance(*(alignment.log_probabilities(o[name], "classes") for name in "ab"), "reversed")
+    log_p, log_q = (alignment.log_probabilities(o[name], "classes") for name in "ab")
+    each = alignment.distance(log_p, log_q, "reversed")
     found = alignment.alignment(o, "classes", "reversed", "sum", counts, present)
     kept = torch.cat([each[0], each[1, 1:], each[3]])
     torch.testing.assert_close(found, kept.mean())
@@ -184,7 +185,7 @@ def test_evaluation_follows_the_option(fused: str) -> None:
 def test_the_first_pass_of_the_probe_moves_buffers_before_the_first_forward(compiled: bool) -> None:
     model = audio_visual()
     alone = copy.deepcopy(model)
-    wrapped = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
+    wrapped: Any = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
     probe, y = batches(model, 1, size=4, seed=5)[0]
     optimizer = BalancedOptimizer(
         sgd(model),
@@ -217,7 +218,7 @@ def test_the_first_pass_of_the_probe_moves_buffers_before_the_first_forward(comp
 def test_buffers_stay_in_eval_mode_and_in_a_dry_run(options: dict[str, Any]) -> None:
     model = audio_visual()
     train(model, balanced(model, "lfm", **LEARNED, **options), batches(model, 2))
-    assert int(model.audio_net[1].num_batches_tracked) == 2
+    assert int(model.get_buffer("audio_net.1.num_batches_tracked")) == 2
 
 
 def test_the_probe_leaves_gradients_and_modes_alone() -> None:
@@ -229,7 +230,7 @@ def test_the_probe_leaves_gradients_and_modes_alone() -> None:
     logits = model(*inputs)
     assert all(p.grad is None for p in model.parameters())
     assert [model.audio_net[1].training, model.visual_net.body[1].training] == [False, True]
-    assert int(model.audio_net[1].num_batches_tracked) == 0
+    assert int(model.get_buffer("audio_net.1.num_batches_tracked")) == 0
     criterion(logits, y).backward()
 
 
