@@ -7,7 +7,7 @@ Source: Yang, Wan, Jiang, Xu, "Facilitating Multimodal Classification via Dynami
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import attrs
