@@ -231,8 +231,16 @@ class Lifecycle:
     def _start_epoch(self) -> None:
         epoch = self.training.epoch
         if self._started_epoch != epoch:
-            self._started_epoch = epoch
             self._on_run("modbalance_epoch_start", self.acting("modbalance_epoch_start"), epoch=epoch)
+            self._started_epoch = epoch  # now, so that an epoch whose start failed is started anew
+
+    def _before_forward(self) -> None:
+        if self._started_epoch != self.training.epoch:
+            self._start_outside_of_graphs()
+
+    @_disable_dynamo  # for a model that is compiled in place, whose hooks are traced with it
+    def _start_outside_of_graphs(self) -> None:
+        self._start_epoch()
 
     def _gradients_are_none(self) -> bool:
         return gradients.are_none(self.training.optimizer)
@@ -539,6 +547,8 @@ class Lifecycle:
 
     def _connect(self) -> None:
         watch = self.training.watch
+        if any(method.starts_before_forward() for method in self.methods):
+            watch.before_forward = self._before_forward
         if self.hooks.implementers("modbalance_inputs"):
             watch.edit_inputs = self._edit_inputs
         if self.hooks.implementers("modbalance_features"):

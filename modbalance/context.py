@@ -26,7 +26,7 @@ from modbalance._training import Training
 from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
 from modbalance.gradients import optimized
 from modbalance.method import Method
-from modbalance.scores import Score, of_each, row_mask
+from modbalance.scores import Score, kind_of, of_each, row_mask
 from modbalance.sharding import reshard
 
 __all__ = ["Batch", "EpochData", "Forwarder", "Run", "Step", "default_forward"]
@@ -210,7 +210,42 @@ class Run:
         """Return the tensor of rank 0, on every rank; in place."""
         return self._training.ranks.broadcast(tensor)
 
-    # Data between epochs
+    # Data outside of steps
+
+    def run_model(
+        self, item: Any, forward: Forwarder, *, training: bool | None = False, keep_buffers: bool = False
+    ) -> Batch:
+        """Return a batch with features, logits and target of data of the method's own, with graph.
+
+        The bare model runs, without autocast and without compiled code, so that it can be differentiated twice.
+        Training flags and the RNG are left as they were; methods replace nothing. Call it in the epoch hooks.
+
+        Args:
+            item: A batch as a loader yields it.
+            forward: ``(model, item) -> (logits, target)``, as `EpochData.forward`.
+            training: Mode of the forward; ``None``: as the modules are.
+            keep_buffers: Whether buffers, such as running statistics, keep what the forward makes of them; they never
+                do in a dry run.
+        """
+        assert self.model is not None
+        plain = torch.autocast(self.device.type, enabled=False)
+        unchanged = preserved([self.model], training, buffers=self.dry_run or not keep_buffers)
+        separately = self._training.watch.separately()
+        with torch.enable_grad(), plain, compiled.uncompiled(), unchanged, separately as seen:
+            logits, target = forward(self.model, item)
+        return self._batch_of(seen, logits, target)
+
+    def _batch_of(self, seen: Forward, logits: Tensor, target: Any) -> Batch:
+        loss_fn = self.loss_fn
+        return Batch(
+            self,
+            forward=seen,
+            features=seen.features,
+            logits=logits,
+            target=target,
+            task_loss=None if loss_fn is None else partial(_loss_of, loss_fn, target),
+            scorer=self._training.scorer,
+        )
 
     def evaluate(self, loader: Iterable[Any], forward: Forwarder) -> Iterator[Batch]:
         """Yield a batch with features, logits and target for each batch of a loader, in eval mode and without graph.
@@ -218,21 +253,12 @@ class Run:
         Training flags, buffers and the RNG of the model's forward are left as they were; methods replace nothing.
         """
         assert self.model is not None
-        loss_fn = self.loss_fn
         for item in loader:
             separately = self._training.watch.separately()
             with torch.no_grad(), preserved([self.model], training=False), separately as seen:
                 logits, target = forward(self.model, item)
             reshard(self.model)  # weights that a forward without backward leaves whole are copies
-            yield Batch(
-                self,
-                forward=seen,
-                features=seen.features,
-                logits=logits,
-                target=target,
-                task_loss=None if loss_fn is None else partial(_loss_of, loss_fn, target),
-                scorer=self._training.scorer,
-            )
+            yield self._batch_of(seen, logits, target)
 
     # Reports and randomness
 
@@ -316,6 +342,11 @@ class Batch:
     def cache(self) -> dict[str, Any]:
         """A place where an earlier hook of this method leaves values for a later one on the same batch."""
         return self._caches.setdefault(self.run._prefix, {})
+
+    @property
+    def kind(self) -> Literal["classes", "labels", "numbers"]:
+        """What the logits are of, as far as a loss of torch or a preset of scores tells; else classes."""
+        return kind_of(self.run.loss_fn, self.scorer)
 
     @property
     def unimodal_logits(self) -> Mapping[str, Tensor]:

@@ -48,7 +48,11 @@ def modbalance_begin(run: Run, data: EpochData) -> None:
 
 @hookspec
 def modbalance_epoch_start(run: Run, epoch: int) -> None:
-    """Prepare an epoch (0-based): draw an order, set a phase. Called before the first batch of it is observed."""
+    """Prepare an epoch (0-based): draw an order, set a phase. Called before the first batch of it is observed.
+
+    It fires before the forward of that batch where `Method.starts_before_forward` says so, or where a method replaces
+    inputs or features; else after it, in the criterion.
+    """
 
 
 @hookspec

@@ -201,6 +201,14 @@ class Method:
         """Whether hooks but the setup fire in this 0-based epoch; outside, the optimizer is bitwise the inner one."""
         return True
 
+    def starts_before_forward(self) -> bool:
+        """Whether `modbalance_epoch_start` has to fire before the first forward of an epoch, not only before its loss.
+
+        For a method that runs the model there: a forward whose buffers change may not stand between another forward
+        and its backward. A model that is compiled in place has its graph broken once an epoch.
+        """
+        return False
+
     def modulates(self, name: str, parameter: Tensor) -> bool:
         """Whether the coefficient of a modality applies to this parameter of its encoder."""
         return True

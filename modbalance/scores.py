@@ -10,7 +10,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import overload
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from modbalance.errors import ConfigError, suggest
 
 __all__ = [
     *("Score", "binary", "multilabel", "regression", "softmax"),
-    *("clearly_greater", "require_classes", "resolve", "row_mask", "widened"),
+    *("clearly_greater", "kind_of", "require_classes", "resolve", "row_mask", "widened"),
 ]
 
 # Sums over a batch, means over up to seven other modalities and a division are off by fewer units than this.
@@ -125,6 +125,19 @@ def require_classes(loss_fn: object, what: str, fix: str) -> None:
     if presets is not None:
         name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
         raise ConfigError(f"{what} is that of classes. Found the loss {name}: {fix.format(presets=presets)}.")
+
+
+def kind_of(loss_fn: object, score: Score | None = None) -> Literal["classes", "labels", "numbers"]:
+    """Return what logits are of: a loss of torch tells, or else a preset of scores; classes where neither does.
+
+    Args:
+        loss_fn: The user's loss.
+        score: The score in use, as `resolve` returned it.
+    """
+    known = _NOT_FOR_CLASSES.get(loss_fn if isinstance(loss_fn, FunctionType) else type(loss_fn))
+    if known == _NUMBERS or score is regression:
+        return "numbers"
+    return "labels" if known == _LABELS or score in (binary, multilabel) else "classes"
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -100,23 +100,27 @@ class Rerun:
 
 
 @contextmanager
-def preserved(modules: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
-    """Restore training flags, buffers and RNG after the body; run it in the given mode, ``None``: as modules are."""
+def preserved(modules: Sequence[nn.Module], training: bool | None, *, buffers: bool = True) -> Iterator[None]:
+    """Restore training flags, buffers and RNG after the body; run it in the given mode, ``None``: as modules are.
+
+    Without ``buffers`` these keep what the body makes of them.
+    """
     refuse_in_capture("modules that run again and may draw numbers or change buffers, whose state is put back")
     with switched(modules, training) as running:
         # Copies stand in for the buffers meanwhile: to write the old values back would break the backward of a batch
         # norm that has run already. In eval mode no buffer changes.
-        owners = [(module._buffers, dict(module._buffers)) for module in running if module.training and module._buffers]
-        for buffers, kept in owners:
-            buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
+        changing = [module for module in running if buffers and module.training and module._buffers]
+        owners = [(module._buffers, dict(module._buffers)) for module in changing]
+        for current, kept in owners:
+            current.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
         parameters = (p for module in running for p in module._parameters.values() if p is not None)
         devices = {p.device.index for p in parameters if p.is_cuda}
         try:
             with torch.random.fork_rng(devices):
                 yield
         finally:
-            for buffers, kept in owners:
-                buffers.update(kept)
+            for current, kept in owners:
+                current.update(kept)
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Watch:
         evaluated: The last recorded forward in evaluation.
         saw_evaluation: Whether the model ran in eval mode since this was last cleared.
         is_paused: Whether parts of the model run again for a method, which is not recorded.
+        before_forward: Called before a forward in training is recorded, outside of code that is compiled as a whole.
         edit_inputs: Replaces inputs, where a method implements `modbalance_inputs`.
         edit_features: Replaces features, where a method implements `modbalance_features`.
     """
@@ -60,6 +61,7 @@ class Watch:
         self.sees_evaluation = False
         self.evaluated: Forward | None = None
         self.saw_evaluation = False
+        self.before_forward: Callable[[], None] | None = None
         self.edit_inputs: Edit | None = None
         self.edit_features: Edit | None = None
         self.is_paused = False
@@ -87,6 +89,10 @@ class Watch:
     def attach(self) -> None:
         """Put the hooks on the model."""
         structure = self.structure
+        if structure.model is not None and self.before_forward is not None:
+            hook = ModuleHook(self._before_model, self)
+            outermost = structure.model if structure.compiled is None else structure.compiled
+            self._handles.append(outermost.register_forward_pre_hook(hook))
         if structure.model is not None:
             hook = ModuleHook(self._on_model, self)
             self._handles.append(structure.model.register_forward_pre_hook(hook, with_kwargs=True))
@@ -127,6 +133,7 @@ class Watch:
             "forward": None,
             "before": None,
             "evaluated": None,
+            "before_forward": None,
             "edit_inputs": None,
             "edit_features": None,
             "_handles": [],
@@ -143,6 +150,11 @@ class Watch:
     def _is_training(self) -> bool:
         model = self.structure.model
         return (model is None or model.training) and torch.is_grad_enabled()
+
+    def _before_model(self, module: nn.Module, args: Args) -> None:
+        is_separate = self._watched is not None or self.is_paused or _is_recomputing()
+        if self.before_forward is not None and self.enabled and self._is_training and not is_separate:
+            self.before_forward()
 
     def _on_model(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if self._watched is not None:

@@ -28,6 +28,12 @@ OPTIONS: dict[str, list[Options]] = {
     "cggm": [{}, {"preset": "paper", "coeff_clip": (0.0, 2.0)}, {"probes": "transformer"}],
     "dgl": [{}, {"detach_at": "projected"}],
     "inforeg": [{}, {"against": "best", "window_of": "each", "gap": "mean", "window": 1, "threshold": 0.3}],
+    "lfm": [
+        {},
+        {"divergence": "js", "pairs": "mean", "fused": "model"},
+        {"alpha": "learned", "alpha_lr": 1.0, "alpha_start": 0.6},
+        {"alpha": "heuristic", "alpha_clip": (0.1, 0.9)},
+    ],
     "mmcosine": [{}, {"eval_logits": "cosine", "nce": 0.5}],
     "mmpareto": [{}, {"heads": "slice", "rescale": "encoder", "gamma": 1.0}],
     "mses": [{"patience": 0}, {"patience": 0, "preset": "paper"}],

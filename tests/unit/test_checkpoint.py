@@ -16,7 +16,7 @@ from support.training import assert_same, balanced, batches, multimodal, train
 
 METHODS = [listing.name for listing in list_methods()]
 OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}}
-WITHOUT_STATISTICS = ("dgl", "mmcosine", "mses", "mslr", "none", "opm", "pmr", "relearning")
+WITHOUT_STATISTICS = ("dgl", "lfm", "mmcosine", "mses", "mslr", "none", "opm", "pmr", "relearning")
 
 
 @pytest.mark.parametrize("method", METHODS)
