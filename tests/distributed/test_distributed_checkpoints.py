@@ -51,7 +51,7 @@ LOADABLE = [name for name in BUILT_IN if name != WITHOUT_A_GRADIENT]
 def test_torch_loads_no_state_of_a_parameter_without_gradient(tmp_path: Path) -> None:
     case = case_of(WITHOUT_A_GRADIENT)
     save(case.training().run(stop=1), tmp_path)
-    with pytest.raises(Exception, match="Missing key in checkpoint state_dict: optimizer.state.*bias"):
+    with pytest.raises(Exception, match=r"Missing key in checkpoint state_dict: optimizer\.state.*bias"):
         load(case.training(seed=7), tmp_path)
 
 
