@@ -31,7 +31,10 @@ __all__ = [
 
 Preset = Literal["official", "paper"]
 Check = Callable[[Any], str | None]
-NEEDS = ("unimodal_logits", "features", "target", "loss_fn", "model", "classes", "accuracy", "validation")
+NEEDS = (
+    *("unimodal_logits", "features", "target", "loss_fn", "model"),
+    *("classes", "categories", "accuracy", "validation"),
+)
 """The values of `Method.needs`."""
 PRESETS: tuple[Preset, ...] = ("official", "paper")
 PLUGIN_API = (1, 0)
@@ -142,8 +145,9 @@ class Method:
         name: Name of the method, equal to the name of its entry point.
         needs: Inputs of the hooks: any of ``unimodal_logits``, ``features``, ``target``, ``loss_fn``, ``model``. The
             model is asked for when the optimizer is built, a fitting target in the criterion, the rest on first use.
-            And what the data must have: ``classes``, one class index per sample as the target; ``accuracy``, that of
-            each modality; ``validation``, samples that are held out of training.
+            And what the data must have: ``classes``, one class index per sample as the target; ``categories``,
+            targets that are classes or labels, not numbers; ``accuracy``, that of each modality; ``validation``,
+            samples that are held out of training.
         min_modalities: Smallest number of modalities that the method is defined for.
         acts_in_eval: Whether the method replaces the logits in evaluation too.
         reduced: Names of sums of `modbalance_observe` that are the same on all ranks already, as those of `run.sums`:

@@ -76,7 +76,7 @@ class LFM(Method):
     """
 
     name: ClassVar[str] = "lfm"
-    needs = frozenset({"unimodal_logits", "loss_fn"})
+    needs = frozenset({"unimodal_logits", "loss_fn", "categories"})
     min_modalities = 2
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     acts_in_eval = True

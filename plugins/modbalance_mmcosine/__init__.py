@@ -42,7 +42,7 @@ class MMCosine(Method):
     """
 
     name: ClassVar[str] = "mmcosine"
-    needs = frozenset({"features", "model"})
+    needs = frozenset({"features", "model", "categories"})
     min_modalities = 2
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})

@@ -29,6 +29,9 @@ SHAPES = {"v1": ((400, 33), (55, 709), (39, 768)), "v2": ((925, 25), (232, 177),
 EXCLUDED = {
     "mslr": "it needs the accuracy of each modality, and a regression has errors instead",
     "relearning": "it needs one class per sample, and sentiment is a number",
+    "lfm": "it needs classes or labels, and sentiment is a number",
+    "mmcosine": "it needs classes or labels, and sentiment is a number",
+    "pmr": "it needs one class per sample, and sentiment is a number",
 }
 MODALITIES = ("text", "audio", "vision")
 

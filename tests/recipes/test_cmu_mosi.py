@@ -27,6 +27,9 @@ COUNTS = {"train": 6, "valid": 3, "test": 4}
 EXCLUDED = {
     "mslr": "it needs the accuracy of each modality, and a regression has errors instead",
     "relearning": "it needs one class per sample, and sentiment is a number",
+    "lfm": "it needs classes or labels, and sentiment is a number",
+    "mmcosine": "it needs classes or labels, and sentiment is a number",
+    "pmr": "it needs one class per sample, and sentiment is a number",
 }
 
 

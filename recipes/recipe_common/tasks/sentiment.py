@@ -39,7 +39,11 @@ BINARY = (
     Metric("macro_f1", "macro F1"),
     Metric("weighted_f1", "weighted F1"),
 )
-LACKS = {"accuracy": "a regression has errors instead", "classes": "sentiment is a number"}
+LACKS = {
+    "accuracy": "a regression has errors instead",
+    "categories": "sentiment is a number",
+    "classes": "sentiment is a number",
+}
 """Needs of methods that the regression of sentiment does not meet, and why."""
 
 

@@ -15,6 +15,7 @@ from recipe_common.settings.shared import FAIR, Settings
 
 _NEEDED = {
     "classes": "one class per sample",
+    "categories": "classes or labels",
     "accuracy": "the accuracy of each modality",
     "validation": "samples that are held out to validate",
 }
