@@ -22,7 +22,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 METHODS = ["none", *(listing.name for listing in list_methods() if listing.method is not None)]
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"audio": 0.9, "visual": 1.1}}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mslr": {"init": {"audio": 0.9, "visual": 1.1}},
+    "opm": {"start_epoch": 0},
+}
 LOSS = nn.CrossEntropyLoss()
 STEPS = 5
 

@@ -15,7 +15,10 @@ from support.models import ConcatFusion
 from support.training import audio_visual, balanced, batches, sgd, train
 
 METHODS = ["none", *(listing.name for listing in list_methods() if listing.method is not None)]
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"audio": 0.9, "visual": 1.1}}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mslr": {"init": {"audio": 0.9, "visual": 1.1}},
+    "opm": {"start_epoch": 0},
+}
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -62,7 +65,7 @@ def moved_state(method: Any, **options: Any) -> tuple[list[int], list[int]]:
 def test_state_keeps_its_place_from_step_to_step(method: str) -> None:
     before, after = moved_state(method, **OPTIONS.get(method, {}))
     assert before == after
-    assert bool(before) is (method not in ("none", "dgl"))
+    assert bool(before) is (method not in ("none", "dgl", "lfm"))
 
 
 def test_state_that_is_bound_anew_is_noticed() -> None:

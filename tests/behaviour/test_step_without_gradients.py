@@ -13,7 +13,7 @@ from modbalance import BalancedOptimizer, list_methods
 from support.training import assert_same, balanced, batches, multimodal, train, weights
 
 METHODS = [listing.name for listing in list_methods()]
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}}
+OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}, "opm": {"start_epoch": 0}}
 
 
 def saved(optimizer: BalancedOptimizer) -> bytes:

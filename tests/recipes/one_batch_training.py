@@ -33,6 +33,7 @@ def train_briefly(recipe: Recipe, settings: Settings[Any], data: Data, method: s
     described = {**recipe.balance(settings), **recipe.method_options.get(method, {}), **changes}
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-2), method, model=model, **described)
     criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
+    optimizer.begin(train=[batch], val=[batch])
     losses = []
     for _ in range(2):
         optimizer.zero_grad()

@@ -201,8 +201,10 @@ def test_the_synthetic_set_is_small_deterministic_and_in_both_formats(tmp_path: 
 def test_every_method_trains(method: str, given: list[str]) -> None:
     settings = settings_of(RECIPE, *given, *TINY)
     data = RECIPE.load(settings)
-    assert method not in excluded_methods(settings, data)
-    train(RECIPE, settings, data, method)
+    left_out = excluded_methods(settings, data)
+    assert (method in left_out) is (method == "mmcosine" and "agm" in given)
+    if method not in left_out:
+        train(RECIPE, settings, data, method)
 
 
 @pytest.mark.parametrize("model", ["transformer", "agm"])
@@ -210,8 +212,8 @@ def test_methods_for_regression(model: str) -> None:
     settings = settings_of(RECIPE, "--task", "regression", "--model", model, "--option", "cggm.metric=sign", *TINY)
     data = RECIPE.load(settings)
     methods, left_out = choose_methods(["all"], excluded_methods(settings, data))
-    assert set(METHODS) - set(methods) == {"mslr", "relearning"}
-    assert len(left_out) == 2
+    assert set(METHODS) - set(methods) == {"lfm", "mmcosine", "mslr", "pmr", "relearning"}
+    assert len(left_out) == 5
     settings = changed(settings, methods=methods)
     for method in methods:
         train(RECIPE, settings, data, method)

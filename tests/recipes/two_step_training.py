@@ -42,6 +42,7 @@ def train(recipe: Recipe, settings: Settings[Any], data: Data, method: str) -> n
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **described)
     criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
     loader = batches(data)
+    optimizer.begin(train=loader, val=loader)
     for *inputs, target in loader:
         optimizer.zero_grad()
         loss = criterion(model(*inputs), target)
