@@ -96,6 +96,7 @@ class Lifecycle:
         self.check_finite = check_finite
         self.warnings = TrainingWarnings(training)
         self.pending: PendingStep | None = None
+        self.is_restored = False
         self.on_loss: Callable[[Tensor], object] | None = None
         self._scale = ScaleWatch(training)
         self._checked_graphs = -1

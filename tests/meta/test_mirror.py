@@ -14,6 +14,7 @@ DISTRIBUTIONS = sorted(
 )
 
 ELSEWHERE = {
+    "distributed_checkpoint": "distributed/test_distributed_checkpoints.py",
     "context": "unit/model/test_forward.py",
     "gradients": "plugins/test_ogm_ge.py",
     "loaders": "plugins/test_relearning.py",

@@ -15,7 +15,7 @@ from support.training import Batch, assert_close, assert_same, balanced, batches
 from support.two_passes import SAM, Polyak
 
 METHODS = [listing.name for listing in list_methods()]
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}}
+OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}, "opm": {"start_epoch": 0}}
 
 
 def criterion_of(optimizer: Optimizer) -> Any:

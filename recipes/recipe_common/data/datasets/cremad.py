@@ -19,7 +19,7 @@ from recipe_common.files import listing
 CLASS_ORDERS = {
     # Peng et al. (CVPR 2022), Li et al. (ICCV 2023), Wei et al. (ICCV 2025), Fan et al. (CVPR 2023), BalanceBenchmark.
     "official": ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG"),
-    # Wei et al. (ECCV 2024), MMPareto.
+    # Wei et al. (ECCV 2024), Wei and Hu (ICML 2024).
     "alphabetical": ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
 }
 VIDEO_FOLDER = "VideoFlash"
