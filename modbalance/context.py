@@ -472,6 +472,19 @@ class Batch:
             return tensor
         return torch.where(row_mask(there, tensor), tensor, tensor.detach())
 
+    def losses(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the user's loss of the logits of each modality, 0-dim; no gradient reaches samples that lack it.
+
+        Raises:
+            ConfigError: The user computed the loss, so that it cannot be taken of other logits.
+        """
+        if self.task_loss is None:
+            raise ConfigError(
+                f"Method `{self.run._prefix}` calls the loss on unimodal logits. Found a loss that is computed "
+                "already: use `opt.criterion(loss_fn)`, not `opt.observe`."
+            )
+        return {name: self.task_loss(self.where_present(name, each)) for name, each in logits.items()}
+
     def scores(
         self, logits: Mapping[str, Tensor], of: Callable[[Tensor], Tensor] | None = None, *, live: bool = False
     ) -> tuple[Tensor, Tensor]:

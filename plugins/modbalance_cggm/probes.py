@@ -103,13 +103,12 @@ class Probes(Auxiliary):
             metric: The metric epsilon_i.
             in_eval: Whether it is measured in eval mode, in a second forward.
         """
-        assert batch.task_loss is not None
         count, z = len(batch.logits), batch.require_features()
         buffers = {name: {k: b.clone() for k, b in self._buffers(name)} for name in self.modules}
         if not count:
             return self._nothing(batch, buffers)
         o = {name: self._logits(name, z[name], batch.logits, buffers[name]) for name in self.modules}
-        losses = {name: batch.task_loss(batch.where_present(name, o_i)) for name, o_i in o.items()}
+        losses = batch.losses(o)
         gradients = self._gradients(losses, count)
         moved = {f"buffer/{name}/{key}": b.double() for name, each in buffers.items() for key, b in each.items()}
         if in_eval:

@@ -58,13 +58,8 @@ class DGL(Method):
     @hookimpl
     def modbalance_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the unimodal losses L_u, of the logits o_i of z_i alone, with the weights of the head as constants."""
-        if batch.task_loss is None:
-            raise ConfigError(
-                "Method `dgl` calls the loss on logits of its own. Found a loss that is computed already: use "
-                "`opt.criterion(loss_fn)`, not `opt.observe`."
-            )
         o = batch.unimodal_logits_live(frozen_head=True, auto="zero")
-        losses = {name: batch.task_loss(batch.where_present(name, o_i)) for name, o_i in o.items()}  # L(o_i)
+        losses = batch.losses(o)  # L(o_i)
         for name, loss in losses.items():
             batch.run.log(f"loss/{name}", loss)
         return {"unimodal": self.alpha * functools.reduce(torch.add, losses.values())}  # L_u = alpha sum_i L(o_i)

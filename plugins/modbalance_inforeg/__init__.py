@@ -116,15 +116,9 @@ class InfoReg(WindowedMethod):
         """Return the losses of the unimodal logits, which the head learns from, too."""
         if not self.unimodal_weight:
             return {}
-        if batch.task_loss is None:
-            raise ConfigError(
-                "Method `inforeg` calls the loss on unimodal logits. Found a loss that is computed already: use "
-                "`opt.criterion(loss_fn)`, not `opt.observe`, or pass `unimodal_weight=0`."
-            )
-        logits = batch.unimodal_logits_live(frozen_head=False)
-        losses = [batch.task_loss(batch.where_present(name, o_i)) for name, o_i in logits.items()]
-        batch.run.log_each("loss", losses)
-        return {"unimodal": self.unimodal_weight * functools.reduce(torch.add, losses)}
+        losses = batch.losses(batch.unimodal_logits_live(frozen_head=False))
+        batch.run.log_each("loss", losses.values())
+        return {"unimodal": self.unimodal_weight * functools.reduce(torch.add, losses.values())}
 
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:

@@ -89,11 +89,6 @@ class MMPareto(WindowedMethod):
     @hookimpl
     def modbalance_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses l_i of the unimodal logits, by which own heads learn; encoders get no gradient of them."""
-        if batch.task_loss is None:
-            raise ConfigError(
-                "Method `mmpareto` calls the loss on unimodal logits. Found a loss that is computed already: use "
-                "`opt.criterion(loss_fn)`, not `opt.observe`."
-            )
         beside = self._ready(batch)
         losses = batch.term_gradients(self._losses, None if beside is None else beside.modules)
         batch.run.log_each("loss", losses.values())
@@ -102,10 +97,9 @@ class MMPareto(WindowedMethod):
         return {"unimodal": total if beside is None and self.heads == "own" else total.detach()}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        assert batch.task_loss is not None
         is_fused = self.heads == "slice"
         o = batch.unimodal_logits_live(frozen_head=is_fused) if self._built is None else self._built.logits(batch)
-        return {name: batch.task_loss(batch.where_present(name, o_i)) for name, o_i in o.items()}
+        return batch.losses(o)
 
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:

@@ -228,5 +228,5 @@ def test_a_computed_loss_is_refused() -> None:
     optimizer = balanced(model, "inforeg")
     inputs, target = batches(model, 1)[0]
     logits = model(*inputs)
-    with pytest.raises(ConfigError, match="unimodal_weight=0"):
+    with pytest.raises(ConfigError, match="calls the loss on unimodal logits"):
         optimizer.observe(LOSS(logits, target), logits=logits, target=target)

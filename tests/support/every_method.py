@@ -13,4 +13,4 @@ __all__ = ["BUILT_IN", "case_of"]
 
 def case_of(name: str, **options: Any) -> Case:
     """Return trainings with a method."""
-    return Case(load_method(name), OPTIONS[name][0] | options)
+    return Case(load_method(name), {**OPTIONS[name][0], **options})

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.optim import SGD, Optimizer
 
 from modbalance import BalancedOptimizer
@@ -106,3 +107,15 @@ def assert_close(actual: nn.Module, expected: nn.Module, atol: float) -> None:
     for name in a:
         error = (a[name].double() - b[name].double()).abs().max().item()
         assert error <= atol, f"{name} differs by {error}"
+
+
+def steps_on_fake_tensors(build: Callable[[AudioVisual], BalancedOptimizer]) -> int:
+    """Take two steps on tensors without values, where reading one raises; return how many of them a method acted in."""
+    with FakeTensorMode():
+        model = audio_visual()
+        optimizer = build(model)
+        data = [
+            ((torch.randn(8, 8, 8), torch.randn(8, 3, 2, 8, 8)), torch.zeros(8, dtype=torch.long)) for _ in range(2)
+        ]
+        train(model, optimizer, data)
+    return optimizer._lifecycle.training.steps
