@@ -25,8 +25,12 @@ class Checkpoint:
 
     def save(self) -> dict[str, Any]:
         """Return the state; tensors, numbers, strings, and containers of them."""
+        return {**self.inner.state_dict(), KEY: self.save_own()}
+
+    def save_own(self) -> dict[str, Any]:
+        """Return the state of the methods alone."""
         self.lifecycle.warn_of_half_step()
-        return {**self.inner.state_dict(), KEY: self._own()}
+        return self._own()
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Restore the state, or raise a CheckpointError and leave everything as it was."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import ASGD, SGD, Optimizer
 
-from modbalance._joint import JointOptimizer
+from modbalance._joint import parts_of
 from modbalance._nested import nested
 from modbalance._scratch import Build, builder, scratch_of, settings_of
 from modbalance.errors import ConfigError
@@ -28,7 +28,7 @@ _GRADIENT = 'leave `apply="update"` out'
 
 def check_update(optimizer: Optimizer) -> None:
     """Raise a ConfigError for an optimizer whose step is no update that can be scaled when it is done."""
-    for each in optimizer.optimizers if isinstance(optimizer, JointOptimizer) else (optimizer,):
+    for each in parts_of(optimizer):
         _check(each)
 
 

@@ -8,15 +8,50 @@ leaves it as it is.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.utils.hooks import unserializable_hook
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 _ROUNDS = 3
 """Rounds of callbacks at the end of a backward before the counter is read: DDP writes its means in the first two."""
+
+
+class BackwardEnd:
+    """Calls a method at the end of each backward that reaches one of some parameters.
+
+    Args:
+        parameters: The parameters.
+        call: The bound method, whose object is not kept alive.
+
+    Attributes:
+        remove: Takes the hooks off the parameters, which also happens when this object goes.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], call: Callable[[], None]) -> None:
+        alive, waiting = weakref.WeakMethod(call), [False]
+
+        def over() -> None:
+            waiting[0] = False
+            if (found := alive()) is not None:
+                found()
+
+        @unserializable_hook  # type: ignore[untyped-decorator]
+        def reached(_: Tensor) -> None:
+            # The engine of compiled autograd has no such callbacks; its gradients are not watched.
+            if not waiting[0] and not torch.compiler.is_compiling() and alive() is not None:
+                waiting[0] = True
+                _at_the_end_of_the_backward(over, _ROUNDS)
+
+        handles = [each.register_hook(reached) for each in parameters]  # type: ignore[no-untyped-call]
+        self.remove = weakref.finalize(self, _remove, handles)
+
+
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 class GradientWatch:
@@ -30,16 +65,8 @@ class GradientWatch:
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
         self._noted: tuple[int, int] | None = None
-        watch = weakref.ref(self)
-
-        @unserializable_hook  # type: ignore[untyped-decorator]
-        def reached(_: Tensor) -> None:
-            # The engine of compiled autograd has no such callbacks; its gradients are not watched.
-            if not torch.compiler.is_compiling() and (alive := watch()) is not None:
-                _at_the_end_of_the_backward(alive._note, _ROUNDS)
-
-        handle = parameter.register_hook(reached)  # type: ignore[no-untyped-call]
-        self.remove = weakref.finalize(self, handle.remove)
+        self._end = BackwardEnd([parameter], self._note)
+        self.remove = self._end.remove
 
     def was_changed(self) -> bool:
         """Return whether the gradient that the last backward left was changed in place since; asked once a step."""

@@ -148,9 +148,14 @@ class JointOptimizer(Optimizer):
         return " and ".join(map(repr, self.optimizers))
 
 
+def parts_of(optimizer: Optimizer) -> Sequence[Optimizer]:
+    """Return the optimizers that several were joined from; of any other one, itself."""
+    return optimizer.optimizers if isinstance(optimizer, JointOptimizer) else (optimizer,)
+
+
 def name_of(optimizer: Optimizer) -> str:
     """Return the name of an optimizer's class, or of the classes of several."""
-    each = optimizer.optimizers if isinstance(optimizer, JointOptimizer) else (optimizer,)
+    each = parts_of(optimizer)
     return " and ".join(type(one).__name__ for one in each)
 
 

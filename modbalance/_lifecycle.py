@@ -230,10 +230,15 @@ class Lifecycle:
         return pending
 
     def _start_epoch(self) -> None:
-        epoch = self.training.epoch
-        if self._started_epoch != epoch:
+        epoch, before = self.training.epoch, self._started_epoch
+        if before == epoch:
+            return
+        self._started_epoch = epoch  # already here: a hook may run the model
+        try:
             self._on_run("modbalance_epoch_start", self.acting("modbalance_epoch_start"), epoch=epoch)
-            self._started_epoch = epoch  # now, so that an epoch whose start failed is started anew
+        except BaseException:
+            self._started_epoch = before
+            raise
 
     def _before_forward(self) -> None:
         if self._started_epoch != self.training.epoch:
@@ -281,8 +286,9 @@ class Lifecycle:
                 zeros = {key: value for term in each for key, value in term.zeros().items()}
                 pending.terms[method] = zeros | pending.terms.get(method, {})
 
+        self._scale.watch()
+
         def gather(arrived: Tensor) -> None:
-            self._scale.await_backward()
             for method, each in terms.items():
                 for term in each:
                     pending.add_terms(method, term.gradients(arrived))
@@ -309,11 +315,8 @@ class Lifecycle:
                 self._summed(pending, self.active)  # other ranks may have gradients, and wait in this reduction
             self.pending = None
             return
-        update = self.training.update
-        if update is None:
+        if self.training.update is None:
             self.warnings.of_changed_gradients()
-        else:
-            update.forget()  # of a step that was skipped
         pending.steps = self._summed(pending, self.active)
         is_dry = self.training.dry_run
         harmless = gradients.sandbox(self.run.optimized_parameters()) if is_dry else nullcontext()
@@ -342,7 +345,12 @@ class Lifecycle:
     def before_inner_step(self) -> None:
         """Keep the weights before the inner step, where its update is to be scaled."""
         if self.training.update is not None:
-            self.training.update.before_step()
+            steps = [] if self.pending is None or self.training.dry_run else self.pending.steps
+            self.training.update.before_step(
+                (step.parameters(name), coefficient)
+                for step in steps
+                for name, coefficient in step.coefficients.items()
+            )
 
     def after_inner_step(self) -> None:
         """Scale the update that the inner step has made, where coefficients apply to that; then commit."""
@@ -406,6 +414,8 @@ class Lifecycle:
         training = self.training
         self.warnings.epoch_was_set |= epoch != training.epoch
         training.epoch = epoch
+        if self.pending is not None and self.pending.phase is not Phase.GATHERING:
+            self.pending = None  # skipped by a GradScaler
         self._look_up_active()
         for method in [each for each in self.methods if each not in self._active]:
             training.telemetry.forget(method.name)
@@ -468,6 +478,7 @@ class Lifecycle:
     def detach(self) -> None:
         """Take all hooks off the model and drop all methods."""
         self.warnings.detach()
+        self._scale.remove()
         self.training.watch.remove()
         self.training.unimodal_source = None
         self.pending = self.training.update = None
@@ -606,17 +617,14 @@ def _check_needs(method: Method, run: Run) -> None:
 
 
 def _apply_coefficients(step: Step, returned: object) -> None:
-    """Scale gradients or update of each encoder by its coefficient, and log it; one that is not finite acts as 1."""
+    """Note and log coefficients, one that is not finite as 1; scale gradients by them where they apply to these."""
     method, run = step.method, step.run
     given = named_tensors(method, "modbalance_coefficients", returned, names=run.modalities, scalar=True)
     step.coefficients = _finite(step, given) if given else {}
     for name, coefficient in step.coefficients.items():
         run.log(f"coefficient/{name}", coefficient)
-        update = run._training.update
-        if update is None:
+        if run._training.update is None:
             gradients.scale_(step.parameters(name), coefficient)
-        elif not run.dry_run:
-            update.scale(step.parameters(name), coefficient)
 
 
 def _scale_terms(steps: Sequence[Step]) -> None:

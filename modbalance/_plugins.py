@@ -25,7 +25,9 @@ from modbalance.errors import (
 from modbalance.method import NEEDS, PLUGIN_API, Method, Preset
 
 GROUP = hookspecs.NAME
-STEP_HOOKS = [hook for hook in hookspecs.HOOKS if hook.split("_", 1)[1] not in ("methods", "setup", "epoch_end")]
+STEP_HOOKS = [
+    hook for hook in hookspecs.HOOKS if hook.split("_", 1)[1] not in ("methods", "setup", "begin", "epoch_end")
+]
 _FIELD = type(attrs.field())
 Caller = tuple[Callable[..., Any], Sequence[str]]
 MethodSpec = str | Method | Sequence[str | Method]

@@ -14,8 +14,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from modbalance import gradients
-from modbalance._in_place import _at_the_end_of_the_backward
+from modbalance import gradients, sharding
+from modbalance._in_place import BackwardEnd
 from modbalance._model.reentrant import is_reentrant
 from modbalance._training import Training
 from modbalance.errors import ConfigError
@@ -80,7 +80,7 @@ def _gradients(output: Tensor, sources: Sequence[Tensor], given: Tensor) -> Sequ
 
 
 class ScaleWatch:
-    """Follows what happens to all gradients between the backward and the modulation, such as an unscaling.
+    """Follows what happens to all gradients between the last backward and the modulation, such as an unscaling.
 
     It compares the largest entry of some gradients, those of the head, with what it was after the backward: exact for
     scales that are powers of two, to rounding for others.
@@ -92,15 +92,26 @@ class ScaleWatch:
     def __init__(self, training: Training) -> None:
         self.training = training
         self._after: Tensor | None = None
+        self._watched: list[Tensor] = []
+        self._end: BackwardEnd | None = None
 
-    def await_backward(self) -> None:
-        """Note the gradients at the end of the backward that runs."""
-        if not torch.compiler.is_compiling():
-            _at_the_end_of_the_backward(self._note, 3)
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_after": None, "_watched": [], "_end": None}
 
-    def _note(self) -> None:
-        with torch.no_grad():
-            self._after = self._largest()
+    def watch(self) -> None:
+        """Note the gradients at the end of every backward from now on."""
+        if self._end is None:
+            training = self.training
+            encoders = training.ownership.parameters(training.epoch).values()
+            inside = {id(p) for each in encoders for _, p in each}
+            learning = [p for p in gradients.optimized(training.optimizer) if p.requires_grad]
+            self._watched = [p for p in learning if id(p) not in inside] or learning
+            self._end = BackwardEnd(self._watched, self._note)
+
+    def remove(self) -> None:
+        """Take all hooks off the parameters."""
+        if self._end is not None:
+            self._end.remove()
 
     def ratio(self) -> Tensor | None:
         """Return the scale of the gradients that stand over that after the backward, 0-dim; ``None``: not known."""
@@ -110,12 +121,12 @@ class ScaleWatch:
         ratio = now / after
         return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
 
+    def _note(self) -> None:
+        with torch.no_grad():
+            self._after = self._largest()
+
     def _largest(self) -> Tensor | None:
-        training = self.training
-        encoders = training.ownership.parameters(training.epoch).values()
-        inside = {id(p) for each in encoders for _, p in each}
-        learning = [p for p in gradients.optimized(training.optimizer) if p.grad is not None]
-        values = gradients.all_values([p for p in learning if id(p) not in inside] or learning)
+        values = gradients.all_values([p for p in self._watched if p.grad is not None])
         values = [each for each in values if each.numel()]
         if not values:
             return None
@@ -136,7 +147,7 @@ def require_recorded(terms: Iterable[Term]) -> None:
 def require_whole(parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Raise a ConfigError for parameters that `fully_shard` shards: their gradients exist in its own backward alone."""
     for name, parameter in parameters:
-        if hasattr(parameter, "full_tensor"):
+        if sharding.is_sharded(parameter):
             raise ConfigError(
                 "The parameters of encoders should be whole where a method takes gradients of single loss terms. "
                 f"Found {name!r}, which `fully_shard` shards: train with DistributedDataParallel instead."

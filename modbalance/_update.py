@@ -7,7 +7,7 @@ c is the product of the coefficients of all methods, d the decoupled weight deca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from modbalance import sharding
 from modbalance._decay import check_update, is_decoupled
-from modbalance._joint import JointOptimizer
+from modbalance._joint import parts_of
 from modbalance.errors import ConfigError
 
 
@@ -41,17 +41,12 @@ class Update:
         for each in self._groups():
             self._decouples(*each)
 
-    def scale(self, parameters: Iterable[Tensor], coefficient: Tensor) -> None:
-        """Multiply the update of parameters in the coming step by a 0-dim tensor."""
-        for parameter in parameters:
-            self._coefficients.setdefault(id(parameter), (parameter, []))[1].append(coefficient)
-
-    def forget(self) -> None:
-        """Forget the coefficients, of a step that did not happen."""
-        self._coefficients = {}
-
-    def before_step(self) -> None:
+    def before_step(self, scaled: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
         """Copy the parameters that are to be scaled and will move.
+
+        Args:
+            scaled: Parameters with a gradient, and a coefficient of their update, 0-dim; those of one parameter are
+                multiplied.
 
         Raises:
             ConfigError: The inner step is under way, and evaluates its closure once more.
@@ -62,7 +57,10 @@ class Update:
                 f"{type(self.optimizer).__name__} evaluates its closure several times: leave "
                 '`apply="update"` out.'
             )
-        self._coefficients = {key: (p, each) for key, (p, each) in self._coefficients.items() if p.grad is not None}
+        self._coefficients = {}
+        for parameters, coefficient in scaled:
+            for parameter in parameters:
+                self._coefficients.setdefault(id(parameter), (parameter, []))[1].append(coefficient)
         with torch.no_grad():
             self._old = [sharding.local(parameter).clone() for parameter, _ in self._coefficients.values()]
 
@@ -88,17 +86,18 @@ class Update:
         return {
             id(parameter): group["lr"] * group["weight_decay"]
             for place, optimizer, group in self._groups()
-            if group.get("weight_decay") and self._decouples(place, optimizer, group)
+            if self._decouples(place, optimizer, group)
             for parameter in group["params"]
         }
 
     def _groups(self) -> Iterator[tuple[tuple[int, int], Optimizer, Mapping[str, Any]]]:
-        optimizers = self.optimizer.optimizers if isinstance(self.optimizer, JointOptimizer) else (self.optimizer,)
-        for number, optimizer in enumerate(optimizers):
+        for number, optimizer in enumerate(parts_of(self.optimizer)):
             for index, group in enumerate(optimizer.param_groups):
                 yield (number, index), optimizer, group
 
     def _decouples(self, place: tuple[int, int], optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+        if not group.get("weight_decay"):
+            return False  # and not for ever: a schedule may set one
         if place not in self._is_decoupled:
             self._is_decoupled[place] = is_decoupled(optimizer, group)
         return self._is_decoupled[place]

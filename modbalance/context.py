@@ -208,6 +208,7 @@ class Run:
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Return the tensor of rank 0, on every rank; in place."""
+        self._training.ranks.refuse_uneven(self._prefix)
         return self._training.ranks.broadcast(tensor)
 
     # Data outside of steps
@@ -347,6 +348,21 @@ class Batch:
     def kind(self) -> Literal["classes", "labels", "numbers"]:
         """What the logits are of, as far as a loss of torch or a preset of scores tells; else classes."""
         return kind_of(self.run.loss_fn, self.scorer)
+
+    def require_kind(self, *kinds: str, what: str) -> None:
+        """Raise a ConfigError unless `kind` is one of these.
+
+        Args:
+            kinds: The kinds that the method is defined for.
+            what: What the method does that others do not have, such as "compares features with means of classes".
+        """
+        if self.kind not in kinds:
+            loss_fn = self.run.loss_fn
+            name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+            raise ConfigError(
+                f"Method `{self.run._prefix}` {what}, and needs targets that are {' or '.join(kinds)}. Found a loss or "
+                f"a score of {self.kind}, {name}: use another method."
+            )
 
     @property
     def unimodal_logits(self) -> Mapping[str, Tensor]:

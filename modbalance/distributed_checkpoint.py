@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modbalance import sharding
+from modbalance._checkpoint import KEY, Checkpoint
 from modbalance.errors import CheckpointError
 from modbalance.optimizer import BalancedOptimizer
 
@@ -37,7 +38,7 @@ class MethodState:
         Raises:
             CheckpointError: A method holds sharded tensors, of which each rank has another part.
         """
-        own = self.optimizer.state_dict()["modbalance"]
+        own = Checkpoint(self.optimizer._inner, self.optimizer._lifecycle).save_own()
         if names := [path for path, value in _tensors(own) if sharding.is_sharded(value)]:
             raise CheckpointError(
                 f"The state of methods should be equal on all ranks. Found sharded tensors in {names[0]!r}, of which "
@@ -55,7 +56,7 @@ class MethodState:
             CheckpointError: The state is of another method, model or version; nothing is changed.
         """
         own = torch.load(io.BytesIO(saved["packed"]), map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict({"modbalance": own})
+        self.optimizer.load_state_dict({KEY: own})
 
 
 def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

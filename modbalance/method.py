@@ -202,7 +202,10 @@ class Method:
         return {field.name: field for field in attrs.fields(cast(Any, cls)) if "doc" in field.metadata}
 
     def is_active(self, epoch: int) -> bool:
-        """Whether hooks but the setup fire in this 0-based epoch; outside, the optimizer is bitwise the inner one."""
+        """Whether hooks but the setup and the beginning fire in this 0-based epoch.
+
+        Outside, the optimizer is bitwise the inner one.
+        """
         return True
 
     def starts_before_forward(self) -> bool:

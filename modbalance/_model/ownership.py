@@ -32,7 +32,7 @@ class Ownership:
         self.optimizer = optimizer
         # Between forward and backward a sharded model may hold whole parameters in the place of the optimizer's.
         is_any = any(sharding.is_sharded(p) for p in optimized(optimizer))
-        owned = [each for name in structure.modalities for each in structure.owned(name)] if is_any else []
+        owned = [each for name in structure.modalities for each in structure.listed(name)] if is_any else []
         self._sharded = {name: p for name, p in owned if sharding.is_sharded(p)}
         self._epoch = -1
         self._seen: list[Tensor] = []

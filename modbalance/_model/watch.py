@@ -112,7 +112,7 @@ class Watch:
         ]
         hooks = [hook for table in tables for hook in table.values() if isinstance(hook, ModuleHook)]
         others = [hook.owner for hook in hooks if hook.owner is not None and hook.owner is not self]
-        acting = [watch for watch in others if watch.edit_inputs or watch.edit_features]
+        acting = [watch for watch in others if watch.edit_inputs or watch.edit_features or watch.before_forward]
         for watch in acting:
             watch.remove()
         return bool(acting)
@@ -166,7 +166,7 @@ class Watch:
         if not self._is_training:
             self.evaluated = Forward((args, kwargs))
             return None
-        self.before, self.forward = self.forward, Forward((args, kwargs))
+        self.before, self.forward, self.evaluated = self.forward, Forward((args, kwargs)), None
         forward = self.forward
         if self.edit_inputs is None:
             return None
@@ -195,15 +195,12 @@ class Watch:
             recomputed = Forward()
             recomputed.add_features(features, self.structure.modalities)
             return recomputed
-        if self._watched is None and not self._is_training:
-            evaluated = self.evaluated = _continued(self.evaluated, features) or Forward()
-            evaluated.add_features(features, self.structure.modalities)
-            return evaluated
-        forward = self._watched or self.forward
-        # Without a call of the model itself, each call of the fusion is a forward of its own.
-        if self._watched is None:
-            self.forward = forward = _continued(forward, features) or Forward()
-        assert forward is not None
+        forward = self._watched
+        if forward is None and self._is_training:
+            self.evaluated = None
+            forward = self.forward = _continued(self.forward, features) or Forward()
+        elif forward is None:
+            forward = self.evaluated = _continued(self.evaluated, features) or Forward()
         forward.add_features(features, self.structure.modalities)
         return forward
 

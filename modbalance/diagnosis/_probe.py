@@ -48,11 +48,3 @@ def fit(features: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
-
-
-def pooled(feature: Tensor) -> Tensor:
-    """Return a feature (B, ..., D) as (B, D), the mean over the dimensions between; (B,) becomes (B, 1)."""
-    feature = feature.detach().float().cpu()
-    if feature.dim() < 2:
-        return feature.reshape(-1, 1)
-    return feature if feature.dim() == 2 else feature.flatten(1, -2).mean(1)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from modbalance.context import Batch
 from modbalance.diagnosis._alone import logits_alone, ways_of
-from modbalance.diagnosis._probe import pooled
 from modbalance.diagnosis._shapley import Coalition, coalitions_of
 from modbalance.diagnosis._subject import Subject
 from modbalance.errors import ConfigError
+from modbalance.pooling import pooled
 
 
 @attrs.define(eq=False)
@@ -94,7 +94,7 @@ def _of_batch(
         for name in everyone:
             found[way, name] = task.values(logits[name], batch.target).cpu()
     for name, feature in batch.features.items():
-        found["feature", name] = pooled(feature)
+        found["feature", name] = pooled(feature.detach()).float().cpu()
     target = batch.target
     if task.score is None and target.dim() == 1:
         found["label", ""] = target.cpu()

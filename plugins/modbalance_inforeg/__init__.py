@@ -63,7 +63,11 @@ class InfoReg(WindowedMethod):
     threshold: float = option(0.05, ge(0), "K, smallest relative change of the trace that is regulated, >= 0")
     window: int = option(10, integer(1), "epochs that a trace is compared with")
     unimodal_weight: float = option(1.0, ge(0), "weight of the losses of unimodal logits, >= 0")
-    window_of: str = option("first", one_of("first", "each", "joint"), "modality whose trace decides: first, own, sum")
+    window_of: str = option(
+        "first",
+        one_of("first", "each", "joint"),
+        "whose trace decides: the first modality's, each one's own, or the sum of all",
+    )
     gap: str = option("sum", one_of("sum", "mean"), "scores compared: sums over the step's samples, or means")
     against: str = option("mean_others", one_of("mean_others", "best"), "what a score is compared with, for M >= 3")
     trace_of_regulated: bool = option(True, SWITCH, "whether the trace sees the gradient with the pull")
@@ -72,7 +76,11 @@ class InfoReg(WindowedMethod):
     sums: Tensor | None = state(None)
     opened: Tensor | None = state(None)
     anchor: dict[str, Tensor] = state({})
-    first_step: int = state(0)
+
+    def exemptions(self) -> Mapping[str, str]:
+        """Return the rules of `modbalance.testing` that do not hold with these options."""
+        first = {"order_of_modalities": "the trace of the first modality opens the window"}
+        return first if self.window_of == "first" else {}
 
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
@@ -88,7 +96,6 @@ class InfoReg(WindowedMethod):
         """Keep the weights W_i, and decide whether encoders are regulated in this epoch."""
         named = [each for modality in run.modalities for each in run.parameters(modality)]
         self.anchor = {name: parameter.detach().clone() for name, parameter in named}
-        self.first_step = run.steps
         self.sums = torch.zeros(len(run.modalities), dtype=torch.float64, device=run.device)
         k = self.change(run)
         self.opened = k > self.threshold
@@ -132,21 +139,24 @@ class InfoReg(WindowedMethod):
         for modality, beta_i in zip(step.run.modalities, beta, strict=True):
             named = [(name, p) for name, p in step.run.parameters(modality) if p.grad is not None]
             g = gradients.all_values([p for _, p in named])
-            before = None if self.trace_of_regulated else trace(g)
+            sizes = [p.numel() for _, p in named]
+            before = None if self.trace_of_regulated else trace(g, sizes)
             if named:
                 pull = [rows_of(p, p.detach() - self.anchor.get(name, p.detach())) for name, p in named]
                 pull = sharding.local_values(pull)
                 torch._foreach_mul_(pull, beta_i.to(pull[0]))
                 torch._foreach_add_(sharding.local_values(g), pull)
-            squares.append(trace(g) if before is None else before)
+            squares.append(trace(g, sizes) if before is None else before)
         step.cache["squares"] = torch.stack([each.to(gap.device) for each in squares])
 
     def gaps(self, step: Step) -> Tensor:
         """Return gap_i = s_i - mean of the others' s_j, (M,), at most one above 0 with `against="best"`."""
-        s = step.stats["score"] if self.gap == "sum" else step.stats["score"] / step.stats["count"]
-        step.run.log_each("score", step.stats["score"] / step.stats["count"])
+        mean = step.stats["score"] / step.stats["count"]
+        step.run.log_each("score", mean)
+        # A sum over as many samples for each modality, also where some lack one.
+        s = mean * step.stats["count"].amax() if self.gap == "sum" else mean
         others = torch.stack([s.roll(shift) for shift in range(1, len(s))])
-        rival = others.mean(0) if self.against == "mean_others" else others.amax(0)
+        rival = others.nanmean(0) if self.against == "mean_others" else others.nan_to_num(nan=-torch.inf).amax(0)
         return torch.where(clearly_greater(s, rival), s - rival, 0)
 
     def c(self, step: Step) -> Tensor:
@@ -163,12 +173,10 @@ class InfoReg(WindowedMethod):
         self.sums = kept(self.sums, self.sums + squares.where(squares.isfinite(), 0))
 
     @hookimpl
-    def modbalance_epoch_end(self, run: Run, epoch: int) -> None:
+    def modbalance_epoch_end(self, run: Run) -> None:
         """Remember the trace of this epoch."""
         if self.sums is None:
             return
-        if run.steps == self.first_step + 1:
-            run.warn(f"Method `inforeg` regulated nothing in epoch {epoch}: its one step began at the weights W_i.")
         self.traces = [*self.traces, self.sums][-self.window - 1 :]
         run.log_each("trace", self.sums)
         self.sums = None
@@ -181,13 +189,19 @@ def rows_of(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     return whole.index_select(0, gradient._indices()[0]) if gradient.is_sparse else whole
 
 
-def trace(g: list[Tensor]) -> Tensor:
-    """Return the sum over weights, tensors of two and more dimensions, of the mean square of the gradient, 0-dim."""
-    weights = [each for each in g if each.dim() >= 2]
+def trace(g: list[Tensor], sizes: list[int]) -> Tensor:
+    """Return the sum over weights, tensors of two and more dimensions, of the mean square of the gradient, 0-dim.
+
+    Args:
+        g: Gradients of an encoder, of a sparse one its distinct rows.
+        sizes: Numbers of elements of the parameters.
+    """
+    weights = [(each, size) for each, size in zip(g, sizes, strict=True) if each.dim() >= 2]
     if not weights:
         return torch.zeros((), dtype=torch.float64)
-    sizes = torch.tensor([each.numel() for each in weights], dtype=torch.float64)
-    return (gradients.products(weights, weights).double() / sizes.to(weights[0].device)).sum()
+    chosen = [each for each, _ in weights]
+    squares = gradients.products(chosen, chosen).double()
+    return (squares / torch.tensor([size for _, size in weights], dtype=torch.float64, device=squares.device)).sum()
 
 
 @hookimpl

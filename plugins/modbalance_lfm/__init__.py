@@ -110,8 +110,6 @@ class LFM(Method):
     )
 
     a1: Tensor | None = state(None)
-    rate: float | None = state(None)
-    updates: int = state(0)
     samples: list[Any] = state([])
 
     _parameter: Tensor | None = attrs.field(default=None, init=False, repr=False)
@@ -158,11 +156,7 @@ class LFM(Method):
         o = batch.cache.get("logits") or batch.unimodal_logits_live(frozen_head=False)
         loss_fn, logits = batch.run.loss_fn, next(iter(o.values()))
         kind = batch.kind
-        if kind == "numbers":
-            raise ConfigError(
-                "Method `lfm` compares the distributions that modalities predict. Found a loss or a score of numbers, "
-                f"{getattr(loss_fn, '__name__', type(loss_fn).__name__)}: use another method."
-            )
+        batch.require_kind("classes", "labels", what="compares the distributions that modalities predict")
         if kind == "classes" and (logits.dim() < 2 or logits.shape[1] < 2):
             raise ConfigError(
                 "Method `lfm` compares distributions over classes, dim 1 of the logits. Found logits of shape "
@@ -255,22 +249,20 @@ class LFM(Method):
 
     def update(self, run: Run, epoch: int) -> None:
         """Take a step of the learned rule: a_1 <- clip(a_1 - lambda h)."""
-        rate = self.alpha_lr if self.rate is None else self.rate
-        self.rate = rate / 2 if epoch > 0 and epoch % HALVING == 0 else rate
+        rate = self.alpha_lr * 0.5 ** (epoch // HALVING)
         old, h = self.current(run), self.gradient(run)
         is_finite = h.isfinite()
         run.log("gradient", h)
         run.count("nonfinite", ~is_finite)
         clip = self.clip()
         assert clip is not None
-        self.a1 = torch.where(is_finite, (old - self.rate * h).clamp(*clip), old)
-        self.updates += 1
+        self.a1 = torch.where(is_finite, (old - rate * h).clamp(*clip), old)
 
     def gradient(self, run: Run) -> Tensor:
         """Return h, 0-dim, on the probe, with the present weights."""
         model = run.model
         assert model is not None
-        is_first = self.updates == 0 and self.probe_mode == "official"
+        is_first = self.a1 is None and self.probe_mode == "official"
         with probe.twice_differentiable(model), torch.enable_grad():
             batch = run.run_model(
                 self.probe_samples(run),

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 
 from modbalance import Batch, ConfigError, Method, Run, Step, ge, gt, hookimpl, one_of, option, optional
 from modbalance.method import Preset
-from modbalance.scores import widened
+from modbalance.scores import row_mask, widened
 from modbalance.sharding import is_sharded
 
 EPS = 1e-12
-NUMBERS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 
 
 def paths(value: Any) -> str | None:
@@ -99,14 +97,15 @@ class MMCosine(Method):
         is_training = model is not None and model.training and batch.logits.requires_grad
         if not is_training and self.eval_logits == "linear":
             return None
-        loss_fn = batch.run.loss_fn
-        if isinstance(loss_fn, NUMBERS) or loss_fn in FUNCTIONS:
-            raise ConfigError(
-                "Method `mmcosine` bounds the logits of classes or labels by M * scale. Found a loss of numbers, "
-                f"{getattr(loss_fn, '__name__', type(loss_fn).__name__)}: use another method."
-            )
+        batch.require_kind("classes", "labels", what="bounds the logits by M * scale")
         o = self.unimodal(batch)
         logits = functools.reduce(torch.add, o.values())
+        if logits.shape != batch.logits.shape:
+            raise ConfigError(
+                "Method `mmcosine` needs logits that are the output of the last linear layer. Found logits of shape "
+                f"{tuple(batch.logits.shape)}, and {tuple(logits.shape)} at that layer: name it in `fusion=`, or use "
+                "another method where the model reshapes its output."
+            )
         if not is_training:
             return logits
         if len(o) * self.scale < math.log(max(logits.shape[-1], 1)) and not batch.run.steps:
@@ -122,9 +121,24 @@ class MMCosine(Method):
         """Return the contrastive term, a mean over pairs of modalities."""
         if not self.nce:
             return {}
-        z = [widened(each).flatten(1) for each in batch.require_features().values()]
-        terms = [contrast(a, b, batch.target, self.nce_temperature) for a, b in itertools.combinations(z, 2)]
+        y, pairs = batch.target, itertools.combinations(batch.require_features(), 2)
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != batch.logits.shape[:1]:
+            found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise ConfigError(
+                "Option `nce` of method `mmcosine` needs one class index per sample as the target. Found "
+                f"{found}: pass `nce=0`."
+            )
+        counts = y != getattr(batch.run.loss_fn, "ignore_index", -100)
+        terms = [self.contrast(batch, a, b, y, counts) for a, b in pairs]
         return {"nce": self.nce * functools.reduce(torch.add, terms) / len(terms)}
+
+    def contrast(self, batch: Batch, a: str, b: str, y: Tensor, counts: Tensor) -> Tensor:
+        """Return the contrastive term of two modalities, of the samples that have both and a class."""
+        for name in (a, b):
+            if (there := batch.present.get(name)) is not None:
+                counts = counts & there.to(counts.device)
+        z_a, z_b = (widened(batch.features[name]).flatten(1) for name in (a, b))
+        return contrast(z_a, z_b, y, counts, self.nce_temperature)
 
     @hookimpl
     def modbalance_gradients(self, step: Step) -> None:
@@ -147,6 +161,8 @@ class MMCosine(Method):
                 )
             with torch.autocast(z_i.device.type, enabled=False):
                 o[name] = self.scale * F.linear(normalized(widened(z_i)), normalized(widened(w_i)))
+            if (there := batch.present.get(name)) is not None:
+                o[name] = o[name].masked_fill(~row_mask(there, o[name]), 0)
             start += width
         return o
 
@@ -158,14 +174,24 @@ def normalized(x: Tensor) -> Tensor:
     return x.masked_fill(is_zero, 0) / length.masked_fill(is_zero, 1)
 
 
-def contrast(a: Tensor, b: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """Return the contrastive term of two modalities, 0-dim: pairs of one class are near, those of others are not."""
-    s = (normalized(a) @ normalized(b).T / temperature).softmax(1)
-    is_same = (y[:, None] == y[None, :]).to(s)
-    others = 1 - is_same
+def contrast(a: Tensor, b: Tensor, y: Tensor, counts: Tensor, temperature: float) -> Tensor:
+    """Return the contrastive term of two modalities, 0-dim: pairs of one class are near, those of others are not.
+
+    Args:
+        a: Features of one modality, (B, D).
+        b: Features of the other one, (B, D).
+        y: Class of each sample, (B,).
+        counts: Which samples count, (B,).
+        temperature: Of the softmax, which runs over the samples of ``b``.
+    """
+    pairs = (counts[:, None] & counts[None, :]).to(a)
+    s = normalized(a) @ normalized(b).T / temperature
+    s = s.masked_fill(~counts[None, :], torch.finfo(s.dtype).min / 2).softmax(1)
+    is_same = (y[:, None] == y[None, :]) * pairs
+    others = pairs - is_same
     near = (is_same * -(s + 1e-10).log()).sum(1) / is_same.sum(1).clamp(min=1)
     far = (others * -(1 - s + 1e-10).log()).sum(1) / others.sum(1).clamp(min=1)
-    return (near + far).sum() / max(len(y), 1)
+    return (near + far).sum() / counts.sum().clamp(min=1)
 
 
 @hookimpl

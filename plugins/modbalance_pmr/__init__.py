@@ -1,4 +1,4 @@
-"""PMR: the modality that is classified worse by class means of its features is pulled towards its own ones.
+"""PMR: adds a loss that pulls the features of the weaker modality towards their class means.
 
 Source: Fan, Xu, Wang, Wang, Guo, "PMR: Prototypical Modal Rebalance for Multimodal Learning", CVPR 2023. Symbols are
 those of docs/methods/pmr.md, which also lists where the authors' code departs from the paper.
@@ -35,10 +35,8 @@ from modbalance import (
 )
 from modbalance.loaders import rng_kept
 from modbalance.pooling import pooled
-from modbalance.scores import clearly_greater, require_classes
+from modbalance.scores import clearly_greater
 from modbalance_pmr.prototypes import Classified, class_sums, classified, memberships
-
-FIX = "use another method, or class indices as the target"
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -89,6 +87,7 @@ class PMR(WindowedMethod):
     def modbalance_begin(self, run: Run, data: EpochData) -> None:
         """Compute the prototypes of epoch 0."""
         if self.start_epoch == 0:
+            self.prototypes, self.seen = {}, None
             self.renew(run, data, "opt.begin")
 
     @hookimpl
@@ -117,7 +116,7 @@ class PMR(WindowedMethod):
         totals, numbers = (torch.stack(each) for each in zip(*[found[m][:2] for m in found], strict=True))
         totals, numbers = run.sums([totals, numbers])
         s = totals / numbers
-        best = s.amax()
+        best = s.nan_to_num(nan=0.0).amax()  # NaN: a modality that no sample has
         w = torch.ones_like(s) if self.coefficient == "binary" else (best / s - 1).clamp(0, 1)
         w = w.where(clearly_greater(best, s), 0)
         losses = {name: each.loss for name, each in found.items()}
@@ -151,7 +150,6 @@ class PMR(WindowedMethod):
             ConfigError: There are no classes, or it is not known how many batches a part of the loader is.
             ObservationError: There is no loader, or no batch in it.
         """
-        require_classes(run.loss_fn, "Method `pmr` compares features with means of classes, and its target", FIX)
         loader = getattr(data, self.source)
         if loader is None:
             raise ObservationError(

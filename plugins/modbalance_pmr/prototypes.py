@@ -70,7 +70,9 @@ def class_sums(run: Run, batches: Iterable[Batch]) -> tuple[dict[str, Tensor], T
     sums: dict[str, Tensor] = {}
     counts: Tensor | None = None
     for batch in batches:
-        y = memberships(batch.target, batch.logits, batch.logits.shape[1] if batch.logits.dim() > 1 else 2)
+        batch.require_kind("classes", what="compares features with means of classes")
+        classes = max(2, batch.logits.shape[1]) if batch.logits.dim() > 1 else 2
+        y = memberships(batch.target, batch.logits, classes)
         for name, feature in batch.require_features().items():
             z = pooled(feature)
             if len(z) != len(y):

@@ -17,7 +17,7 @@ from support.encoders import mixed
 from support.models import HEADS, AudioVisual, ConcatFusion, Multimodal
 from support.recorded import FUSIONS
 from support.reference.pmr import Twin
-from support.training import Batch, assert_close, balanced, batches, sgd, train
+from support.training import Batch, assert_close, batches, sgd, train
 from support.trajectories import Trajectory
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=40, phases=[Phase.generate, Phase.shrink])
@@ -41,7 +41,8 @@ def loader_of(data: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
 @pytest.mark.parametrize("name", RUNS)
 def test_trajectory_of_the_authors_code(name: str) -> None:
     recorded, model, inner, options = start(name)
-    optimizer = balanced(model, "pmr", inner, **options)
+    modalities = {"audio": "audio_net", "visual": "visual_net"}
+    optimizer = BalancedOptimizer(inner, "pmr", model=model, modalities=modalities, fusion="fusion_module", **options)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     data = [*recorded.batches(torch.float32)]
     optimizer.begin(train=loader_of(data))
@@ -126,7 +127,7 @@ def test_the_method_equals_the_twin(
     ours, theirs = (mixed(names, ["layer norm"] * len(names), head, dtype=torch.float64) for _ in range(2))
     data = with_missing_classes(batches(ours, 4, size, dtype=torch.float64))
     options |= {"start_epoch": window[0], "end_epoch": window[1]}
-    optimizer = balanced(ours, "pmr", **options)
+    optimizer = BalancedOptimizer(sgd(ours), "pmr", model=ours, modalities=ours.paths, fusion="fusion", **options)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     twin = twin_of(theirs, sgd(theirs), 3, **options)
     if begins or not window[0]:

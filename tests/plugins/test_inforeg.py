@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning
+from modbalance import BalancedOptimizer, ConfigError
 from modbalance._plugins import load_method
 from support.models import Multimodal
 from support.operation_counts import READS, CountOps
@@ -105,12 +105,18 @@ def test_a_gradient_that_is_not_finite_stays_out_of_the_trace() -> None:
     assert after[1] > before[1]
 
 
-def test_one_step_in_an_epoch_is_warned_of() -> None:
+@pytest.mark.parametrize("gap", ["sum", "mean"])
+def test_samples_that_lack_a_modality_do_not_put_it_behind(gap: str) -> None:
     model = multimodal()
-    optimizer = balanced(model, "inforeg")
-    train(model, optimizer, batches(model, 1))
-    with pytest.warns(ModbalanceWarning, match="regulated nothing in epoch 0"):
-        optimizer.end_epoch()
+    optimizer = balanced(model, "inforeg", gap=gap)
+    inputs, target = batches(model, 1)[0]
+    present = {"a": torch.tensor([True] + [False] * 5)}
+    optimizer.criterion(LOSS)(model(*inputs), target, present=present).backward()
+    optimizer.modulate()
+    found = optimizer.metrics()
+    of = ahead(model, optimizer)
+    assert found[f"inforeg/score/{of}"] > 0
+    assert [name for name in "ab" if found[f"inforeg/beta/{name}"] > 0] == [of]
 
 
 def test_parameters_that_come_in_the_epoch_are_not_pulled() -> None:
@@ -131,7 +137,8 @@ def test_parameters_that_come_in_the_epoch_are_not_pulled() -> None:
         assert torch.equal(parameter.grad, torch.ones(4))
 
 
-def test_rows_of_sparse_gradients_are_pulled() -> None:
+@pytest.mark.parametrize(("words_used", "strength"), [(10, 5.0), (2, 0.0)])
+def test_sparse_gradients_are_pulled_and_measured_as_dense_ones(words_used: int, strength: float) -> None:
     class Text(nn.Module):
         def __init__(self, sparse: bool) -> None:
             super().__init__()
@@ -154,16 +161,18 @@ def test_rows_of_sparse_gradients_are_pulled() -> None:
             modalities={"text": "words", "table": "numbers"},
             fusion="head",
             feature_sizes={"text": 4, "table": 4},
-            strength=5.0,
+            strength=strength,
         )
         criterion = optimizer.criterion(LOSS)
         generator = torch.Generator().manual_seed(1)
         for _ in range(4):
-            words, numbers = torch.arange(10).reshape(5, 2), torch.randn(5, 3, generator=generator)
+            words = (torch.arange(10) % words_used).reshape(5, 2)
+            numbers = torch.randn(5, 3, generator=generator)
             optimizer.zero_grad()
             criterion(model(words, numbers), torch.randint(3, (5,), generator=generator)).backward()
             optimizer.step()
-        ends.append(weights(model))
+        optimizer.end_epoch()
+        ends.append(weights(model) | {"trace": torch.tensor(optimizer.metrics()["inforeg/trace/text"])})
     for name in ends[0]:
         torch.testing.assert_close(ends[0][name], ends[1][name])
 

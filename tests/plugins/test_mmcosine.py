@@ -29,7 +29,33 @@ def test_a_zero_feature_has_no_gradient() -> None:
 
 def test_a_batch_of_one_class_has_a_finite_contrast() -> None:
     a, b = torch.randn(4, 3), torch.randn(4, 3)
-    assert contrast(a, b, torch.zeros(4, dtype=torch.long), 0.1).isfinite()
+    counts = torch.ones(4, dtype=torch.bool)
+    assert contrast(a, b, torch.zeros(4, dtype=torch.long), counts, 0.1).isfinite()
+
+
+def test_samples_without_a_class_or_a_modality_leave_the_contrast() -> None:
+    a, b, y = torch.randn(6, 3), torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    counts = torch.tensor([True, False, True, True, False, True])
+    some = contrast(a[counts], b[counts], y[counts], torch.ones(4, dtype=torch.bool), 0.1)
+    torch.testing.assert_close(contrast(a, b, y, counts, 0.1), some)
+
+
+def test_a_modality_that_a_sample_lacks_has_logits_of_zero_and_no_gradient() -> None:
+    model = multimodal()
+    inputs, target = batches(model, 1)[0]
+    optimizer = balanced(model, "mmcosine")
+    nobody = {"a": torch.zeros(6, dtype=torch.bool)}
+    optimizer.criterion(LOSS)(model(*inputs), target, present=nobody).backward()
+    assert all(not p.grad.any() for p in model.encoders["a"].parameters() if p.grad is not None)
+    assert any(p.grad.any() for p in model.encoders["b"].parameters() if p.grad is not None)
+
+
+def test_the_contrast_needs_class_indices() -> None:
+    model = multimodal()
+    criterion = balanced(model, "mmcosine", nce=0.5).criterion(LOSS)
+    inputs, target = batches(model, 1)[0]
+    with pytest.raises(ConfigError, match="`nce` of method `mmcosine` needs one class index per sample"):
+        criterion(model(*inputs), torch.nn.functional.one_hot(target, 3).float())
 
 
 def test_the_bias_stays_as_it_is_and_has_no_gradient() -> None:
@@ -101,7 +127,7 @@ def test_losses_of_numbers_are_refused() -> None:
     model = multimodal()
     criterion = balanced(model, "mmcosine").criterion(nn.MSELoss(), score="regression")
     inputs, _ = batches(model, 1)[0]
-    with pytest.raises(ConfigError, match="a loss of numbers, MSELoss"):
+    with pytest.raises(ConfigError, match="a loss or a score of numbers, MSELoss"):
         criterion(model(*inputs), torch.zeros(6, 3))
 
 

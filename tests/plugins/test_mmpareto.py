@@ -14,6 +14,8 @@ from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 from modbalance import BalancedOptimizer, ConfigError
+from modbalance._plugins import load_method
+from modbalance.testing._rules_state import Halving
 from modbalance_mmpareto import weight
 from support.operation_counts import READS, CountOps
 from support.training import assert_close, assert_same, balanced, batches, multimodal, sgd, train, weights
@@ -217,15 +219,17 @@ def test_micro_batches_give_what_one_batch_gives(has_heads: bool) -> None:
 
 
 def test_coefficients_of_another_method_scale_both_gradients() -> None:
-    from modbalance.testing._rules_state import Halving
-
     one, other = (with_heads(dtype=torch.float64) for _ in range(2))
     data = batches(one, 1, dtype=torch.float64)[0]
     modulated(one, built(one), data)
     model = BalancedOptimizer(
-        sgd(other), [Halving(), built(with_heads())._lifecycle.methods[0]],
-        model=other, modalities=other.paths, fusion="fusion", unimodal=own(other),
-    )  # fmt: skip
+        sgd(other),
+        [Halving(), load_method("mmpareto").configure()],
+        model=other,
+        modalities=other.paths,
+        fusion="fusion",
+        unimodal=own(other),
+    )
     modulated(other, model, data)
     for p, q in zip(one.encoders.parameters(), other.encoders.parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad / 2)
@@ -373,3 +377,24 @@ def test_logits_that_are_maps_need_heads_of_the_model() -> None:
 def test_options_have_ranges(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"Option `{next(iter(options))}` of method `mmpareto`"):
         balanced(multimodal(), "mmpareto", **options)
+
+
+def test_a_backward_of_its_own_for_a_regularizer_does_not_change_the_scale() -> None:
+    """The gradients of the head grow by it, which is no unscaling."""
+    ends = []
+    for together in (True, False):
+        model = with_heads(dtype=torch.float64)
+        optimizer = built(model)
+        criterion = optimizer.criterion(LOSS)
+        for inputs, target in batches(model, 3, dtype=torch.float64):
+            optimizer.zero_grad()
+            loss = criterion(model(*inputs), target)
+            regularizer = 10 * sum(p.square().sum() for p in model.fusion.parameters())
+            if together:
+                (loss + regularizer).backward()
+            else:
+                loss.backward()
+                regularizer.backward()
+            optimizer.step()
+        ends.append(model)
+    assert_close(*ends, 1e-10)

@@ -259,13 +259,32 @@ def test_targets_without_classes_are_refused(target: Tensor) -> None:
         begun(model, data)
 
 
-@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), nn.MSELoss()])
-def test_losses_of_labels_and_numbers_are_refused(loss: nn.Module) -> None:
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), nn.MSELoss(), lambda logits, target: logits.sum()])
+def test_losses_of_labels_and_numbers_are_refused(loss: Any) -> None:
     model = multimodal()
     optimizer = bare(model)
-    optimizer.criterion(loss, score="binary")
-    with pytest.raises(ConfigError, match="use another method"):
+    optimizer.criterion(loss, score="multilabel")
+    with pytest.raises(ConfigError, match="compares features with means of classes"):
         optimizer.begin(train=loader_of(batches(model, 1)))
+
+
+def test_a_modality_that_no_sample_has_leaves_the_others_at_work() -> None:
+    model = multimodal("abc")
+    data = batches(model, 3)
+    optimizer, criterion = begun(model, data)
+    inputs, target = data[0]
+    criterion(model(*inputs), target, present={"c": torch.zeros(6, dtype=torch.bool)})
+    found = optimizer.metrics()
+    assert found["pmr/active/c"] == 0
+    assert found["pmr/active/a"] + found["pmr/active/b"] == 1
+
+
+def test_a_second_beginning_starts_afresh() -> None:
+    model = multimodal()
+    first, second = batches(model, 2)
+    optimizer, _ = begun(model, [first])
+    optimizer.begin(train=loader_of([(second[0], second[1].clamp(max=1))]))
+    assert state(optimizer)["seen"].tolist() == [True, True, False]
 
 
 def test_one_feature_per_sample_is_needed() -> None:

@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mslr": {"memory": 1, "init": {"a": 0.5}},
     "ogm": {"param_filter": "all"},
     "ogm_ge": {"param_filter": "all"},
+    "opm": {"start_epoch": 0},
     "pmr": {"fraction": 1.0},
     "relearning": {"period": 1, "offset": -1, "reset_momentum": True},
 }

@@ -115,3 +115,15 @@ def test_a_copy_of_the_model_keeps_no_evaluated_forward() -> None:
     inputs, _ = batches(model, 1)[0]
     criterion.logits(model(*inputs))
     assert optimizer._lifecycle.training.watch.__getstate__()["evaluated"] is None
+
+
+def test_a_forward_in_training_is_not_mistaken_for_an_earlier_evaluation() -> None:
+    model = multimodal()
+    _, criterion = built(model)
+    (seen, _), (inputs, _) = batches(model, 2)
+    model.eval()
+    with torch.no_grad():
+        criterion.logits(model(*(x[:2] for x in seen)))
+    model.train()
+    output = model(*inputs)
+    torch.testing.assert_close(criterion.logits(output), output / 2)

@@ -93,3 +93,11 @@ def test_other_methods_draw_nothing_from_the_loader(method: str) -> None:
 
     model = multimodal()
     wrapped(model, method).begin(train=drawn())
+
+
+def test_a_method_without_hooks_in_a_step_costs_nothing_there() -> None:
+    model, optimizer, _ = training()
+    optimizer.begin(train=loader())
+    train(model, optimizer, batches(model, 1))
+    assert optimizer._lifecycle.training.watch.forward is None
+    assert not optimizer._lifecycle.training.watch.enabled

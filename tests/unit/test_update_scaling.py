@@ -498,3 +498,18 @@ def test_the_direction_term_of_cggm_stays_in_the_gradient_of_the_head() -> None:
         return gradient
 
     assert torch.equal(head_gradient("update"), head_gradient("gradient"))
+
+
+def test_a_skipped_step_before_the_end_of_a_window_leaves_no_coefficient() -> None:
+    model, plain = multimodal(), multimodal()
+    optimizer = balanced(model, "ogm", adamw(model), apply="update", end_epoch=0)
+    inputs, target = batches(model, 1)[0]
+    optimizer.criterion(nn.CrossEntropyLoss())(model(*inputs), target).backward()
+    optimizer.modulate()  # and then a GradScaler skips the step
+    optimizer.epoch = 1
+    optimizer.step()
+    assert optimizer._lifecycle.training.steps == 0
+    inner = adamw(plain)
+    nn.CrossEntropyLoss()(plain(*inputs), target).backward()
+    inner.step()
+    assert_same(model, plain)
