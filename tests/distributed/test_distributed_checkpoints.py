@@ -26,17 +26,17 @@ def parts_of(training: Training) -> dict[str, Any]:
 
 
 def save(training: Training, folder: Path) -> None:
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save as write
 
-    dcp.save(parts_of(training), checkpoint_id=folder)
+    write(parts_of(training), checkpoint_id=folder)
 
 
 def load(training: Training, folder: Path) -> None:
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load as read
 
     parts = parts_of(training)
-    dcp.load(parts, checkpoint_id=folder)
+    read(parts, checkpoint_id=folder)
     set_state_dict(
         training.wrapped, training.optimizer, model_state_dict=parts["model"], optim_state_dict=parts["optimizer"]
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def train_rank(rank: int, method: str, micro: int = 1) -> dict[str, Any]:
     optimizer = optimizer_of(model, wrapped, method)
     for epoch, counts in enumerate(EPOCHS):
         data = batches(model, max(counts), seed=epoch)
-        with Join([wrapped, optimizer], divide_by_initial_world_size=False):
+        with Join([wrapped, cast(Any, optimizer)], divide_by_initial_world_size=False):
             for batch in data[: counts[rank]]:
                 step(wrapped, optimizer, batch, HALVES[rank], micro)
         optimizer.end_epoch(metrics=metrics_of(epoch))
@@ -125,7 +125,7 @@ def refused(rank: int, case: str) -> str:
     optimizer = BalancedOptimizer(
         zero or sgd(model), method, model=wrapped, modalities=model.paths, fusion="fusion", **options
     )
-    joined = {"model alone": [wrapped], "order": [optimizer, wrapped]}.get(case, [wrapped, optimizer])
+    joined: Any = {"model alone": [wrapped], "order": [optimizer, wrapped]}.get(case, [wrapped, optimizer])
     scaler = torch.amp.GradScaler("cpu", enabled=case == "scaler")
     try:
         with Join(joined):
@@ -161,7 +161,7 @@ def left_empty(rank: int) -> str:
     model = multimodal()
     wrapped = DistributedDataParallel(model)
     optimizer = optimizer_of(model, wrapped, "ogm", unimodal="slice")  # "auto" is a vote of all ranks on a first batch
-    with Join([wrapped, optimizer]):
+    with Join([wrapped, cast(Any, optimizer)]):
         for batch in batches(model, 2) if rank == 0 else []:
             step(wrapped, optimizer, batch, HALVES[rank])
     return ""

@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*GPU available:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*CUDA is not available:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning"),  # evaluations, reentrant
     pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning"),  # of transformers before 5
 ]
 

@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "agm": {"clip_trigger": 1e-3, "clip_norm": 0.1, "coalitions": "auto"},
     "cggm": {"coeff_clip": (-2.0, 2.0)},
     "inforeg": {},
+    "mmcosine": {"scale": 3.0},
     "mses": {"patience": 0},
     "mslr": {"memory": 1, "init": {"a": 0.5}},
     "ogm": {"param_filter": "all"},
