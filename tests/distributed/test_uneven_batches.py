@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
@@ -126,7 +125,7 @@ def refused(rank: int, case: str) -> str:
         zero or sgd(model), method, model=wrapped, modalities=model.paths, fusion="fusion", **options
     )
     joined: Any = {"model alone": [wrapped], "order": [optimizer, wrapped]}.get(case, [wrapped, optimizer])
-    scaler = torch.amp.GradScaler("cpu", enabled=case == "scaler")
+    scaler = GradScaler("cpu", enabled=case == "scaler")
     try:
         with Join(joined):
             for inputs, target in batches(model, 4)[: 4 - 2 * rank]:

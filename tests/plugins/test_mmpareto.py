@@ -397,4 +397,4 @@ def test_a_backward_of_its_own_for_a_regularizer_does_not_change_the_scale() -> 
                 regularizer.backward()
             optimizer.step()
         ends.append(model)
-    assert_close(*ends, 1e-10)
+    assert_close(ends[0], ends[1], 1e-10)
