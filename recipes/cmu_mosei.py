@@ -182,20 +182,12 @@ def task_of(own: MoseiSettings) -> Task:
     return classification(len(SEVEN), loss) if own.task == "seven" else sentiment_binary(own.zero, loss=loss)
 
 
-def _of_options(settings: Settings[MoseiSettings]) -> dict[str, str]:
+def excluded(settings: Settings[MoseiSettings]) -> dict[str, str]:
     """Return the methods that do not apply to `--task` with the options that are given, and why."""
     given = {each.name: each.value for each in settings.run.option if each.method in (None, "cggm")}
     if settings.own.task != "regression" or given.get("metric") == "sign":
         return {}
     return {"cggm": "its probes are judged by their accuracy; in a regression add --option cggm.metric=sign"}
-
-
-def excluded(settings: Settings[MoseiSettings]) -> dict[str, str]:
-    """Return methods that do not apply, and why."""
-    found = _of_options(settings)
-    if settings.own.model == "agm":
-        found["mmcosine"] = "it needs a head that is linear on one vector per modality, and this model has none"
-    return found
 
 
 def synthetic_root() -> Path:

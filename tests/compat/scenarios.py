@@ -30,8 +30,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "agm": {"end_epoch": 2, "after_window": "freeze"},
     "cggm": {"lam": 0.5, "metric_ema": 0.25, "coeff_clip": (-2.0, 2.0)},
     "dgl": {"alpha": 2.0},
+    "inforeg": {},
+    "lfm": {"alpha_epochs": 4},
+    "mmcosine": {"scale": 4.0, "nce": 0.25},
+    "mmpareto": {},
     "mslr": {"memory": 1},
     "mses": {"patience": 0},
+    "opm": {"start_epoch": 0},
+    "pmr": {"fraction": 1.0},
     "relearning": {"period": 1, "count": 3},
 }
 """Built-in methods, with options with which each acts before and after the checkpoint."""
@@ -123,6 +129,7 @@ class Training:
 
     def run(self, first: int, last: int) -> None:
         """Take the steps ``first`` to ``last`` - 1, and end the epochs among them."""
+        self.optimizer.begin(train=self.train, val=self.val)
         for step in range(first, last):
             epoch, index = divmod(step, STEPS)
             audio, visual, target = self.train[index]

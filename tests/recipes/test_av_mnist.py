@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import av_mnist
-from modbalance import BalancedOptimizer, list_methods
+from modbalance import BalancedOptimizer, ConfigError, list_methods
 from recipe_common.cli import main
 from recipe_common.data.synthetic.av_mnist import SyntheticDigits, enlarged, formants
 from recipe_common.errors import RecipeError
@@ -251,8 +251,14 @@ def test_every_method_fits_every_head(root: Path, flags: dict[str, Any], method:
     chosen = settings(root, methods=(method,), **flags)
     model = av_mnist.build_model(chosen, load(root)) if chosen.own.model != "maxout" else narrow_maxout()
     options = {**av_mnist.balance(chosen), **av_mnist.RECIPE.method_options.get(method, {})}
+    if method == "mmcosine":
+        with pytest.raises(ConfigError, match="a last layer that is linear"):
+            BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **options)
+        return
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **options)
     criterion = optimizer.criterion(torch.nn.CrossEntropyLoss())
+    batch = (torch.rand(4, 1, 112, 112), torch.rand(4, 1, 28, 28), torch.arange(4))
+    optimizer.begin(train=[batch], val=[batch])
     before = [parameter.clone() for parameter in model.parameters()]
     loss = criterion(model(torch.rand(4, 1, 112, 112), torch.rand(4, 1, 28, 28)), torch.arange(4))
     loss.backward()

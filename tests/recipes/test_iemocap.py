@@ -21,6 +21,7 @@ from recipe_common.models.msa import MSANet
 from recipe_common.recipe import Data
 from recipe_common.settings.shared import Settings
 from recipe_common.training.settings import resolve
+from recipe_common.training.suitability import unsuited_methods
 
 from .iemocap_tree import names, write_features, write_h5, write_list, write_tree
 from .one_batch_training import all_methods, train_briefly
@@ -132,6 +133,9 @@ def test_the_synthetic_set_learns_in_a_short_run(tmp_path: Path, capsys: pytest.
 def test_every_method_trains(method: str, balanced: str) -> None:
     small = settings(None, layers=1, fusion_layers=1, width=20, balanced=balanced)
     extra = {"period": 1, "offset": -1} if method == "relearning" else {}
+    if method == "mmcosine":
+        assert "linear" in unsuited_methods(iemocap.RECIPE, small, load(None), [method])[method]
+        return
     losses = train_briefly(iemocap.RECIPE, small, load(None), method, **extra)
     assert all(np.isfinite(losses))
 

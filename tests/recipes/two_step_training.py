@@ -13,6 +13,7 @@ from recipe_common.recipe import Data, Recipe
 from recipe_common.settings.shared import Settings
 from recipe_common.training.interrupt import StopRequest
 from recipe_common.training.settings import options_of
+from recipe_common.training.suitability import unsuited_methods
 
 
 class StopAtLook(StopRequest):
@@ -31,6 +32,11 @@ def batches(data: Data, size: int = 8) -> DataLoader[Any]:
     """Return the first two batches of the training samples."""
     keys = [[(0, index) for index in range(start, start + size)] for start in (0, size)]
     return DataLoader(data.train, batch_sampler=keys, collate_fn=data.collate)
+
+
+def suits(recipe: Recipe, settings: Settings[Any], data: Data, method: str) -> bool:
+    """Return whether the model of a recipe can be trained with a method."""
+    return method not in unsuited_methods(recipe, settings, data, [method])
 
 
 def train(recipe: Recipe, settings: Settings[Any], data: Data, method: str) -> nn.Module:

@@ -26,6 +26,7 @@ from recipe_common.training.loaders import build_loaders
 from recipe_common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
 from recipe_common.training.ranks import ALONE, Ranks
 from recipe_common.training.settings import as_json, choose_methods, excluded_methods, identity
+from recipe_common.training.suitability import unsuited_methods
 from recipe_common.training.trainer import Trainer, check_loss
 
 SKIPPED = "skipped.txt"
@@ -101,6 +102,10 @@ def open_session(recipe: Recipe, settings: Settings[Any], console: Console, rank
         )
     methods, left_out = choose_methods(settings.run.methods, excluded_methods(settings, data))
     complete = changed(settings, methods=methods, **data.chosen)
+    if "all" in settings.run.methods:
+        unsuited = unsuited_methods(recipe, complete, data, methods)
+        left_out += [f"left out: {name}: {reason}" for name, reason in unsuited.items()]
+        complete = changed(complete, methods=tuple(name for name in methods if name not in unsuited))
     session = Session(recipe, complete, data, precision, console, ranks)
     session.print(*lines, *left_out)
     return session
