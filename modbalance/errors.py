@@ -58,7 +58,7 @@ class ModbalanceWarning(UserWarning):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a sentence with the names nearest to ``name``, or with all that are known."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     if near:
         return "Did you mean " + " or ".join(f"`{match}`" for match in near) + "?"
     return "Known: " + (", ".join(f"`{each}`" for each in known) or "none") + "."

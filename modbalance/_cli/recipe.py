@@ -36,7 +36,7 @@ def run(name: str, arguments: Sequence[str]) -> NoReturn:
     folder = INSTALLED if INSTALLED.is_dir() else CHECKOUT
     names = sorted(each.stem for each in folder.glob("*.py"))
     if name not in names:
-        raise ConfigError(f"No recipe is named {name!r}. {suggest(name, names)}")
+        raise ConfigError(f"`recipe` should be given the name of a recipe. Found {name!r}. {suggest(name, names)}")
     missing = [each for each in NEEDED if find_spec(each) is None]
     if missing:
         raise ConfigError(

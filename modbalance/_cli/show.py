@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from modbalance._cli.command import DONE, Command, Output, add_row, table
+from modbalance._cli.command import DONE, Command, CommandError, Output, add_row, table
 from modbalance._cli.facts import hooks, page, source, summary, touches
 from modbalance._plugins import load_method
 from modbalance.method import Method
@@ -16,6 +16,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace, output: Output) -> int:
+    if parsed.method == "none":
+        raise CommandError(
+            "`show` should be given a method. Found 'none', the baseline without options: see `modbalance methods`."
+        )
     method = load_method(parsed.method)
     record = _record(method)
     output.json(record)

@@ -13,6 +13,7 @@ from modbalance._model.forward import Inputs
 from modbalance._model.modes import ModeDependence
 from modbalance.errors import ConfigError, suggest
 from modbalance.gradients import optimized
+from modbalance.sharding import is_sharded
 
 Part = str | nn.Module
 Parts = Part | Sequence[Part]
@@ -100,6 +101,12 @@ class Structure:
         """
         now, updated = {id(p) for _, p in self._parameters_now()}, {id(p) for p in optimized(optimizer)}
         if self.model is not None and now.isdisjoint(updated):
+            if any(is_sharded(p) for p in self._trained.values()):
+                raise ConfigError(
+                    "`fully_shard` should see the backward of what it shards. Found the weights still whole at "
+                    "`step()`, as where a method takes the loss of other logits than the model returns: apply "
+                    "`fully_shard` to each encoder first, then to the model."
+                )
             raise ConfigError(
                 f"The optimizer should update parameters of the model. Found none among the {len(now)} that "
                 f"{type(self.model).__name__} has now, so that nothing would be trained. Sharding it "

@@ -80,11 +80,15 @@ def _check(subject: Subject, settings: Settings) -> None:
         if name not in names:
             raise ConfigError(f"Parameter `ceilings` should name modalities. Found {name!r}. {suggest(name, names)}")
         if not 0 <= value <= 1:
-            raise ConfigError(f"Parameter `ceilings` should hold accuracies in [0, 1]. Found {name!r}: {value!r}.")
+            raise ConfigError(
+                f"Parameter `ceilings` should hold accuracies in [0, 1]. Found {name!r}: {value!r}: divide percent by 100."
+            )
     least = {"max_batches": 1, "gradient_batches": 0, "permutations": 2}
     for parameter, bound in least.items():
         value = getattr(settings, parameter)
-        if value is not None and value < bound:
+        if value is None and parameter == "max_batches":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < bound:
             raise ConfigError(f"Parameter `{parameter}` should be an integer >= {bound}. Found {value!r}.")
 
 

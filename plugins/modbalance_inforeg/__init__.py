@@ -58,6 +58,9 @@ class InfoReg(WindowedMethod):
     name: ClassVar[str] = "inforeg"
     needs = frozenset({"unimodal_logits", "target", "loss_fn"})
     min_modalities = 2
+    suits: ClassVar[Mapping[str, str]] = {
+        "dominated": "Slows the encoder that is ahead by a pull towards earlier weights."
+    }
 
     strength: Strength = option(0.95, strengths, "c_i, pull of an encoder, >= 0; a number, or by modality, 0 left out")
     threshold: float = option(0.05, ge(0), "K, smallest relative change of the trace that is regulated, >= 0")

@@ -49,6 +49,9 @@ class MMPareto(WindowedMethod):
     name: ClassVar[str] = "mmpareto"
     needs = frozenset({"model", "features", "loss_fn"})
     min_modalities = 2
+    suits: ClassVar[Mapping[str, str]] = {
+        "conflict": "Combines the gradients of the fused and the unimodal loss without conflict."
+    }
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
 

@@ -44,6 +44,7 @@ class OPM(WindowedMethod):
     name: ClassVar[str] = "opm"
     needs = frozenset({"features", "unimodal_logits", "target", "loss_fn"})
     min_modalities = 2
+    suits: ClassVar[Mapping[str, str]] = {"dominated": "Drops features of the modality whose logits do best."}
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
 

@@ -23,7 +23,7 @@ def test_options_and_exit_status_are_those_of_the_recipe(tmp_path: Path) -> None
 
 def test_an_unknown_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "creamd"]) == 2
-    assert "No recipe is named 'creamd'" in (told := capsys.readouterr().err)
+    assert "Found 'creamd'" in (told := capsys.readouterr().err)
     assert "cremad" in told
 
 
