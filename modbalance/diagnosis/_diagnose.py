@@ -81,7 +81,8 @@ def _check(subject: Subject, settings: Settings) -> None:
             raise ConfigError(f"Parameter `ceilings` should name modalities. Found {name!r}. {suggest(name, names)}")
         if not 0 <= value <= 1:
             raise ConfigError(
-                f"Parameter `ceilings` should hold accuracies in [0, 1]. Found {name!r}: {value!r}: divide percent by 100."
+                f"Parameter `ceilings` should hold accuracies in [0, 1]. Found {name!r}: {value!r}: divide percent "
+                "by 100."
             )
     least = {"max_batches": 1, "gradient_batches": 0, "permutations": 2}
     for parameter, bound in least.items():
