@@ -80,11 +80,6 @@ class InfoReg(WindowedMethod):
     opened: Tensor | None = state(None)
     anchor: dict[str, Tensor] = state({})
 
-    def exemptions(self) -> Mapping[str, str]:
-        """Return the rules of `modbalance.testing` that do not hold with these options."""
-        first = {"order_of_modalities": "the trace of the first modality opens the window"}
-        return first if self.window_of == "first" else {}
-
     @hookimpl
     def modbalance_setup(self, run: Run) -> None:
         """Check the names in `strength`."""

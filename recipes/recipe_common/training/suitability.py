@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from modbalance import ConfigError
+from modbalance import ConfigError, ModbalanceWarning
 from recipe_common.recipe import Data, Recipe
 from recipe_common.settings.shared import Settings
 from recipe_common.training.job import build_optimizer
@@ -27,7 +28,9 @@ def unsuited_methods(recipe: Recipe, settings: Settings[Any], data: Data, names:
         if name not in names:
             continue
         try:
-            optimizer = build_optimizer(recipe, settings, model, name, options_of(name, settings, recipe))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ModbalanceWarning)  # given once, in the run
+                optimizer = build_optimizer(recipe, settings, model, name, options_of(name, settings, recipe))
         except ConfigError as error:
             if any(given.method in (None, name) for given in settings.run.option):
                 raise
