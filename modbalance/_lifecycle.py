@@ -401,7 +401,8 @@ class Lifecycle:
 
     def begin(self, data: EpochData) -> None:
         """Run the hooks before the first step; none in a training that has begun, whose state stands already."""
-        if not self.training.steps and not self.training.epoch:
+        self.training.forward = data.forward
+        if not (self.training.steps or self.training.epoch or self.is_restored):
             self._on_run("modbalance_begin", self.hooks.implementers("modbalance_begin"), data=data)
 
     def set_epoch(self, epoch: int) -> None:

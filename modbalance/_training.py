@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import attrs
 from torch import Tensor
@@ -37,6 +38,7 @@ class Training:
         steps: Optimizer steps taken so far in which a method acted.
         loss_fn: The loss of the latest `opt.criterion`, ``scorer`` its score.
         should_stop: Whether a method would end the training.
+        forward: From model and batch to logits and target, as `opt.begin` was given it.
         unimodal_source: Gives unimodal logits in the place of ``unimodal``, where a method has a head of its own.
         ownership: Parameters of the inner optimizer by modality.
     """
@@ -55,6 +57,7 @@ class Training:
     loss_fn: Callable[..., Tensor] | None = None
     scorer: Score | None = None
     should_stop: bool = False
+    forward: Callable[..., Any] | None = None
     unimodal_source: Callable[..., Mapping[str, Tensor]] | None = None
     ownership: Ownership = attrs.field(init=False)
 

@@ -68,6 +68,11 @@ class Run:
         """The loss of the latest `opt.criterion`; ``None`` before."""
         return self._training.loss_fn
 
+    @property
+    def forward(self) -> Forwarder:
+        """From model and batch to logits and target, as `opt.begin` was given it; else `default_forward`."""
+        return self._training.forward or default_forward
+
     def stop(self) -> None:
         """Set `opt.should_stop`: the method would end the training here. Nothing stops by itself."""
         self._training.should_stop = True

@@ -59,12 +59,13 @@ class BalanceCallback(TrainerCallback):  # type: ignore[misc]    # mypy does not
         self._ends_epochs = end_epoch
         self._epochs = EpochKeeper()
         self._epoch = 0
+        self._has_begun = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Have the Trainer's Accelerator modulate before it clips."""
-        self._epochs = EpochKeeper()
+        self._epochs, self._has_begun = EpochKeeper(), False
         found = unwrapped(self._trainer.optimizer)
         if not isinstance(found, BalancedOptimizer):
             raise ConfigError(
@@ -78,7 +79,9 @@ class BalanceCallback(TrainerCallback):  # type: ignore[misc]    # mypy does not
     ) -> None:
         """Begin the training of the optimizer, and set its epoch, which a checkpoint may be behind."""
         self._epoch = int(state.epoch or 0)
-        self._optimizer.begin(**self._data())
+        if not self._has_begun:
+            self._has_begun = True
+            self._optimizer.begin(**self._data())
         if self._ends_epochs:
             self._epochs.begin([self._optimizer], self._epoch, self._end)
 

@@ -33,7 +33,6 @@ from modbalance import (
     state,
     suggest,
 )
-from modbalance.context import default_forward
 from modbalance.loaders import rng_kept
 from modbalance.method import Preset
 from modbalance_lfm import alignment, probe
@@ -113,7 +112,6 @@ class LFM(Method):
     samples: list[Any] = state([])
 
     _parameter: Tensor | None = attrs.field(default=None, init=False, repr=False)
-    _forward: Callable[..., Any] | None = attrs.field(default=None, init=False, repr=False)
     _has_warned: bool = attrs.field(default=False, init=False, repr=False)
 
     def starts_before_forward(self) -> bool:
@@ -224,7 +222,6 @@ class LFM(Method):
     @hookimpl
     def modbalance_begin(self, run: Run, data: EpochData) -> None:
         """Keep the first half of the first batch, of the validation data where these are given, as the probe."""
-        self._forward = data.forward
         loader = data.train if data.val is None else data.val
         if self.alpha != "learned" or self.probe is not None or loader is None:
             return
@@ -266,7 +263,7 @@ class LFM(Method):
         with probe.twice_differentiable(model), torch.enable_grad():
             batch = run.run_model(
                 self.probe_samples(run),
-                self.probe_forward or self._forward or default_forward,
+                self.probe_forward or run.forward,
                 training=None if is_first else False,
                 keep_buffers=is_first,
             )

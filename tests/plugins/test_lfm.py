@@ -363,3 +363,33 @@ def test_no_host_read_and_no_further_encoder_pass() -> None:
         added = ops("lfm", **options) - ops("none")
         assert added.total() > 0
         assert not [name for name in added if name in READS or "conv" in name or "batch_norm" in name]
+
+
+def test_a_resumed_training_reads_its_probe_as_the_first_one_did() -> None:
+    def batch(model: Any, seed: int) -> dict[str, Any]:
+        inputs, y = batches(model, 1, seed=seed)[0]
+        return {"inputs": inputs, "label": y}
+
+    def forward(model: Any, item: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return model(*item["inputs"]), item["label"]
+
+    def begun(model: Any) -> Any:
+        optimizer = BalancedOptimizer(
+            sgd(model), "lfm", model=model, modalities=model.paths, fusion="fusion", alpha="learned"
+        )
+        return optimizer, optimizer.criterion(LOSS)
+
+    model, other = multimodal(), multimodal()
+    optimizer, criterion = begun(model)
+    optimizer.begin(val=[batch(model, 4)], forward=forward)
+    train(model, optimizer, batches(model, 2), criterion)
+    optimizer.end_epoch()
+    weights_then, saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, batches(model, 2), criterion)
+
+    other.load_state_dict(weights_then)
+    resumed, again = begun(other)
+    resumed.load_state_dict(saved)
+    resumed.begin(val=[batch(model, 5)], forward=forward)
+    train(other, resumed, batches(other, 2), again)
+    assert_same(other, model)
