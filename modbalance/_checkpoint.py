@@ -14,6 +14,8 @@ from modbalance.gradients import optimized
 
 KEY = "modbalance"
 VERSION = 1
+OPTIONAL = {"begun"}
+"""Keys that only some checkpoints of this format hold."""
 
 
 class Checkpoint:
@@ -56,7 +58,7 @@ class Checkpoint:
                 f"The checkpoint should be of format version {VERSION}. Found {own.get('version')!r}: load it with the "
                 "release of modbalance that wrote it."
             )
-        missing = sorted(self._own().keys() - own.keys())
+        missing = sorted(self._own().keys() - own.keys() - OPTIONAL)
         if missing:
             raise CheckpointError(f"The checkpoint should hold {missing} under `{KEY}`. Found only {sorted(own)}.")
         shapes = self._shapes()

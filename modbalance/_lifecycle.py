@@ -96,7 +96,7 @@ class Lifecycle:
         self.check_finite = check_finite
         self.warnings = TrainingWarnings(training)
         self.pending: PendingStep | None = None
-        self.is_restored = False
+        self.is_restored = self._has_begun = False
         self.on_loss: Callable[[Tensor], object] | None = None
         self._scale = ScaleWatch(training)
         self._checked_graphs = -1
@@ -402,8 +402,14 @@ class Lifecycle:
     def begin(self, data: EpochData) -> None:
         """Run the hooks before the first step; none in a training that has begun, whose state stands already."""
         self.training.forward = data.forward
-        if not (self.training.steps or self.training.epoch or self.is_restored):
-            self._on_run("modbalance_begin", self.hooks.implementers("modbalance_begin"), data=data)
+        if self._has_moved or (self.is_restored and self._has_begun):
+            return
+        self._on_run("modbalance_begin", self.hooks.implementers("modbalance_begin"), data=data)
+        self._has_begun = True
+
+    @property
+    def _has_moved(self) -> bool:
+        return bool(self.training.steps or self.training.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Take over the epoch that the user counts, which may be the current one."""
@@ -451,6 +457,7 @@ class Lifecycle:
             "should_stop": self.training.should_stop,
             "unimodal": self.training.unimodal.kind,
             "methods": {method.name: method.state_dict() for method in self.methods},
+            **({"begun": True} if self._has_begun and not self._has_moved else {}),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -459,6 +466,7 @@ class Lifecycle:
         for method in self.methods:
             method.load_state_dict(method.moved_state(saved["methods"][method.name], device))
         self.pending, self.is_restored = None, True
+        self._has_begun = saved.get("begun", False)
         self.training.steps, self.training.should_stop = saved["steps"], saved["should_stop"]
         self.training.unimodal.restore_choice(saved["unimodal"])
         self._started_epoch = saved["started_epoch"]

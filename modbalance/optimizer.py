@@ -187,7 +187,8 @@ class BalancedOptimizer(Wrapper):
     ) -> None:
         """Let methods look at data before the first step, where they need it in epoch 0; others do nothing.
 
-        A call after the first step, or after the state of a training was loaded, does nothing.
+        A call after the first step of a method or the first epoch, or after the state of a training that had begun
+        was loaded, does nothing.
 
         Args:
             train: Loader of training batches.

@@ -43,7 +43,7 @@ def loader(count: int = STEPS, seed: int = 1, dtype: torch.dtype = torch.float32
 
 
 def wrapped(model: Multimodal, method: str, *, around: nn.Module | None = None, **arguments: Any) -> BalancedOptimizer:
-    """Return the optimizer of a method with options that show within a few steps.
+    """Return the optimizer of a method with options that show within a few steps; the caller begins the training.
 
     Args:
         model: The small model.
@@ -53,7 +53,7 @@ def wrapped(model: Multimodal, method: str, *, around: nn.Module | None = None, 
     """
     options = OPTIONS.get(method, {}) | arguments
     if around is None:
-        return balanced(model, method, **options)
+        return balanced(model, method, begin=False, **options)
     paths = {name: f"net.{path}" for name, path in model.paths.items()}
     return BalancedOptimizer(sgd(model), method, model=around, modalities=paths, fusion="net.fusion", **options)
 

@@ -55,11 +55,16 @@ def sgd(model: nn.Module, lr: float = 0.1) -> Optimizer:
 
 
 def balanced(
-    model: nn.Module, method: Any = "ogm", inner: Optimizer | list[Optimizer] | None = None, **arguments: Any
+    model: nn.Module,
+    method: Any = "ogm",
+    inner: Optimizer | list[Optimizer] | None = None,
+    *,
+    begin: bool = True,
+    **arguments: Any,
 ) -> BalancedOptimizer:
     """Return a BalancedOptimizer for one of the small models; OGM modulates all parameters unless told otherwise.
 
-    Methods that need data before the first step get batches that the model fits.
+    Methods that need data before the first step get batches that the model fits, unless the caller gives them others.
     """
     if isinstance(model, Multimodal):
         described: dict[str, Any] = {"modalities": model.paths, "fusion": "fusion"}
@@ -68,7 +73,7 @@ def balanced(
     else:
         described = {"modalities": {"audio": "audio_net", "visual": "visual_net"}, "fusion": "fusion_module"}
     optimizer = BalancedOptimizer(inner or sgd(model), method, model=model, **(described | arguments))
-    if optimizer._lifecycle.hooks.implementers("modbalance_begin"):
+    if begin and optimizer._lifecycle.hooks.implementers("modbalance_begin"):
         dtype = next(model.parameters()).dtype
         loader = [(*inputs, target) for inputs, target in batches(model, 2, dtype=dtype)]
         optimizer.begin(train=loader, val=loader)

@@ -85,6 +85,26 @@ def test_a_loaded_training_keeps_its_state() -> None:
     assert method.counted == []
 
 
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_training_loaded_before_the_first_step_of_a_method_begins_once(has_begun: bool) -> None:
+    """A method that acts from a later epoch on counts no steps before; Accelerate's `prepare` loads a fresh state."""
+    _, optimizer, _ = training()
+    if has_begun:
+        optimizer.begin(train=loader())
+    saved = optimizer.state_dict()
+    _, optimizer, method = training()
+    optimizer.load_state_dict(saved)
+    optimizer.begin(train=loader())
+    assert bool(method.counted) is not has_begun
+
+
+def test_before_the_first_step_a_training_may_begin_again_with_other_data() -> None:
+    _, optimizer, method = training()
+    optimizer.begin(train=loader()[:1])
+    optimizer.begin(train=loader())
+    assert [sum(each) for each in method.counted] == [6, 18]
+
+
 @pytest.mark.parametrize("method", ["none", "dgl"])
 def test_other_methods_draw_nothing_from_the_loader(method: str) -> None:
     def drawn() -> Any:
