@@ -39,7 +39,7 @@ from recipe_common.settings.shared import Settings
 
 CLASSES = tuple("0123456789")
 MODELS = ("resnet", "maxout", "lenet", "small")
-HEADS = ("concat", "sum")
+HEADS = ("concat", "sum", "shared")
 SPLITS = ("multibench", "agm")
 SYNTHETIC = SyntheticDigits()
 

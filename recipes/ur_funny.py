@@ -46,7 +46,7 @@ WIDTHS = {
 """Widths of the encoders of MultiBench."""
 HIDDEN = {"gru": 512, "transformer": 256}
 """Hidden units of the heads of MultiBench."""
-HEADS = {"concat": FUSIONS["concat"], "sum": FUSIONS["sum"], "maxout": MaxoutFusion}
+HEADS = {name: FUSIONS[name] for name in ("concat", "sum", "shared")} | {"maxout": MaxoutFusion}
 """Heads of AGM's model."""
 SYNTHETIC = SyntheticSequences(strengths=(0.3, 0.16, 0.09), two_classes=True)
 

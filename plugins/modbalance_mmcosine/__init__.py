@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -53,7 +53,7 @@ class MMCosine(Method):
         "linear", one_of("linear", "cosine"), "fused logits of the criterion in evaluation: the plain head, or cosines"
     )
     heads: Mapping[str, str] | None = option(
-        None, optional(paths), "linear heads by modality; None: the columns of the sole layer of the fusion"
+        None, optional(paths), "linear heads by modality; None: the sole layer of the fusion, its parts or all of it"
     )
 
     _linears: dict[str, nn.Linear] = attrs.field(factory=dict, init=False, repr=False)
@@ -150,10 +150,11 @@ class MMCosine(Method):
     def unimodal(self, batch: Batch) -> dict[str, Tensor]:
         """Return o_i = s cos(z_i, W_i) by modality, (B, ..., C) each, in single precision or double."""
         o, start, z = {}, 0, batch.require_features()
+        is_whole = self.heads is not None or self.is_shared([z_i.shape[-1] for z_i in z.values()])
         for name, z_i in z.items():
             layer = self._linears.get(name) or self._linears["fusion"]
             width = z_i.shape[-1]
-            w_i = layer.weight if self.heads is not None else layer.weight.narrow(1, start, width)
+            w_i = layer.weight if is_whole else layer.weight.narrow(1, start, width)
             if is_sharded(w_i) and not is_sharded(z_i):
                 raise ConfigError(
                     "The weights that method `mmcosine` normalises should be whole after the forward. Found weights "
@@ -165,6 +166,20 @@ class MMCosine(Method):
                 o[name] = o[name].masked_fill(~row_mask(there, o[name]), 0)
             start += width
         return o
+
+    def is_shared(self, widths: Sequence[int]) -> bool:
+        """Return whether the layer of the fusion takes the feature of each modality alone, or all of them side by side.
+
+        Raises:
+            ConfigError: The widths of the features fit neither.
+        """
+        layer = self._linears["fusion"]
+        if sum(widths) != layer.in_features and set(widths) != {layer.in_features}:
+            raise ConfigError(
+                "Method `mmcosine` needs a last layer that is linear on the features side by side, or on each of them. "
+                f"Found {layer}, and features of widths {list(widths)}: name linear heads in `heads=`."
+            )
+        return sum(widths) != layer.in_features
 
 
 def normalized(x: Tensor) -> Tensor:

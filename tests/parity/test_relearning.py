@@ -144,7 +144,13 @@ def test_plugin_equals_its_twin(
 ) -> None:
     period, count = schedule
     ours, theirs = (model_of(names, head, kind) for _ in range(2))
-    options = {"lam": lam, "period": period, "count": count, "n_init": n_init, "canonical_order": canonical}
+    options: dict[str, Any] = {
+        "lam": lam,
+        "period": period,
+        "count": count,
+        "n_init": n_init,
+        "canonical_order": canonical,
+    }
     optimizer = balanced(ours, "relearning", inner=sgd(ours), **options)
     encoders = [theirs.encoders[name] for name in names]
     twin = Twin(

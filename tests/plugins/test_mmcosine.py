@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modbalance import ConfigError, ModbalanceWarning
 from modbalance._plugins import load_method
 from modbalance_mmcosine import contrast, normalized
 from support.models import SumFusion
 from support.operation_counts import READS, CountOps
-from support.training import audio_visual, balanced, batches, multimodal, train, weights
+from support.training import assert_same, audio_visual, balanced, batches, multimodal, train, weights
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -93,6 +93,32 @@ def test_own_heads_that_are_added() -> None:
     for name in ("fc_x", "fc_y"):
         assert not torch.equal(weights(model)[f"fusion_module.{name}.weight"], before[f"fusion_module.{name}.weight"])
         assert torch.equal(weights(model)[f"fusion_module.{name}.bias"], before[f"fusion_module.{name}.bias"])
+
+
+class Shared(nn.Module):
+    """One layer that takes the feature of each modality alone."""
+
+    def __init__(self, size: int = 8) -> None:
+        super().__init__()
+        self.fc = nn.Linear(size, 6)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        size = self.fc.in_features
+        return (self.fc(audio[:, :size]) + self.fc(visual[:, :size])) / 2
+
+
+def test_a_head_that_modalities_share_is_the_head_of_each() -> None:
+    named, found = audio_visual(Shared), audio_visual(Shared)
+    heads = dict.fromkeys(("audio", "visual"), "fusion_module.fc")
+    train(named, balanced(named, "mmcosine", heads=heads), batches(named, 3))
+    train(found, balanced(found, "mmcosine"), batches(found, 3))
+    assert_same(found, named)
+
+
+def test_a_layer_that_takes_a_part_of_each_feature_is_refused() -> None:
+    model = audio_visual(lambda: Shared(5))
+    with pytest.raises(ConfigError, match=r"linear on the features side by side, or on each.*widths \[8, 8\]"):
+        train(model, balanced(model, "mmcosine"), batches(model, 1))
 
 
 @pytest.mark.parametrize("order", [("mmcosine", "ogm"), ("ogm", "mmcosine")])

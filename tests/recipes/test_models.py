@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from recipe_common.models.clips import audio_visual_net
-from recipe_common.models.fusion import FUSIONS, ConcatFusion, FiLMFusion, GatedFusion, SumFusion
+from recipe_common.models.fusion import FUSIONS, ConcatFusion, FiLMFusion, GatedFusion, SharedFusion, SumFusion
 from recipe_common.models.initialise import initialise
 from recipe_common.models.resnet import PictureEncoder, VisualEncoder
 
@@ -64,6 +64,13 @@ def test_concat_adds_the_shares_of_both_halves(features: tuple[torch.Tensor, tor
     weight, bias = head.fc_out.weight, head.fc_out.bias
     expected = audio @ weight[:, :SIZE].T + visual @ weight[:, SIZE:].T + bias
     torch.testing.assert_close(head(audio, visual), expected)
+
+
+def test_shared_is_the_mean_of_one_layer_on_each_feature(features: tuple[torch.Tensor, torch.Tensor]) -> None:
+    audio, visual = features
+    head = SharedFusion(SIZES, CLASSES)
+    torch.testing.assert_close(head(audio, visual), head.fc_out((audio + visual) / 2))
+    assert _size(head) == CLASSES * (SIZE + 1)
 
 
 def test_sum_adds_the_logits_of_both_branches(features: tuple[torch.Tensor, torch.Tensor]) -> None:

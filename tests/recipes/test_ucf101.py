@@ -110,6 +110,7 @@ def test_the_network_has_the_size_of_two_resnets_and_a_head(fusion: str) -> None
     head = {
         "concat": 1025 * 101,
         "sum": 2 * 513 * 101,
+        "shared": 513 * 101,
         "film": 513 * 1024 + 513 * 101,
         "gated": 2 * 513 * 512 + 513 * 101,
     }[fusion]

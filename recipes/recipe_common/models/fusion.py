@@ -37,7 +37,7 @@ class LateFusionNet(nn.Module):
 
 
 def describe(modalities: Iterable[str], fusion: str = "concat", *, part: str = "") -> dict[str, Any]:
-    """Return the arguments of `BalancedOptimizer` that describe a `LateFusionNet`; for a sum, also its heads.
+    """Return the arguments of `BalancedOptimizer` that describe a `LateFusionNet`, with the heads that classify alone.
 
     Args:
         modalities: Names of the modalities.
@@ -45,8 +45,10 @@ def describe(modalities: Iterable[str], fusion: str = "concat", *, part: str = "
         part: Path inside of each encoder, such as `.encoder`, if methods do not act on all of it.
     """
     nets = {name: f"{name}_net{part}" for name in modalities}
-    heads = {"unimodal": {name: f"fusion_module.fc_{name}" for name in nets}} if fusion == "sum" else {}
-    return {"modalities": nets, "fusion": "fusion_module", **heads}
+    described: dict[str, Any] = {"modalities": nets, "fusion": "fusion_module"}
+    if fusion in ("sum", "shared"):
+        described["unimodal"] = {name: f"fusion_module.fc_{name if fusion == 'sum' else 'out'}" for name in nets}
+    return described
 
 
 class ConcatFusion(nn.Module):
@@ -90,6 +92,24 @@ class SumFusion(nn.Module):
         return reduce(torch.add, parts)
 
 
+class SharedFusion(nn.Module):
+    """One linear layer that classifies each feature alone; its outputs are averaged (MLA, CVPR 2024).
+
+    Args:
+        sizes: Feature size D of each modality, in order, all equal.
+        outputs: Number of outputs C.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
+        super().__init__()
+        (size,) = set(sizes.values())
+        self.fc_out = nn.Linear(size, outputs)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """One (B, D) per modality -> (B, C)."""
+        return reduce(torch.add, (self.fc_out(z) for z in features)) / len(features)
+
+
 class FiLMFusion(nn.Module):
     """FiLM: the first of two features scales and shifts the second (Perez et al., AAAI 2018)."""
 
@@ -126,6 +146,7 @@ class GatedFusion(nn.Module):
 FUSIONS: dict[str, Callable[[Mapping[str, int], int], nn.Module]] = {
     "concat": ConcatFusion,
     "sum": SumFusion,
+    "shared": SharedFusion,
     "film": FiLMFusion,
     "gated": GatedFusion,
 }
