@@ -90,7 +90,7 @@ class Checkpoint:
 
 
 def _paths(value: Any, path: str = "") -> Iterator[str]:
-    """Yield the paths of what nested containers hold, such as ``mslr/ratio/audio``; none of empty ones."""
+    """Yield the paths of what nested containers hold, such as ``average/audio``; none of empty ones."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     if not isinstance(value, Mapping | list | tuple):
         yield path
