@@ -5,6 +5,7 @@ The class is torch's own; its kernels are those of `support.synchronized`, since
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ class NormalizingEncoders(SmallModel):
     """Batch norm in the encoders."""
 
     def encoder(self) -> nn.Module:
-        convolution, *rest = super().encoder()
+        convolution, *rest = super().encoder().children()
         return nn.Sequential(convolution, nn.BatchNorm2d(3), *rest)
 
 
@@ -42,7 +43,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
     "cggm": [{"direction": "gradient"}],
     "relearning": [{"period": 1, "n_init": 1, "recalibrate_bn": True, "blend_buffers": True}],
 }
-CASES: dict[str, tuple[str, dict[str, Any], type[SmallModel]]] = {
+CASES: dict[str, tuple[str, Mapping[str, Any], type[SmallModel]]] = {
     f"{name} {index}{' fusion' if model is Normalizing else ''}": (name, options, model)
     for name in OPTIONS
     for index, options in enumerate([*OPTIONS[name], *MORE.get(name, [])])
@@ -61,7 +62,7 @@ OF_ONE_RANK = {
 def case_of(key: str) -> Case:
     name, options, model = CASES[key]
     if name == "cggm" and model is Normalizing and not options.get("probes"):
-        options = options | {"probes": "mlp"}
+        options = {**options, "probes": "mlp"}
     return Case(load_method(name), options, model)
 
 

@@ -60,7 +60,7 @@ def die_at(output: Path, kind: str, number: float) -> None:
     if kind == "file":
         sys.addaudithook(audit)
     elif kind == "step":
-        Trainer._after_step = counted(Trainer._after_step, count)  # type: ignore[method-assign]
+        Trainer._after_step = counted(Trainer._after_step, count)  # type: ignore[assignment, method-assign]
 
 
 def counted(after_step: Callable[[Trainer], None], count: Callable[[], None]) -> Callable[[Trainer], None]:
