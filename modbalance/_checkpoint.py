@@ -64,12 +64,6 @@ class Checkpoint:
         missing = sorted(self._own().keys() - own.keys() - OPTIONAL)
         if missing:
             raise CheckpointError(f"The checkpoint should hold {missing} under `{KEY}`. Found only {sorted(own)}.")
-        if lost := [path for path in own.get("paths", "").splitlines() if path not in {*_paths(own["methods"])}]:
-            raise CheckpointError(
-                f"The state of the methods should be whole. Found no {lost[0]!r}, which was saved: torch's distributed "
-                "checkpoints leave out what a new optimizer does not hold yet. Save and load "
-                "`modbalance.distributed_checkpoint.MethodState(opt)` beside the results of torch's `get_state_dict`."
-            )
         shapes = self._shapes()
         if own["shapes"] != shapes:
             pairs = zip(own["shapes"], shapes, strict=False)
@@ -80,6 +74,12 @@ class Checkpoint:
                 f"{_at(own['shapes'], first)} in the checkpoint, {_at(shapes, first)} here."
             )
         self.lifecycle.check_state(own)
+        if lost := [path for path in own.get("paths", "").splitlines() if path not in {*_paths(own["methods"])}]:
+            raise CheckpointError(
+                f"The state of the methods should be whole. Found no {lost[0]!r}, which was saved: torch's distributed "
+                "checkpoints leave out what a new optimizer does not hold yet. Save and load "
+                "`modbalance.distributed_checkpoint.MethodState(opt)` beside the results of torch's `get_state_dict`."
+            )
 
     def _own(self) -> dict[str, Any]:
         state = self.lifecycle.state_dict()
