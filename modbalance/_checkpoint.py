@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
 
 from modbalance._lifecycle import Lifecycle
+from modbalance._reporting import depth_of_caller
 from modbalance.errors import CheckpointError, ModbalanceWarning
 from modbalance.gradients import optimized
 
 KEY = "modbalance"
 VERSION = 1
-OPTIONAL = {"begun"}
+OPTIONAL = {"begun", "paths", "inner_states"}
 """Keys that only some checkpoints of this format hold."""
 
 
@@ -27,7 +28,8 @@ class Checkpoint:
 
     def save(self) -> dict[str, Any]:
         """Return the state; tensors, numbers, strings, and containers of them."""
-        return {**self.inner.state_dict(), KEY: self.save_own()}
+        inner = self.inner.state_dict()
+        return {**inner, KEY: {**self.save_own(), "inner_states": len(inner.get("state", ()))}}
 
     def save_own(self) -> dict[str, Any]:
         """Return the state of the methods alone."""
@@ -40,6 +42,7 @@ class Checkpoint:
         inner = {name: value for name, value in saved.items() if name != KEY}
         if own is not None:
             self._check(own)
+            _warn_of_lost(own.get("inner_states", 0) - len(inner.get("state", ())) if inner else 0)
         elif self.lifecycle.methods and not self.lifecycle.is_restored:  # torch's helpers restore in two parts
             warnings.warn(
                 "The loaded state holds nothing of modbalance: the inner optimizer is restored, epoch, averages and "
@@ -71,12 +74,39 @@ class Checkpoint:
                 f"{_at(own['shapes'], first)} in the checkpoint, {_at(shapes, first)} here."
             )
         self.lifecycle.check_state(own)
+        if lost := [path for path in own.get("paths", "").splitlines() if path not in {*_paths(own["methods"])}]:
+            raise CheckpointError(
+                f"The state of the methods should be whole. Found no {lost[0]!r}, which was saved: torch's distributed "
+                "checkpoints leave out what a new optimizer does not hold yet. Save and load "
+                "`modbalance.distributed_checkpoint.MethodState(opt)` beside the results of torch's `get_state_dict`."
+            )
 
     def _own(self) -> dict[str, Any]:
-        return {"version": VERSION, "shapes": self._shapes(), **self.lifecycle.state_dict()}
+        state = self.lifecycle.state_dict()
+        return {"version": VERSION, "shapes": self._shapes(), **state, "paths": "\n".join(_paths(state["methods"]))}
 
     def _shapes(self) -> list[list[int]]:
         return [list(parameter.shape) for parameter in optimized(self.inner)]
+
+
+def _paths(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths of what nested containers hold, such as ``average/audio``; none of empty ones."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    if not isinstance(value, Mapping | list | tuple):
+        yield path
+    for key, item in items:
+        yield from _paths(item, f"{path}/{key}" if path else str(key))
+
+
+def _warn_of_lost(number: int) -> None:
+    if number > 0:
+        warnings.warn(
+            f"The loaded state lacks what the inner optimizer holds for {number} parameters, such as momentum: torch's "
+            "distributed checkpoints leave out what a new optimizer does not hold yet. Take both sides from torch's "
+            "`get_state_dict`, with `modbalance.distributed_checkpoint.MethodState(opt)` beside them.",
+            ModbalanceWarning,
+            stacklevel=depth_of_caller(),
+        )
 
 
 def _at(shapes: list[list[int]], index: int) -> str:

@@ -53,8 +53,9 @@ class Ranks:
             ConfigError: The model is in a `Join` context that does not know the optimizer.
         """
         if self.count > 1:
-            config = getattr(self._wrapped, "_join_config", None)
-            if tensors and config is not None and config.enable and self.uneven is None:
+            config = self.join_config
+            is_left_out = self.uneven is None or not self.uneven.is_of_this_context
+            if tensors and config is not None and config.enable and is_left_out:
                 raise ConfigError(
                     f"`Join` should know the optimizer too, since {_named(methods)} reduces statistics in each step. "
                     "Found the model alone: write `Join([model, opt])`."
@@ -62,6 +63,11 @@ class Ranks:
             size = sum(tensor.numel() for tensor in tensors)
             self._step_sums[methods] = size, _wide(tensors), tensors[0].device if tensors else torch.device("cpu")
         return self.sum(tensors)
+
+    @property
+    def join_config(self) -> Any:
+        """The model's settings of the latest `Join` context, an object of its own for each; ``None``: no DDP."""
+        return getattr(self._wrapped, "_join_config", None)
 
     def shadow_step(self, methods: tuple[str, ...]) -> None:
         """Take part in `sum_of_step` of the other ranks, with zeros.

@@ -55,7 +55,9 @@ class Term:
         sources = [self.leaf, *self.head.values()]
         by_leaf, *by_head = _gradients(self.value, sources, given)
         by_encoder: Sequence[Tensor | None] = [None] * len(self.encoder)
-        if by_leaf is not None and self.feature.requires_grad and self.encoder:
+        if by_leaf is None:  # from a synchronized batch norm, too, on a rank without samples; the others wait for it
+            by_leaf = torch.zeros_like(self.leaf)
+        if self.feature.requires_grad and self.encoder:
             by_encoder = _gradients(self.feature, [*self.encoder.values()], by_leaf)
         found: dict[Key, Tensor] = {}
         for kind, named, values in (("encoder", self.encoder, by_encoder), ("head", self.head, by_head)):

@@ -38,6 +38,7 @@ class UnevenInputs:
         self._inner = inner
         self._lifecycle = lifecycle
         self._is_over = False
+        self._config: Any = None
         self._ranks: Ranks = lifecycle.training.ranks
         self._ranks.uneven = self
 
@@ -46,8 +47,15 @@ class UnevenInputs:
         """Whether the context is entered and not over; torch sets its switch after it asked for this hook."""
         return not self._is_over and bool(self._owner._join_config.enable)
 
+    @property
+    def is_of_this_context(self) -> bool:
+        """Whether the model has entered no other context since, which would not know of the optimizer."""
+        return self._config is None or self._config is self._ranks.join_config
+
     def check_order(self) -> None:
         """Raise a ConfigError where the optimizer stands before the model."""
+        if self._config is None:  # torch makes it after it asked for this hook
+            self._config = self._ranks.join_config
         if self.is_active and self._owner._join_config.is_first_joinable:
             raise ConfigError(ORDER)
 

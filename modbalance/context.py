@@ -17,7 +17,7 @@ from torch.optim import Adagrad
 from modbalance._model import compiled
 from modbalance._model.forward import Forward, map_tensors, tensors_in
 from modbalance._model.graphs import refuse_in_capture
-from modbalance._model.rerun import preserved
+from modbalance._model.rerun import preserved, unsynchronized
 from modbalance._model.structure import Part, resolve
 from modbalance._nested import nested
 from modbalance._reporting import depth_of_caller
@@ -222,7 +222,8 @@ class Run:
     ) -> Batch:
         """Return a batch with features, logits and target of data of the method's own, with graph.
 
-        The bare model runs, without autocast and without compiled code, so that it can be differentiated twice.
+        The bare model runs, without autocast and without compiled code, so that it can be differentiated twice;
+        synchronized batch norms use the samples of this rank, which should be those of all where buffers are kept.
         Training flags and the RNG are left as they were; methods replace nothing. Call it in the epoch hooks.
 
         Args:
@@ -233,11 +234,12 @@ class Run:
                 do in a dry run.
         """
         assert self.model is not None
-        plain = torch.autocast(self.device.type, enabled=False)
+        plain, alone = torch.autocast(self.device.type, enabled=False), unsynchronized(self.model)
         unchanged = preserved([self.model], training, buffers=self.dry_run or not keep_buffers)
         separately = self._training.watch.separately()
-        with torch.enable_grad(), plain, compiled.uncompiled(), unchanged, separately as seen:
+        with torch.enable_grad(), plain, alone, compiled.uncompiled(), unchanged, separately as seen:
             logits, target = forward(self.model, item)
+        seen.is_local = True
         return self._batch_of(seen, logits, target)
 
     def _batch_of(self, seen: Forward, logits: Tensor, target: Any) -> Batch:

@@ -71,6 +71,7 @@ def recalibrate_batch_norm(run: Run, loader: Iterable[Any], forward: Forwarder) 
     """Set the running statistics of batch norms to the mean of the batch statistics over a loader, on all ranks.
 
     Everything else runs in eval mode and stays as it was. Layers whose parameters are frozen keep their statistics.
+    Layers that are synchronized over ranks take the batches that every rank has one of.
     """
     assert run.model is not None
     layers = [layer for layer in run.model.modules() if isinstance(layer, _BatchNorm) and _is_calibrated(layer)]
@@ -80,12 +81,20 @@ def recalibrate_batch_norm(run: Run, loader: Iterable[Any], forward: Forwarder) 
             for layer in layers:
                 layer.train().reset_running_stats()
                 layer.momentum = None  # a plain mean over the batches
-            for item in loader:
+            is_joint = any(isinstance(layer, nn.SyncBatchNorm) for layer in layers)
+            for item in _in_step(run, loader) if is_joint else loader:
                 forward(run.model, item)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     _average_over_ranks(run, layers)
+
+
+def _in_step(run: Run, loader: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches as long as every rank has one, since synchronized layers wait for all ranks."""
+    drawn = iter(loader)
+    while run._training.ranks.minimum(int((item := next(drawn, None)) is not None), run.device):
+        yield item
 
 
 def _average_over_ranks(run: Run, layers: Sequence[_BatchNorm]) -> None:
@@ -95,7 +104,8 @@ def _average_over_ranks(run: Run, layers: Sequence[_BatchNorm]) -> None:
         for layer, total, count in zip(layers, run.sums(local), counts, strict=True):
             getattr(layer, name).copy_(total / count)
     for layer, count in zip(layers, counts, strict=True):
-        layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
+        if not isinstance(layer, nn.SyncBatchNorm):  # whose batches are those of all ranks already
+            layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
 
 
 def _is_calibrated(layer: nn.Module) -> bool:

@@ -32,6 +32,7 @@ class Forward:
         is_claimed: Whether a criterion call came for it.
         is_observed: Whether a criterion call has gathered statistics of it already.
         replaced: The logits that a method replaced, and their replacement.
+        is_local: Whether batch norms that are synchronized over ranks use the samples of this rank alone.
     """
 
     def __init__(self, inputs: tuple[Args, Kwargs] | None = None) -> None:
@@ -45,6 +46,7 @@ class Forward:
         self.is_claimed = False
         self.is_observed = False
         self.replaced: tuple[Tensor, Tensor] | None = None
+        self.is_local = False
 
     # Written while the model runs
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from modbalance._model.forward import Args, Forward, Kwargs, replace_features
 from modbalance._model.graphs import refuse_in_capture
-from modbalance._model.modes import ModeDependence, switched
+from modbalance._model.modes import ModeDependence, modules_of, switched
 from modbalance._model.reentrant import is_reentrant, next_number
 from modbalance._model.structure import Structure
 from modbalance._model.watch import Watch
@@ -58,6 +60,7 @@ class Rerun:
             self._unchanged(training),
             self.watch.paused(),
             nullcontext() if forward is None else forward.autocast(),
+            self.synchronized_as_in(forward),
             gathered(structure.fusion, features.values()),
         ):
             if structure.fusion_callable is not None:
@@ -68,6 +71,11 @@ class Rerun:
             for module in structure.fusion[1:]:
                 output = module(output)
             return _as_logits(output)
+
+    def synchronized_as_in(self, forward: Forward | None) -> AbstractContextManager[None]:
+        """Return a context in which batch norms use the samples of this rank alone, if they did so in a forward."""
+        model = self.structure.model
+        return nullcontext() if forward is None or model is None or not forward.is_local else unsynchronized(model)
 
     def _unchanged(self, training: bool | None) -> AbstractContextManager[object]:
         """Return a context in which a pass of the fusion leaves no trace; none is needed if it cannot leave any.
@@ -89,7 +97,7 @@ class Rerun:
         assert model is not None
         is_first = not training and torch.is_grad_enabled() and not self._is_known
         since = next_number(next(model.parameters())) if is_first else 0
-        with preserved([model], training), forward.autocast():
+        with preserved([model], training), forward.autocast(), self.synchronized_as_in(forward):
             output = (model if self.structure.compiled is None else self.structure.compiled)(*args, **kwargs)
         logits = _as_logits(output if forward.logits_of is None else forward.logits_of(output))
         if is_first:
@@ -134,6 +142,26 @@ def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def unsynchronized(root: nn.Module) -> Iterator[None]:
+    """Let batch norms that are synchronized over ranks normalize by the samples of this rank in the body.
+
+    The backward of `nn.SyncBatchNorm` cannot be differentiated.
+    """
+    layers = [module for module in modules_of([root]) if isinstance(module, nn.SyncBatchNorm)]
+    own = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.__dict__["forward"] = functools.partial(_BatchNorm.forward, layer)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                del layer.__dict__["forward"]
+            else:
+                layer.__dict__["forward"] = forward
 
 
 def _as_logits(output: Any) -> Tensor:

@@ -113,7 +113,8 @@ class Unimodal:
             return self._zeroed(features, forward)
         autocast = nullcontext() if forward is None else forward.autocast()
         weights = gathered(self.heads.values(), features.values())
-        with self.rerun.watch.paused(), autocast, preserved(self._modules, None), weights:
+        alone = self.rerun.synchronized_as_in(forward)
+        with self.rerun.watch.paused(), autocast, preserved(self._modules, None), alone, weights:
             if self.function is not None:
                 return self._in_order(self.function(features))
             return {name: head(features[name]) for name, head in self.heads.items()}

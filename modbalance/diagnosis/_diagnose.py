@@ -21,7 +21,7 @@ from modbalance.diagnosis._probe import probe_accuracy
 from modbalance.diagnosis._report import Diagnosis, ModalityFindings
 from modbalance.diagnosis._samples import Samples, measure_samples
 from modbalance.diagnosis._subject import Subject
-from modbalance.diagnosis._verdict import CONFLICT, utilisation, verdict_of
+from modbalance.diagnosis._verdict import utilisation, verdict_of
 from modbalance.errors import ConfigError, suggest
 from modbalance.loaders import rng_kept
 
@@ -129,8 +129,8 @@ def _conclude(
         for name in used
     }
     cosines = [] if gradients is None else [*gradients.with_fused.values(), *gradients.between.values()]
-    conflicts = any(cosine < CONFLICT for cosine in cosines)
-    verdict = verdict_of(phi, difference_error, used, used_error, conflicts)
+    known = [cosine for cosine in cosines if not math.isnan(cosine)]
+    verdict = verdict_of(phi, difference_error, used, used_error, min(known, default=math.nan))
     speeds = _speeds(alone, way, settings)
     found = {
         name: ModalityFindings(

@@ -53,7 +53,7 @@ def verdict_of(
     error: float,
     used: Mapping[str, float],
     used_error: Mapping[str, float],
-    conflicts: bool,
+    cosine: float = math.nan,
 ) -> Verdict:
     """Return the verdict.
 
@@ -62,7 +62,7 @@ def verdict_of(
         error: Standard error of the difference between the largest and the smallest one.
         used: `utilisation` by modality, as far as ceilings are known.
         used_error: Its standard error.
-        conflicts: Whether gradients conflict.
+        cosine: Smallest cosine of two gradients; NaN where none is known.
     """
     degree = degree_of(contribution)
     low, high = min(contribution, key=contribution.__getitem__), max(contribution, key=contribution.__getitem__)
@@ -79,5 +79,8 @@ def verdict_of(
         reason = f"{numbers}, but {low} reaches {used[low]:.0%} of its ceiling: it is weak, and not starved"
     else:
         reason = f"{numbers}: less than twice as much, or within {STANDARD_ERRORS:g} standard errors"
+    conflicts = cosine < CONFLICT
+    if conflicts:
+        reason += f"; gradients conflict, with a cosine of {cosine:+.2f}"
     flags = {"starved": starved is not None, "dominated": dominated, "conflict": conflicts}
     return Verdict(degree, starved is not None, starved, reason, tuple(name for name, found in flags.items() if found))

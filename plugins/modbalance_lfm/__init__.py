@@ -78,6 +78,7 @@ class LFM(Method):
     needs = frozenset({"unimodal_logits", "loss_fn", "categories"})
     min_modalities = 2
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
+    excluded_hooks = frozenset({"modbalance_features"})  # its losses reach encoders past the features of the fusion
     acts_in_eval = True
 
     alpha: str = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from modbalance import CheckpointError
+from modbalance import BalancedOptimizer, CheckpointError, ModbalanceWarning
 from modbalance.distributed_checkpoint import MethodState
 from modbalance.testing._case import Training, different
 from support.every_method import BUILT_IN, case_of
@@ -113,3 +114,69 @@ def test_sharded_state_is_refused() -> None:
     method.ratio = {"left": torch.zeros(()).as_subclass(Sharded)}
     with pytest.raises(CheckpointError, match="sharded tensors in 'methods/mslr/ratio/left'"):
         MethodState(training.optimizer).state_dict()
+
+
+# Without the helpers: `dcp.save({"optimizer": opt.state_dict()})`, or the optimizer itself
+
+
+def save_plainly(training: Training, folder: Path, *, whole: bool = False) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save as write
+
+    optimizer = training.optimizer if whole else training.optimizer.state_dict()
+    write({"model": training.model.state_dict(), "optimizer": optimizer}, checkpoint_id=folder)
+
+
+def load_plainly(training: Training, folder: Path, *, whole: bool = False) -> None:
+    from torch.distributed.checkpoint.state_dict_loader import load as read
+
+    state = {
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer if whole else training.optimizer.state_dict(),
+    }
+    read(state, checkpoint_id=folder)
+    training.model.load_state_dict(state["model"])
+    if not whole:
+        training.optimizer.load_state_dict(state["optimizer"])
+
+
+def plainly_resumed(name: str, folder: Path, *, whole: bool) -> list[str]:
+    """Return what is told when a new optimizer is loaded; the methods are as they were saved, or there is an error."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    case = case_of(name)
+    before = case.training()
+    save_plainly(before.run(before.data(), stop=3), folder, whole=whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BalancedOptimizer, "begin", lambda *_, **__: None)  # nothing has begun in the new one
+        after = case.training(seed=7)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always", ModbalanceWarning)
+        try:
+            load_plainly(after, folder, whole=whole)
+        except (CheckpointError, CheckpointException) as error:
+            return [str(error)]
+    assert different(after.saved()["methods"], before.saved()["methods"]) == []
+    return [str(warning.message) for warning in given if issubclass(warning.category, ModbalanceWarning)]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_plain_round_trip_into_a_new_optimizer_is_not_silent(name: str, whole: bool, tmp_path: Path) -> None:
+    (told,) = plainly_resumed(name, tmp_path, whole=whole)
+    assert "MethodState(opt)" in told or "optimizer.modbalance.methods" in told
+
+
+def test_a_plain_round_trip_names_lost_averages(tmp_path: Path) -> None:
+    assert "Found no 'mslr/accuracies/left/0'" in plainly_resumed("mslr", tmp_path, whole=False)[0]
+
+
+def test_a_plain_round_trip_into_a_trained_optimizer_is_whole(tmp_path: Path) -> None:
+    case = case_of("agm")
+    whole = case.training().run()
+    data = whole.data()
+    training = case.training().run(data, stop=3)
+    save_plainly(training, tmp_path)
+    training.run(data, start=3)
+    load_plainly(training, tmp_path)
+    training.run(data, start=3)
+    assert different(training.weights(), whole.weights()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from typing import Any, cast
 
 import pytest
@@ -170,3 +171,33 @@ def left_empty(rank: int) -> str:
 def test_a_rank_without_any_batch_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="at least one batch in a `Join` context"):
         on_ranks(left_empty)
+
+
+def second_context(rank: int, joins: bool, fails: bool) -> str:
+    """Return the error of a second epoch, after one that has ended or failed, with the model alone in the context."""
+    model = multimodal()
+    wrapped = DistributedDataParallel(model)
+    optimizer = optimizer_of(model, wrapped, "ogm")
+    data = batches(model, 3)
+    with suppress(KeyboardInterrupt), Join([wrapped, cast(Any, optimizer)]):
+        for batch in data[: 3 - rank]:
+            step(wrapped, optimizer, batch, HALVES[rank])
+            if fails:
+                raise KeyboardInterrupt
+    try:
+        with Join([wrapped]) if joins else nullcontext():
+            for batch in data[: 3 - rank if joins else 3]:
+                step(wrapped, optimizer, batch, HALVES[rank])
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_later_context_with_the_model_alone_is_refused(fails: bool) -> None:
+    for error in on_ranks(second_context, True, fails):
+        assert "Found the model alone" in error
+
+
+def test_even_epochs_after_a_context_need_none() -> None:
+    assert on_ranks(second_context, False, False) == ["", ""]

@@ -334,6 +334,14 @@ def test_methods_that_replace_logits_do_not_go_with_it(other: str) -> None:
         balanced(multimodal(), ["lfm", other])
 
 
+@pytest.mark.parametrize("fused", ["mean", "model"])
+def test_dgl_beside_it_is_refused_since_its_cut_would_have_no_effect(fused: str) -> None:
+    model = multimodal()
+    lfm, dgl = load_method("lfm").configure(fused=fused), load_method("dgl").configure()
+    with pytest.raises(ConfigError, match=r"`lfm` should stand without .*`modbalance_features`.* Found dgl"):
+        balanced(model, [lfm, dgl])
+
+
 def test_ogm_beside_it_scales_the_gradients_of_both_losses() -> None:
     one, two = multimodal(), multimodal()
     both = [load_method("lfm").configure(), load_method("ogm").configure(param_filter="all")]

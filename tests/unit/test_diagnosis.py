@@ -259,16 +259,26 @@ def test_degree_and_utilisation() -> None:
 def test_a_weak_modality_at_its_ceiling_is_not_starved() -> None:
     contribution = {"a": 0.1, "b": 0.6}
 
-    assert verdict_of(contribution, 0.01, {}, {}, False).starved == "a"
-    weak = verdict_of(contribution, 0.01, {"a": 0.95}, {"a": 0.01}, True)
+    assert verdict_of(contribution, 0.01, {}, {}).starved == "a"
+    weak = verdict_of(contribution, 0.01, {"a": 0.95}, {"a": 0.01}, -0.3)
     assert (weak.starved, weak.findings) == (None, ("dominated", "conflict"))
     assert "weak" in weak.reason
-    assert verdict_of({"a": 0.3, "b": 0.4}, 0.01, {"a": 0.5}, {"a": 0.01}, False).starved == "a"
+
+
+@pytest.mark.parametrize(("cosine", "is_named"), [(math.nan, False), (0.2, False), (-0.05, False), (-0.25, True)])
+def test_a_conflict_alone_is_in_the_reason(cosine: float, is_named: bool) -> None:
+    verdict = verdict_of({"a": 0.3, "b": 0.3}, 0.01, {}, {}, cosine)
+    assert verdict.findings == (("conflict",) if is_named else ())
+    assert verdict.reason.endswith("; gradients conflict, with a cosine of -0.25") is is_named
+
+
+def test_a_starved_modality_below_its_ceiling() -> None:
+    assert verdict_of({"a": 0.3, "b": 0.4}, 0.01, {"a": 0.5}, {"a": 0.01}).starved == "a"
 
 
 def test_a_difference_within_its_errors_is_no_imbalance() -> None:
-    assert not verdict_of({"a": 0.1, "b": 0.3}, 0.11, {}, {}, False).is_imbalanced
-    assert verdict_of({"a": 0.1, "b": 0.3}, 0.09, {}, {}, False).is_imbalanced
+    assert not verdict_of({"a": 0.1, "b": 0.3}, 0.11, {}, {}).is_imbalanced
+    assert verdict_of({"a": 0.1, "b": 0.3}, 0.09, {}, {}).is_imbalanced
 
 
 # Nothing is changed
