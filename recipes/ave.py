@@ -265,6 +265,7 @@ EVENTS = Recipe(
         # the visual features depend on the sound.
         "agm": {"max_gap": None, "clip_trigger": None, "coalitions": "full"},
         "cggm": {"probes": "mlp"},  # probes whose last layer has the shape of the head's
+        "mmpareto": {"heads": "slice"},  # ours: built heads give one vector per clip, not one per second
     },
     protocols={
         # The AGM code, in training and validation: full batches only, and the best validation epoch is the result.
