@@ -548,7 +548,9 @@ class Lifecycle:
                 )
         replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
         if len(replacing) > 1:
-            raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
+            raise ConfigError(
+                f"At most one method should replace the logits. Found {' and '.join(replacing)}: choose one of them."
+            )
         self._check_exclusions()
         if self.hooks.implementers("modbalance_coefficients"):
             self.training.structure.require_disjoint()

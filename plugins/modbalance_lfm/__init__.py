@@ -79,6 +79,7 @@ class LFM(Method):
     min_modalities = 2
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     acts_in_eval = True
+    excluded_hooks = frozenset({"modbalance_features"})
 
     alpha: str = option(
         "fitted", one_of("fitted", "learned", "heuristic"), "weight a_1: the authors' polynomial, learned, or exp(-r e)"
