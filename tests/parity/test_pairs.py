@@ -90,7 +90,7 @@ def sliced(model: Multimodal) -> Logits:
 def ours(names: str, method: Method, data: list[Batch], order: int, epochs: int = 1) -> Multimodal:
     """Train with a method and OGM."""
     model = model_of(names)
-    ogm = load_method("ogm")(param_filter="all")
+    ogm = load_method("ogm").configure(param_filter="all")
     optimizer = balanced(model, [method, ogm][::order])
     loader = loader_of(data)
     optimizer.begin(train=loader)
@@ -110,7 +110,7 @@ def with_mmcosine(both: Together, data: list[Batch]) -> Method:
         inner.zero_grad()
         F.cross_entropy(torch.stack(both.unimodal(both.encode(*inputs))).sum(0), y).backward()
         inner.step()
-    return load_method("mmcosine")()
+    return load_method("mmcosine").configure()
 
 
 def with_opm(both: Together, data: list[Batch]) -> Method:
@@ -133,7 +133,7 @@ def with_pmr(both: Together, data: list[Batch]) -> Method:
             both.look(inputs, y)
             twin.step(inputs, y)
         twin.end_epoch_with(data)
-    return load_method("pmr")(alpha=2.0, fraction=0.5)
+    return load_method("pmr").configure(alpha=2.0, fraction=0.5)
 
 
 def with_mmpareto(both: Together, data: list[Batch]) -> Method:
@@ -142,7 +142,7 @@ def with_mmpareto(both: Together, data: list[Batch]) -> Method:
     for inputs, y in data:
         both.look(inputs, y)
         twin.step(inputs, y)
-    return load_method("mmpareto")(heads="slice")
+    return load_method("mmpareto").configure(heads="slice")
 
 
 def with_dgl(both: Together, data: list[Batch]) -> Method:
@@ -152,7 +152,7 @@ def with_dgl(both: Together, data: list[Batch]) -> Method:
     for inputs, y in data:
         both.look(inputs, y)
         twin.step(inputs, y)
-    return load_method("dgl")(alpha=2.0)
+    return load_method("dgl").configure(alpha=2.0)
 
 
 def with_inforeg(both: Together, data: list[Batch]) -> Method:
@@ -171,7 +171,7 @@ def with_inforeg(both: Together, data: list[Batch]) -> Method:
             both.look(inputs, y)
             twin.step(inputs, y)
         twin.end_epoch()
-    return load_method("inforeg")(strength=0.9)
+    return load_method("inforeg").configure(strength=0.9)
 
 
 @pytest.mark.parametrize("names", ["ab", "abc"])
