@@ -42,7 +42,7 @@ class Cost:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations but views, reads on the host, and samples that convolutions see, one per encoder, or go back."""
+    """Counts operations but views, reads on the host, and samples at convolutions, one per encoder, there and back."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
