@@ -157,8 +157,9 @@ def sum_norms(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
         one: Tensors of any shape on one device, at least one, none of them sharded.
         other: Tensors of the same shapes and types.
     """
-    chunks = _chunks(one, [each.numel() for each in one]) if one[0].device.type == "cpu" else [slice(None)]
-    norms = [norm for chosen in chunks for norm in torch._foreach_norm(torch._foreach_add(one[chosen], other[chosen]))]
+    left, right = [*one], [*other]
+    chunks = _chunks(left, [each.numel() for each in left]) if left[0].device.type == "cpu" else [slice(None)]
+    norms = [norm for chosen in chunks for norm in torch._foreach_norm(torch._foreach_add(left[chosen], right[chosen]))]
     wide = torch.float64 if torch.float64 in [each.dtype for each in norms] else torch.float32
     return torch.stack([norm.to(one[0].device, wide) for norm in norms])
 
