@@ -4,8 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test test-fast lowest newest release-check check lint format types docs site bench stacks cuda
-.PHONY: cuda-sheet clean
+.PHONY: env demo demo-all test test-fast lowest newest release-check check lint format types docs site bench stacks pairs
+.PHONY: cuda cuda-sheet clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -59,6 +59,10 @@ docs: env
 # Trains every method in every training stack, in two minutes; writes docs/stacks.md.
 stacks: env
 	PYTHONPATH=tests $(BIN)/python -m stacks
+
+# Trains every pair of methods, in a minute; writes docs/pairs.md.
+pairs: env
+	PYTHONPATH=tests $(BIN)/python -m pairs
 
 # The pages as a site, warnings as errors, into build/site. No network.
 site: env

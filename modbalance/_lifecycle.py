@@ -374,27 +374,33 @@ class Lifecycle:
         keys = [(method, name) for method, sums in pending.sums.items() for name in sums if name not in reduced[method]]
         places = [(method, key) for method, found in pending.terms.items() for key in found]
         values = [pending.sums[method][name] for method, name in keys]
-        values += [pending.terms[method][key] for method, key in places]
+        values += [pending.terms[method].pop(key) for method, key in places]
         totals = self.training.ranks.sum_of_step(values, self.observing)
+        del values
         stats: dict[str, Sums] = {method.name: dict(pending.sums.get(method.name, {})) for method in methods}
         for (method, name), total in zip(keys, totals[: len(keys)], strict=True):
             stats.setdefault(method, {})[name] = total
-        terms = self._mean_terms(places, totals[len(keys) :])
+        of_terms = totals[len(keys) :]
+        del totals
+        terms = self._mean_terms(places, of_terms)
         return [Step(self._runs[m.name], m, stats[m.name], terms=terms.get(m.name, {})) for m in methods]
 
     def _mean_terms(
-        self, places: Sequence[tuple[str, Key]], totals: Sequence[Tensor]
+        self, places: Sequence[tuple[str, Key]], totals: list[Tensor]
     ) -> Mapping[str, Mapping[Key, Tensor]]:
-        """Return gradients of loss terms as those of parameters are: means over ranks, unscaled where these are."""
+        """Return gradients of loss terms as those of parameters are: means over ranks, unscaled where these are.
+
+        They are copies, which a method may change. The originals leave the list one by one, so that copies of equal
+        sizes reuse their memory: fresh memory costs several times as much as the arithmetic.
+        """
         terms: dict[str, dict[Key, Tensor]] = {}
-        if places:
-            scale = self._scale.ratio()
-            if (count := self.training.ranks.count) > 1:
-                totals = torch._foreach_div([*totals], count)
-            if scale is not None:
-                totals = [total * scale.to(total) for total in totals]
-        for (method, key), total in zip(places, totals, strict=True):
-            terms.setdefault(method, {})[key] = total
+        scale, count = self._scale.ratio() if places else None, self.training.ranks.count
+        totals.reverse()
+        for method, key in places:
+            total = totals.pop()
+            mean = total / count if count > 1 else total.clone() if scale is None else total
+            terms.setdefault(method, {})[key] = mean if scale is None else mean * scale.to(mean)
+            del total, mean
         return terms
 
     # Between epochs
@@ -548,7 +554,9 @@ class Lifecycle:
                 )
         replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
         if len(replacing) > 1:
-            raise ConfigError(f"At most one method should replace the logits. Found {' and '.join(replacing)}.")
+            raise ConfigError(
+                f"At most one method should replace the logits. Found {' and '.join(replacing)}: choose one of them."
+            )
         self._check_exclusions()
         if self.hooks.implementers("modbalance_coefficients"):
             self.training.structure.require_disjoint()

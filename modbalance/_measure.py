@@ -26,6 +26,7 @@ class Cost:
     Attributes:
         encoder_passes: Forward passes of the encoders per step, in units of one pass of all encoders over the batch;
             1 is training without a method.
+        encoder_backwards: Backward passes of the encoders per step, in the same unit.
         operations_added: Operations of torch per step, views left out, less those of training without a method.
         host_reads: Reads of a tensor on the host per step, which a GPU would have to wait for.
         epoch_passes: Forward passes of the encoders between two epochs, in the same unit.
@@ -33,6 +34,7 @@ class Cost:
     """
 
     encoder_passes: float
+    encoder_backwards: float
     operations_added: float
     host_reads: float
     epoch_passes: float
@@ -40,11 +42,11 @@ class Cost:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations but views, reads on the host, and samples that convolutions see: one per encoder."""
+    """Counts operations but views, reads on the host, and samples at convolutions, one per encoder, there and back."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.operations = self.reads = self.samples = 0
+        self.operations = self.reads = self.samples = self.samples_back = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -54,6 +56,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.reads += name in _READS
         if name == "aten.convolution":
             self.samples += len(args[0])
+        if name == "aten.convolution_backward":
+            self.samples_back += len(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -70,6 +74,7 @@ def measure(method: type[Method]) -> Cost:
     passes = len(case.smallest()) * _SIZE
     return Cost(
         encoder_passes=ours.samples / steps / passes,
+        encoder_backwards=ours.samples_back / steps / passes,
         operations_added=(ours.operations - bare.operations) / steps,
         host_reads=(ours.reads - bare.reads) / steps,
         epoch_passes=epoch.samples / (EPOCHS - 1) / passes,

@@ -593,7 +593,8 @@ class Step:
         """Return (parameter, gradient of its modality's term) of an encoder, see `Batch.term_gradients`.
 
         They are as the gradients of parameters are: sums over micro-batches, means over ranks, unscaled where a
-        GradScaler has unscaled these, and scaled by coefficients. Parameters without a gradient are left out.
+        GradScaler has unscaled these, and scaled by coefficients. Parameters without a gradient are left out. The
+        tensors are the method's own, which it may change.
         """
         named = [(name, p) for name, p in self.run.parameters(modality) if p.grad is not None]
         return [(p, u) for name, p in named if (u := self.terms.get(("encoder", modality, name))) is not None]

@@ -23,6 +23,7 @@ __all__ = [
     "sandbox",
     "scale_",
     "std",
+    "sum_norms",
     "values",
 ]
 
@@ -145,6 +146,22 @@ def products(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
         for place, total in zip(group, of_parts.sum(0).unbind(), strict=True):
             found[place] = total
     return torch.stack(found)
+
+
+def sum_norms(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """L2 norm of the sum of each tensor with its counterpart, (N,), in single precision at least.
+
+    On a CPU sums are formed a megabyte at a time: all at once, their memory would take longer than the arithmetic.
+
+    Args:
+        one: Tensors of any shape on one device, at least one, none of them sharded.
+        other: Tensors of the same shapes and types.
+    """
+    left, right = [*one], [*other]
+    chunks = _chunks(left, [each.numel() for each in left]) if left[0].device.type == "cpu" else [slice(None)]
+    norms = [norm for chosen in chunks for norm in torch._foreach_norm(torch._foreach_add(left[chosen], right[chosen]))]
+    wide = torch.float64 if torch.float64 in [each.dtype for each in norms] else torch.float32
+    return torch.stack([norm.to(one[0].device, wide) for norm in norms])
 
 
 def add_noise_(gradients: list[Tensor], sigma: list[Tensor], generator: torch.Generator) -> None:

@@ -211,8 +211,9 @@ RECIPE = Recipe(
         "cggm": {"probes": "mlp"},  # these fit all heads
     },
     synthetic_options={
-        # 25 epochs instead of 100; CGGM without its direction term, the magnitudes alone.
+        # 25 epochs instead of 100, or of 200 in the LFM code; CGGM without its direction term, the magnitudes alone.
         "mses": {"patience": 5},
+        "lfm": {"alpha_epochs": 25},
         "relearning": {"period": 8, "count": 2},
         "cggm": {"probes": "linear", "lam": 0.0},
     },

@@ -265,6 +265,7 @@ EVENTS = Recipe(
         # the visual features depend on the sound.
         "agm": {"max_gap": None, "clip_trigger": None, "coalitions": "full"},
         "cggm": {"probes": "mlp"},  # probes whose last layer has the shape of the head's
+        "mmpareto": {"heads": "slice"},  # ours: built heads give one vector per clip, not one per second
     },
     protocols={
         # The AGM code, in training and validation: full batches only, and the best validation epoch is the result.
@@ -305,7 +306,11 @@ RECIPE = Recipe(
         "step_size": 6,
         "log_every": 1,
     },
-    method_options={"ogm": OGM, "ogm_ge": OGM},
+    method_options={
+        "ogm": OGM,
+        "ogm_ge": OGM,
+        "pmr": {"alpha": 2.0, "momentum": 0.0, "end_epoch": 70},  # its runs with concatenation, in the same file
+    },
     protocols={
         # The PMR code: all rows of trainSet.txt, the first frames of the event, the best epoch on test is the result.
         "official": {"select": "test", "overlap": True, "frame_choice": "first"},

@@ -272,7 +272,11 @@ RECIPE = Recipe(
         "ogm": OGM,
         "ogm_ge": OGM,
         "agm": {"alpha": 0.1, "max_gap": None},  # alpha of BalanceBenchmark; MOSEI_main.py of the AGM code has no bound
-        "relearning": {"period": 15, "count": 2},  # BalanceBenchmark
+        # trainer_config.yaml of BalanceBenchmark, which calls lam of OPM alpha and has its default, as of p_exe.
+        "relearning": {"period": 15, "count": 2},
+        "mmcosine": {"scale": 15.0},
+        "opm": {"q_base": 0.4, "start_epoch": 0},
+        "pmr": {"alpha": 0.6, "momentum": 0.5, "end_epoch": 80},
         "cggm": {"probes": "mlp"},  # these fit all heads
     },
     synthetic_options={

@@ -185,6 +185,7 @@ RECIPE = Recipe(
         "dgl": {"alpha": 5.0},  # the better of two in the CREMA-D scripts of the DGL code
         "pmr": {"alpha": 2.0, "momentum": 0.0, "end_epoch": 70},  # nearly all commands of the PMR code
         "inforeg": {"strength": {"audio": 0.95, "visual": 0.1}},  # literals of the InfoReg code
+        "lfm": {"alpha_epochs": 100},  # crema.json of the LFM code: 200 epochs, the length of its fitted weight
         "mslr": {"init": {"audio": 0.9, "visual": 1.1}},  # the CREMA-D script of the AGM code, as is the patience
         "mses": {"patience": 80},
     },
@@ -193,6 +194,7 @@ RECIPE = Recipe(
         "ogm": {"alpha": 0.1},
         "ogm_ge": {"alpha": 0.1},
         "relearning": {"period": 2, "count": 2},
+        "lfm": {"alpha_epochs": 6},
         "mses": {"patience": 2},
     },
     protocols={

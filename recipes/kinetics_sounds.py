@@ -124,6 +124,7 @@ RECIPE = Recipe(
         "ogm": OGM,
         "ogm_ge": OGM,
         "dgl": {"alpha": 3.0},  # the better of two in the Kinetics-Sounds scripts of the DGL code
+        "inforeg": {"strength": {"audio": 0.95, "visual": 0.1}},  # literals of the InfoReg code, for any dataset
     },
     protocols={
         # The OGM-GE code: all of my_train.txt, the first frame of each third, the best epoch on test is the result.

@@ -148,6 +148,10 @@ RECIPE = Recipe(
         "ogm_ge": OGM,
         "agm": {"alpha": 0.1, "end_epoch": 80},  # the same file, as is the next one
         "relearning": {"period": 15, "count": 2},
+        # That file again; its alpha of OPM is lam, and this value and p_exe are the defaults.
+        "mmcosine": {"scale": 15.0},
+        "opm": {"q_base": 0.4, "start_epoch": 0},
+        "pmr": {"alpha": 0.6, "momentum": 0.5, "end_epoch": 80},
     },
     synthetic_options={
         "ogm": {"start_epoch": 0},

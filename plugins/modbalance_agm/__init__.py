@@ -52,6 +52,7 @@ class AGM(WindowedMethod):
     name: ClassVar[str] = "agm"
     needs = frozenset({"model", "target"})
     min_modalities = 2
+    excluded_hooks = frozenset({"modbalance_features"})
     suits: ClassVar[Mapping[str, str]] = {
         "dominated": "Slows a modality down whose Shapley output does better than it did so far."
     }

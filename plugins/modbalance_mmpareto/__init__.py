@@ -127,16 +127,18 @@ class MMPareto(WindowedMethod):
         a, b, d = (gradients.products(x, y).sum() for x, y in ((g, g), (g, u), (u, u)))
         is_bad_g = a * 0 != 0
         is_bad = is_bad_g | (d * 0 != 0)
-        u = [torch.where(is_bad, 0, u_p) for u_p in u]
+        for u_p in u:
+            u_p.nan_to_num_(0.0, 0.0, 0.0)  # with the weight 0 below, as if u were 0 where a value of it is bad
         b, d = b.masked_fill(is_bad, 0), d.masked_fill(is_bad, 0)
         c = weight(a, b, d).masked_fill(is_bad, 0.5)
-        s_norm = torch._foreach_norm(torch._foreach_add(g, u))
+        s_norm = gradients.sum_norms(g, u)
         gradients.scale_(parameters, 2 * c)
-        torch._foreach_add_(g, torch._foreach_mul(u, (2 * (1 - c)).to(u[0])))  # h_p = 2 c g_p + 2 (1 - c) u_p
-        h_norm = torch._foreach_norm(g)
-        factors = self._factors(stacked(s_norm), stacked(h_norm)).masked_fill(is_bad_g, 1.0)
+        torch._foreach_mul_(u, (2 * (1 - c)).masked_fill(is_bad, 0).to(u[0]))
+        torch._foreach_add_(g, u)  # h_p = 2 c g_p + 2 (1 - c) u_p
+        h_norm = stacked(torch._foreach_norm(g))
+        factors = self._factors(s_norm, h_norm).masked_fill(is_bad, self.gamma).masked_fill(is_bad_g, 1.0)
         torch._foreach_mul_(g, [f.to(g_p) for f, g_p in zip(factors.unbind(), g, strict=True)])
-        is_cancelled = (stacked(h_norm).amax() == 0) & (a > 0)
+        is_cancelled = (h_norm.amax() == 0) & (a > 0)
         cosine = b / (a * d).sqrt().clamp(min=torch.finfo(a.dtype).tiny)
         return cosine, c, is_bad, is_cancelled
 

@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
-from modbalance import BalancedOptimizer, ConfigError
+from modbalance import BalancedOptimizer, ConfigError, gradients
 from modbalance._plugins import load_method
 from modbalance.testing._rules_state import Halving
 from modbalance_mmpareto import weight
@@ -398,3 +398,38 @@ def test_a_backward_of_its_own_for_a_regularizer_does_not_change_the_scale() -> 
             optimizer.step()
         ends.append(model)
     assert_close(ends[0], ends[1], 1e-10)
+
+
+class TwoBiases(nn.Module):
+    """Two parameters that get the same tensor as gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 4)
+        self.one, self.two = nn.Parameter(torch.zeros(6, 4)), nn.Parameter(torch.zeros(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.linear(x) + self.one + self.two
+        return features
+
+
+def test_parameters_whose_gradients_share_memory_are_combined_one_by_one() -> None:
+    model = with_heads()
+    model.encoders["a"] = TwoBiases()
+    optimizer = built(model)
+    train(model, optimizer, batches(multimodal(), 3))
+    encoder = model.encoders["a"]
+    assert encoder.one.abs().max() > 0
+    assert torch.equal(encoder.one, encoder.two)
+    assert_same({"grad": encoder.one.grad}, {"grad": encoder.two.grad})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_norms_of_sums(dtype: torch.dtype) -> None:
+    sizes = [(3,), (700, 700), (), (40, 5), (600, 500)]
+    generator = torch.Generator().manual_seed(0)
+    one, other = ([torch.randn(size, generator=generator).to(dtype) for size in sizes] for _ in range(2))
+    found = gradients.sum_norms(one, other)
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    expected = torch.stack([(a + b).double().norm() for a, b in zip(one, other, strict=True)])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0)

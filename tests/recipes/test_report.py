@@ -106,6 +106,16 @@ def test_a_modality_trained_by_itself_is_drawn_where_it_is_scored() -> None:
     assert "only:audio" in _lines(alone, "all modalities")
 
 
+def test_lines_of_fifteen_methods_and_more_are_told_apart() -> None:
+    names = [f"method {number}" for number in range(24)]
+    histories = {name: [[_row(epoch) for epoch in range(1, 26)]] for name in ["none", *names, "only:audio"]}
+    figure = Picture(histories, ("audio", "visual"), CAPTION).figure()
+    lines = [line for line in figure.axes[0].get_lines() if not str(line.get_label()).startswith(("_", "chance"))]
+    looks = {(line.get_color(), line.get_marker()) for line in lines}
+    assert len(looks) == len(lines) == 25
+    assert {line.get_marker() for line in lines[:9]} == {"None"}, "few methods need no markers"
+
+
 def test_a_huge_coefficient_leaves_the_others_to_be_seen() -> None:
     histories = {"cggm": [[_row(1, coefficient_audio=-2e6), _row(2, coefficient_audio=0.5)]]}
     figure = Picture(histories, ("audio", "visual"), CAPTION).figure()

@@ -44,7 +44,8 @@ def train(recipe: Recipe, settings: Settings[Any], data: Data, method: str) -> n
     torch.manual_seed(0)
     model = recipe.build_model(settings, data)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    described = {**recipe.balance(settings), **options_of(method, settings, recipe)}
+    options = recipe.with_values(method, options_of(method, settings, recipe))
+    described = {**recipe.balance(settings), **options}
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **described)
     criterion = optimizer.criterion(data.task.loss(), score=data.task.score)
     loader = batches(data)

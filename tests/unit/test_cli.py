@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from modbalance import Batch, Method, hookimpl, list_methods
+from modbalance._cli.methods import cost_record
 from modbalance._measure import measure
+from modbalance._plugins import Listing, load_method
 from modbalance.cli import COMMANDS, main
 from support.plugin_distributions import Add
 
@@ -134,6 +136,26 @@ def test_methods_as_json_have_source_and_measured_cost(
     assert (cost["encoder_passes"], cost["host_reads"], cost["epoch_passes"]) == (1, 0, 0)
     assert 20 < cost["operations_added"] < 80
     assert found["mses"]["cost"]["epoch_passes"] == 2, "training and validation data, once each"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listing", list_methods(), ids=lambda listing: listing.name)
+def test_every_installed_method_has_a_measured_cost_without_reads_in_a_step(listing: Listing) -> None:
+    assert listing.method is not None
+    record = cost_record(listing.method)
+    assert record["cost_problem"] is None
+    cost = record["cost"]
+    assert cost["host_reads"] == 0
+    assert cost["encoder_passes"] >= 1
+    # One backward of each encoder, and those of a term's gradients or of masked passes.
+    assert cost["encoder_backwards"] >= 1
+    assert cost["operations_added"] > 0 or listing.name == "relearning", "it acts between epochs alone"
+
+
+def test_backward_passes_are_those_of_the_method() -> None:
+    """MMPareto takes two gradients of each encoder behind one forward, which a user of the list should see."""
+    cost = measure(load_method("mmpareto"))
+    assert (cost.encoder_passes, cost.encoder_backwards) == (1, 2)
 
 
 def test_a_method_that_fails_in_the_measurement_is_listed_with_the_reason(

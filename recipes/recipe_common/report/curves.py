@@ -17,6 +17,9 @@ from recipe_common.report.view import Row
 # The palette of Okabe and Ito, which colour-blind readers can distinguish; the baseline is grey.
 _GREY = "#6e6e6e"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8F6B00")
+_MARKERS = ("", "o", "s", "^", "D")
+"""Markers of the first methods with these colours, of the next ones, and so on."""
+_MARKS = 6  # on a line
 _LINE_STYLES = ("-", "--", ":", "-.")
 _SUFFIXES = (".png", ".pdf")
 _MOST_BANDS = 4
@@ -35,8 +38,18 @@ def colour(method: str, methods: Sequence[str]) -> str:
         return _GREY
     if method.startswith(ONLY):
         return "black"
-    others = [name for name in methods if name != BASELINE and not name.startswith(ONLY)]
-    return _COLOURS[others.index(method) % len(_COLOURS)]
+    return _COLOURS[_place(method, methods) % len(_COLOURS)]
+
+
+def marker(method: str, methods: Sequence[str]) -> str:
+    """Return the marker of a method, which tells it from others of its colour; empty for none."""
+    if method == BASELINE or method.startswith(ONLY):
+        return ""
+    return _MARKERS[_place(method, methods) // len(_COLOURS) % len(_MARKERS)]
+
+
+def _place(method: str, methods: Sequence[str]) -> int:
+    return [name for name in methods if name != BASELINE and not name.startswith(ONLY)].index(method)
 
 
 @attrs.frozen
@@ -166,9 +179,13 @@ class Picture:
         length = min(len(run) for run in runs)
         values = np.array([[read(row) for row in run[:length]] for run in runs], dtype=np.float64)
         epochs = [row["epoch"] for row in runs[0][:length]]
-        own = colour(method, list(self.histories))
-        marker = "o" if length == 1 else None  # a line needs two points
-        axes.plot(epochs, values.mean(0), style, color=own, label=label, linewidth=width, marker=marker)
+        own, mark = colour(method, list(self.histories)), marker(method, list(self.histories))
+        if length == 1:
+            mark = mark or "o"  # a line needs two points
+        place = list(self.histories).index(method)
+        marks = (place % _MARKS, max(1, length // _MARKS)) if length > _MARKS else 1
+        look = {"color": own, "linewidth": width, "marker": mark or None, "markevery": marks, "markersize": 5}
+        axes.plot(epochs, values.mean(0), style, label=label, **look)
         if len(runs) > 1 and len(self._methods) <= _MOST_BANDS:
             axes.fill_between(epochs, values.min(0), values.max(0), color=own, alpha=0.15, linewidth=0)
 

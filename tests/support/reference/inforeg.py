@@ -32,6 +32,7 @@ class Twin:
     gap: str = "sum"
     against: str = "mean_others"
     trace_of_regulated: bool = True
+    before_regulation: Callable[[], None] = lambda: None
     history: list[list[float]] = field(default_factory=list)
 
     def start_epoch(self) -> None:
@@ -56,6 +57,7 @@ class Twin:
         for o_u in o:
             (self.unimodal_weight * F.cross_entropy(o_u, y)).backward(retain_graph=True)
         F.cross_entropy(self.fusion(*z), y).backward()
+        self.before_regulation()
         size = len(y) if self.gap == "mean" else 1
         s = [sum(o_u.detach().softmax(1)[b, y_b].item() for b, y_b in enumerate(y.tolist())) / size for o_u in o]
         for u, phi_u in enumerate(self.encoders):

@@ -1,0 +1,5 @@
+"""`python -m pairs` writes docs/pairs.md."""
+
+from pairs.page import main
+
+main()
