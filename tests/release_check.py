@@ -114,7 +114,7 @@ def try_wheel(wheel: Path, folder: Path, download: bool) -> None:
     (used / "methods.py").write_text(METHODS, encoding="utf-8")
     command = python.parent / "modbalance"
     _run(python, "methods.py", cwd=used)
-    _run(command, "list", cwd=used)
+    _run(command, "methods", cwd=used)
     _run(command, "show", "ogm_ge", cwd=used)
     _run(command, "recipe", "cremad", "--help", cwd=used)
     _run(command, "new", "my-method", cwd=used)
