@@ -107,7 +107,7 @@ def test_commands_and_flags_of_the_documents_exist() -> None:
         "python recipes/absent.py",
         "python docs/absent.py",
         "modbalance recipe av_mnist --nothing 3",
-        "python recipes/av_mnist.py sweep --methods none",
+        "python recipes/cremad.py prepare --methods none",
     ],
 )
 @pytest.mark.slow
