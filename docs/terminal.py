@@ -23,13 +23,11 @@ from rich.text import Text
 DOCS = Path(__file__).parent
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-FORMAT = FORMAT.replace("Fira Code, monospace", FONTS).replace(
-    "<!-- Generated with Rich https://www.textualize.io -->", ""
-)
+FORMAT = FORMAT.replace("Fira Code, monospace", FONTS)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^modbalance (?:recipe|compare) .*$", re.MULTILINE)
 CONTROL = re.compile(r"\x1b\[(\d*)A|\x1b\[2K|\x1b\[\?25[lh]|\r")
-KERNEL = re.compile(r"Linux-\S+-(?=x86_64|aarch64)\S+-with-(\S+)")
+KERNEL = re.compile(r"Linux-\S+?-(x86_64-\S+|aarch64-\S+)")
 
 
 def picture(name: str, title: str, content: RenderableType, width: int) -> None:
@@ -70,17 +68,16 @@ def run(command: str, folder: Path, width: int) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-m", *command.split()],
         cwd=folder,
-        env=os.environ | settings,
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | settings,
         stdout=subprocess.PIPE,
-        text=True,
         check=True,
     )
-    return screen(done.stdout.strip("\n"))
+    return screen(done.stdout.decode().strip("\n"))  # text mode would make a line feed of a carriage return
 
 
 def shown(lines: list[str]) -> Text:
     """Return lines with the release of the kernel left out, in the same columns."""
-    text = KERNEL.sub(lambda found: f"Linux-with-{found[1]}".ljust(len(found[0])), "\n".join(lines))
+    text = KERNEL.sub(lambda found: f"Linux-{found[1]}".ljust(len(found[0])), "\n".join(lines))
     return Text.from_ansi(text)
 
 

@@ -41,10 +41,12 @@ def _run(parsed: argparse.Namespace, output: Output) -> int:
     best = _best(methods, names[0])
     output.json({"recipe": recipes[0], "methods": methods, "best": best, "unfinished": unfinished})
     if not output.as_json:
-        _print(output, methods, names)
+        hidden = _print(output, methods, names)
         if best is not None:
             output.note(_sentence(best, scores))
         output.note("mean ± standard deviation over seeds; in brackets the mean difference to `none`, paired by seed.")
+        if hidden:
+            output.show(f"Not shown at this width: {', '.join(hidden)}. Name them by --scores, or use --json.")
         output.show(
             *(f"Left out, as it is not finished: {path}" for path in unfinished),
         )
@@ -131,7 +133,8 @@ def _by_seed(scores: dict[SavedRun, dict[str, float]], method: str, score: str) 
     return {run.seed: found[score] for run, found in scores.items() if run.method == method and score in found}
 
 
-def _print(output: Output, methods: list[dict[str, Any]], names: list[str]) -> None:
+def _print(output: Output, methods: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """Print the table, and return the scores that do not fit."""
     shown = list(names)
     made = _table(methods, shown)
     # A measure is cut at the width that is given, so it is taken at a width that nothing reaches.
@@ -140,8 +143,7 @@ def _print(output: Output, methods: list[dict[str, Any]], names: list[str]) -> N
         shown.pop()
         made = _table(methods, shown)
     output.show(made)
-    if hidden := names[len(shown) :]:
-        output.show(f"Not shown at this width: {', '.join(hidden)}. Name them by --scores, or use --json.")
+    return names[len(shown) :]
 
 
 def _table(methods: list[dict[str, Any]], names: list[str]) -> Any:
