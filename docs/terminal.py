@@ -110,7 +110,7 @@ def comparison() -> None:
 
 
 PICTURES: dict[str, Callable[[], None]] = {
-    "methods": lambda: of_command("methods", "modbalance methods", 130),
+    "methods": lambda: of_command("methods", "modbalance methods --no-cost"),
     "show": lambda: of_command("show", "modbalance show ogm_ge"),
     "doctor": lambda: of_command("doctor", "modbalance doctor"),
     "diagnosis": diagnosis,

@@ -15,6 +15,7 @@ PART = re.compile(r'^```(?:\w+ title="(?P<file>[^"]+)"|(?P<shell>sh))\n(?P<text>
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two runs of all rules, one after the other
 def test_the_tutorial_runs_from_start_to_end(tmp_path: Path, wheel: Path) -> None:
     environment = fresh_environment(tmp_path / "environment", wheel)
     folder = tmp_path / "work"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +43,9 @@ class FreshEnvironment:
             AssertionError: A command failed.
         """
         kept = {name: value for name, value in os.environ.items() if name not in REPOSITORY_ONLY}
-        path = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
+        of_the_tests = str(Path(sys.executable).parent)
+        others = [each for each in os.environ["PATH"].split(os.pathsep) if each != of_the_tests]
+        path = os.pathsep.join([str(self.folder / "bin"), *others])
         done = subprocess.run(
             ["bash", "-euc", script],
             env=kept | SETTINGS | {"PATH": path, "VIRTUAL_ENV": str(self.folder)} | settings,
