@@ -27,7 +27,11 @@ REPOSITORY_ONLY = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 @attrs.frozen
 class FreshEnvironment:
-    """Attributes: folder: Of the environment."""
+    """A virtual environment with the wheel.
+
+    Attributes:
+        folder: Its folder.
+    """
 
     folder: Path
 
@@ -48,7 +52,7 @@ class FreshEnvironment:
         path = os.pathsep.join([str(self.folder / "bin"), *others])
         done = subprocess.run(
             ["bash", "-euc", script],
-            env=kept | SETTINGS | {"PATH": path, "VIRTUAL_ENV": str(self.folder)} | settings,
+            env={**kept, **SETTINGS, "PATH": path, "VIRTUAL_ENV": str(self.folder), **settings},
             capture_output=True,
             text=True,
             cwd=at,
