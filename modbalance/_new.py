@@ -67,5 +67,5 @@ def _check_name(name: str, method: str) -> None:
     if method in {"none", *(each.name for each in list_methods())}:
         raise ConfigError(
             f"The name of a new method should be free. Found {method!r}, which is installed: pass another one, or "
-            "uninstall its package first. `modbalance list` shows all names."
+            "uninstall its package first. `modbalance methods` shows all names."
         )

@@ -60,7 +60,7 @@ def load_method(name: str) -> type[Method]:
     if not entries:
         raise UnknownMethodError(
             f"No installed method is named {name!r}. {suggest(name, ['none', *_entries()])} "
-            "List them with `modbalance list`; those of other packages need `pip install PACKAGE`."
+            "List them with `modbalance methods`; those of other packages need `pip install PACKAGE`."
         )
     if len(entries) > 1:
         raise PluginConflictError(

@@ -55,7 +55,7 @@ class BalancedOptimizer(Wrapper):
 
     Args:
         inner: The optimizer that updates the parameters, or several with disjoint parameters, such as Muon and AdamW.
-        method: A name (`modbalance list` shows them; ``"none"`` changes nothing), a `Method` object, or a list of
+        method: A name (`modbalance methods` shows them; ``"none"`` changes nothing), a `Method` object, or a list of
             either. Methods of a list act in its order.
         model: The model: bare, wrapped by DDP or compiled. Paths are those of the bare module.
         modalities: Encoder of each modality, in fusion order: a path, a module or a list of them. Without it,

@@ -97,16 +97,22 @@ def build(folder: Path) -> Path:
     return wheel
 
 
-def try_wheel(wheel: Path, folder: Path, download: bool) -> None:
-    """Install the wheel into a fresh environment and use it from a folder without sources."""
-    venv.create(folder / "environment", with_pip=True)
-    python = folder / "environment" / "bin" / "python"
+def install(wheel: Path, environment: Path, download: bool = False) -> Path:
+    """Create an environment, install the wheel into it, and return its Python."""
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
     if download:
         _run(python, "-m", "pip", "install", "--quiet", f"{wheel}[recipes]", "pytest")
     else:
-        (site,) = (folder / "environment" / "lib").glob("python*/site-packages")
+        (site,) = (environment / "lib").glob("python*/site-packages")
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
         _run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed", "--no-index", wheel)
+    return python
+
+
+def try_wheel(wheel: Path, folder: Path, download: bool) -> None:
+    """Install the wheel into a fresh environment and use it from a folder without sources."""
+    python = install(wheel, folder / "environment", download)
     used = folder / "used"
     used.mkdir()
     example = (ROOT / "docs" / "examples" / "audio_visual.py").read_text(encoding="utf-8")
@@ -114,7 +120,7 @@ def try_wheel(wheel: Path, folder: Path, download: bool) -> None:
     (used / "methods.py").write_text(METHODS, encoding="utf-8")
     command = python.parent / "modbalance"
     _run(python, "methods.py", cwd=used)
-    _run(command, "list", cwd=used)
+    _run(command, "methods", cwd=used)
     _run(command, "show", "ogm_ge", cwd=used)
     _run(command, "recipe", "cremad", "--help", cwd=used)
     _run(command, "new", "my-method", cwd=used)

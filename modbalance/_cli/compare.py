@@ -11,6 +11,10 @@ from modbalance._cli.command import DONE, Command, CommandError, Output, add_row
 from modbalance.runs import SavedRun, find_runs
 
 _BASELINE = "none"
+_ALONE = "only:"
+"""Begins the name of a modality that was trained by itself, which is no method."""
+_ERRORS = ("_loss", "_mae")
+"""End the names of scores of which a lower value is better."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +38,15 @@ def _run(parsed: argparse.Namespace, output: Output) -> int:
         )
     names = _names(scores, parsed.scores)
     methods = _by_method(scores, names)
-    output.json({"recipe": recipes[0], "methods": methods, "unfinished": unfinished})
+    best = _best(methods, names[0])
+    output.json({"recipe": recipes[0], "methods": methods, "best": best, "unfinished": unfinished})
     if not output.as_json:
-        _print(output, methods, names)
+        hidden = _print(output, methods, names)
+        if best is not None:
+            output.note(_sentence(best, scores))
         output.note("mean ± standard deviation over seeds; in brackets the mean difference to `none`, paired by seed.")
+        if hidden:
+            output.show(f"Not shown at this width: {', '.join(hidden)}. Name them by --scores, or use --json.")
         output.show(
             *(f"Left out, as it is not finished: {path}" for path in unfinished),
         )
@@ -90,7 +99,42 @@ def _statistics(
     }
 
 
-def _print(output: Output, methods: list[dict[str, Any]], names: list[str]) -> None:
+def _best(methods: list[dict[str, Any]], score: str) -> dict[str, Any] | None:
+    """Return the method whose mean is best; None if there are not two."""
+    found = [
+        {"method": each["method"], **each["scores"][score]}
+        for each in methods
+        if not each["method"].startswith(_ALONE) and each["scores"][score]["mean"] is not None
+    ]
+    if len(found) < 2:
+        return None
+    is_highest = not score.endswith(_ERRORS)
+    best = (max if is_highest else min)(found, key=lambda each: each["mean"])
+    kept = {name: best[name] for name in ("method", "mean", "difference_to_none")}
+    return {"score": score, "is_highest": is_highest, **kept}
+
+
+def _sentence(best: dict[str, Any], scores: dict[SavedRun, dict[str, float]]) -> str:
+    """Name the best method, its difference to the baseline, and in how many seeds it is ahead."""
+    score, sign = best["score"], 1 if best["is_highest"] else -1
+    text = f"{'Highest' if best['is_highest'] else 'Lowest'} {score}: {best['method']}, {best['mean']:.3f}"
+    if best["difference_to_none"] is None:
+        return f"{text}."
+    of = {method: _by_seed(scores, method, score) for method in (best["method"], _BASELINE)}
+    pairs = [(value, of[_BASELINE][seed]) for seed, value in of[best["method"]].items() if seed in of[_BASELINE]]
+    ahead = sum(sign * (value - baseline) > 0 for value, baseline in pairs)
+    return (
+        f"{text}, {best['difference_to_none']:+.3f} to `none`; {'above' if sign > 0 else 'below'} `none` in {ahead} of "
+        f"{len(pairs)} seed{'s' if len(pairs) > 1 else ''}."
+    )
+
+
+def _by_seed(scores: dict[SavedRun, dict[str, float]], method: str, score: str) -> dict[int, float]:
+    return {run.seed: found[score] for run, found in scores.items() if run.method == method and score in found}
+
+
+def _print(output: Output, methods: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """Print the table, and return the scores that do not fit."""
     shown = list(names)
     made = _table(methods, shown)
     # A measure is cut at the width that is given, so it is taken at a width that nothing reaches.
@@ -99,8 +143,7 @@ def _print(output: Output, methods: list[dict[str, Any]], names: list[str]) -> N
         shown.pop()
         made = _table(methods, shown)
     output.show(made)
-    if hidden := names[len(shown) :]:
-        output.show(f"Not shown at this width: {', '.join(hidden)}. Name them by --scores, or use --json.")
+    return names[len(shown) :]
 
 
 def _table(methods: list[dict[str, Any]], names: list[str]) -> Any:

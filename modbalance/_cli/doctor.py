@@ -69,7 +69,11 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
 
 def _devices() -> list[str]:
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return [f"cpu, {torch.get_num_threads()} threads", *(f"cuda:{index} {name}" for index, name in enumerate(cuda))]
+    threads = torch.get_num_threads()
+    return [
+        f"cpu, {threads} thread{'s' if threads > 1 else ''}",
+        *(f"cuda:{index} {name}" for index, name in enumerate(cuda)),
+    ]
 
 
 def bad_pairs(versions: Mapping[str, str], requires: Mapping[str, list[str]]) -> list[dict[str, str | None]]:

@@ -19,8 +19,9 @@ NEEDED = ("h5py", "sklearn", "filelock")  # of the extra, and not brought by tor
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="name of the recipe; its own options follow, such as --help")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the recipe")
+    parser.add_argument("name", help=f"{', '.join(_names())}; its own options follow, such as --help")
+    arguments = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the recipe")
+    arguments.required = False  # argparse names it as missing where the name is
 
 
 def _run(parsed: argparse.Namespace, output: Output) -> int:
@@ -33,8 +34,7 @@ def run(name: str, arguments: Sequence[str]) -> NoReturn:
     Raises:
         ConfigError: There is no such recipe, or its packages are not installed.
     """
-    folder = INSTALLED if INSTALLED.is_dir() else CHECKOUT
-    names = sorted(each.stem for each in folder.glob("*.py"))
+    names = _names()
     if name not in names:
         raise ConfigError(f"`recipe` should be given the name of a recipe. Found {name!r}. {suggest(name, names)}")
     missing = [each for each in NEEDED if find_spec(each) is None]
@@ -42,7 +42,15 @@ def run(name: str, arguments: Sequence[str]) -> NoReturn:
         raise ConfigError(
             f"Recipes need further packages. Found no {', '.join(missing)}: run `pip install 'modbalance[recipes]'`."
         )
-    os.execv(sys.executable, [sys.executable, str(folder / f"{name}.py"), *arguments])
+    os.execv(sys.executable, [sys.executable, str(_folder() / f"{name}.py"), *arguments])
+
+
+def _folder() -> Path:
+    return INSTALLED if INSTALLED.is_dir() else CHECKOUT
+
+
+def _names() -> list[str]:
+    return sorted(each.stem for each in _folder().glob("*.py"))
 
 
 COMMAND = Command("recipe", "run the recipe of a dataset, such as cremad", _add_arguments, _run)

@@ -160,8 +160,12 @@ class Diagnosis:
         table = Table(
             "method", "step time over bare", "reason", title="Methods that suit the findings, by their papers"
         )
+        named = None
         for each in self.suggestions:
-            table.add_row(each.method, "-" if each.cost is None else f"{each.cost:.2f}", escape(each.reason))
+            cost = "-" if each.cost is None else f"{each.cost:.2f}"
+            is_further = each.method == named
+            table.add_row("" if is_further else each.method, "" if is_further else cost, escape(each.reason))
+            named = each.method
         return table
 
 

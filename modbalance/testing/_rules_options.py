@@ -33,7 +33,7 @@ def declarations(case: Case) -> None:
         raise RuleError(
             "a docstring whose first line says in one sentence what the method does",
             f"none on `{case.method.__name__}`",
-            "write one: `modbalance list` and `modbalance show` print it",
+            "write one: `modbalance methods` and `modbalance show` print it",
         )
 
 

@@ -24,7 +24,7 @@ from support.training import assert_same, balanced, batches, multimodal, sgd, tr
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ogmge", r"'ogmge'.*Did you mean.*`ogm_ge`.*`modbalance list`.*pip install"),
+        ("ogmge", r"'ogmge'.*Did you mean.*`ogm_ge`.*`modbalance methods`.*pip install"),
         ("nones", r"'nones'.*Did you mean.*`none`"),
         ("", r"named ''.*Known: .*`none`.*`ogm`, `ogm_ge`"),
         ("wholly different", r"Known: .*`none`.*`ogm`, `ogm_ge`"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -12,20 +13,16 @@ import pytest
 import torch
 from torch import nn
 
+from support.pages import blocks
 from support.training import audio_visual, batches
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return [code for found, code in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
-
-
 def setting() -> dict[str, Any]:
-    """Return what the pages take for granted: a model with three children, and loaders."""
+    """Return what the pages take for granted, imports not among it: a model with three children, and loaders."""
     model = audio_visual()
 
     def forward(audio: torch.Tensor, visual: torch.Tensor) -> Any:
@@ -37,9 +34,6 @@ def setting() -> dict[str, Any]:
         "model": model,
         "loader": loader,
         "val_loader": loader,
-        "torch": torch,
-        "nn": nn,
-        "epochs": 1,
         "__name__": "docs",
     }
 
@@ -60,13 +54,27 @@ def test_python_blocks_run(page: Path) -> None:
     assert len(namespace) > len(setting())
 
 
+TAKEN_FOR_GRANTED = re.compile(r"stands? for yours|stand for [`\w, ]*yours|`model` has the children")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_a_page_says_which_names_stand_for_those_of_the_reader(page: Path) -> None:
+    nodes = [node for code in blocks(page, "python") for node in ast.walk(ast.parse(code))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {each.id for each in names if isinstance(each.ctx, ast.Store)}
+    bound |= {each.arg for each in nodes if isinstance(each, ast.arg)}
+    used = {each.id for each in names if isinstance(each.ctx, ast.Load)}
+    text = page.read_text(encoding="utf-8")
+    assert not (used - bound) & {"model", "loader", "val_loader"} or TAKEN_FOR_GRANTED.search(text)
+
+
 def test_both_sides_of_the_readme_diff_run() -> None:
     (diff,) = blocks(ROOT / "README.md", "diff")
     for dropped in "+-":
         lines = [line[1:] for line in diff.splitlines() if not line.startswith(dropped)]
-        namespace = setting()
+        namespace = setting() | {"torch": torch, "nn": nn, "epochs": 1}
         before = {name: value.clone() for name, value in namespace["model"].state_dict().items()}
-        exec("from modbalance import BalancedOptimizer\n" + "\n".join(lines), namespace)
+        exec("\n".join(lines), namespace)
         after = namespace["model"].state_dict()
         assert any(not torch.equal(before[name], after[name]) for name in before)
 

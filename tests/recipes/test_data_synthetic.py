@@ -13,7 +13,7 @@ import soundfile
 from PIL import Image
 
 from recipe_common.data.synthetic.clips import SyntheticClips
-from recipe_common.data.synthetic.folder import LOCK, synthetic_folder
+from recipe_common.data.synthetic.folder import LOCK, default_cache, synthetic_folder
 from recipe_common.data.synthetic.media import striped_picture, tone_waveform
 from recipe_common.files import PARTIAL, lock
 
@@ -120,3 +120,14 @@ def test_pictures_of_two_tints_differ_in_colour() -> None:
     )
     assert warm[0] - warm[2] == pytest.approx(cold[2] - cold[0], abs=2)
     assert warm[0] - warm[2] > 80
+
+
+def test_scripts_of_an_installed_package_write_into_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    assert default_cache(tmp_path / "site-packages" / "modbalance" / "_recipes") == tmp_path / "modbalance"
+    assert default_cache(tmp_path / "clone" / "recipes") == tmp_path / "clone" / "recipes" / "data"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache(tmp_path / "_recipes") == Path.home() / ".cache" / "modbalance"

@@ -12,6 +12,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from modbalance import BalancedOptimizer, ConfigError, Diagnosis, diagnose, list_methods
 from modbalance.diagnosis import _shapley as shapley
+from modbalance.diagnosis._advice import Suggestion
 from modbalance.diagnosis._gradients import cosine
 from modbalance.diagnosis._probe import fit, probe_accuracy
 from modbalance.diagnosis._verdict import degree_of, utilisation, verdict_of
@@ -424,6 +426,18 @@ def test_the_picture_is_written_and_needs_matplotlib(tmp_path: Path, monkeypatch
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match="needs matplotlib"):
         found.save_picture(tmp_path / "other.png")
+
+
+def test_a_method_that_suits_two_findings_is_named_once_with_both_reasons() -> None:
+    model = multimodal("ab")
+    suggestions = (
+        Suggestion("dgl", "starved", "Trains each encoder by its own loss.", 1.05),
+        Suggestion("dgl", "conflict", "Keeps the fused gradient away.", 1.05),
+    )
+    table = str(attrs.evolve(diagnosed(model, items_for(model)), suggestions=suggestions))
+
+    rows = [re.split(" *│ *", line)[1:-1] for line in table.splitlines()[-3:-1]]
+    assert rows == [["dgl", "1.05", "Trains each encoder by its own loss."], ["", "", "Keeps the fused gradient away."]]
 
 
 def test_costs_of_methods_are_those_of_the_sheet() -> None:

@@ -27,6 +27,21 @@ def test_an_unknown_recipe_is_named_with_the_nearest(capsys: pytest.CaptureFixtu
     assert "cremad" in told
 
 
+def test_a_command_without_a_name_asks_for_the_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["recipe"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith("the following arguments are required: name\n")
+
+
+def test_the_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["recipe", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "av_mnist, ave, brats," in printed
+    assert "vggsound; its own options follow" in printed
+
+
 def test_missing_packages_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "NEEDED", ("a_missing_package",))
     assert main(["recipe", "cremad"]) == 2

@@ -58,6 +58,39 @@ def test_compare_gives_means_and_paired_differences(runs: Path, capsys: pytest.C
     assert found["unfinished"] == [str(runs / "agm")]
 
 
+def test_compare_names_the_highest_mean_and_its_difference(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(runs / "only:audio", "only:audio", 0, 0.9)
+
+    assert main(["compare", str(runs)]) == 0
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Highest test_accuracy: ogm, 0.650, +0.100 to `none`; above `none` in 2 of 2 seeds." in text
+    assert main(["compare", str(runs), "--scores", "test_loss", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["best"]
+    assert best == {
+        "score": "test_loss",
+        "is_highest": False,
+        "method": "none",
+        "mean": 1.0,
+        "difference_to_none": None,
+    }
+
+
+def test_compare_counts_the_seeds_in_which_an_error_is_smaller(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, values in (("none", (0.9, 0.8)), ("dgl", (0.95, 0.6))):
+        for seed, value in enumerate(values):
+            folder = save(tmp_path / method / f"seed-{seed}", method, seed, 0.5)
+            result = json.loads((folder / "result.json").read_text())
+            (folder / "result.json").write_text(json.dumps(result | {"test": {"test_mae": value}}))
+
+    assert main(["compare", str(tmp_path)]) == 0
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Lowest test_mae: dgl, 0.775, -0.075 to `none`; below `none` in 1 of 2 seeds." in text
+
+
 def test_compare_leaves_out_columns_that_do_not_fit_and_says_so(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

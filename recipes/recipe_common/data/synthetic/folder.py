@@ -1,13 +1,26 @@
 """Folders of synthetic sets, written once and shared by all runs."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from recipe_common.files import atomic_folder, lock
 
-CACHE = Path(__file__).parents[3] / "data"
 LOCK = ".lock"
+
+
+def default_cache(scripts: Path) -> Path:
+    """Return `data` beside the scripts of a checkout; the user's cache where an installed package has them.
+
+    Its folder may not be writable, and its removal would leave the data behind.
+    """
+    if scripts.name == "recipes":
+        return scripts / "data"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modbalance"
+
+
+CACHE = default_cache(Path(__file__).parents[3])
 
 
 def synthetic_folder(name: str, key: object, write: Callable[[Path], None], cache: Path = CACHE) -> Path:
