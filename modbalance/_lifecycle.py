@@ -408,14 +408,10 @@ class Lifecycle:
     def begin(self, data: EpochData) -> None:
         """Run the hooks before the first step; none in a training that has begun, whose state stands already."""
         self.training.forward = data.forward
-        if self._has_moved or (self.is_restored and self._has_begun):
-            return
-        self._on_run("modbalance_begin", self.hooks.implementers("modbalance_begin"), data=data)
+        has_moved = self.training.steps or self.training.epoch
+        if not (has_moved or (self.is_restored and self._has_begun)):
+            self._on_run("modbalance_begin", self.hooks.implementers("modbalance_begin"), data=data)
         self._has_begun = True
-
-    @property
-    def _has_moved(self) -> bool:
-        return bool(self.training.steps or self.training.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Take over the epoch that the user counts, which may be the current one."""
@@ -463,7 +459,7 @@ class Lifecycle:
             "should_stop": self.training.should_stop,
             "unimodal": self.training.unimodal.kind,
             "methods": {method.name: method.state_dict() for method in self.methods},
-            **({"begun": True} if self._has_begun and not self._has_moved else {}),
+            "begun": self._has_begun,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:

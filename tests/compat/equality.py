@@ -12,7 +12,7 @@ from torch import Tensor
 from compat.scenarios import ARITHMETIC, arithmetic
 
 CLOCKS = ("seconds", "waiting")
-LATER = {"paths", "inner_states"}
+LATER = {"begun", "paths", "inner_states"}
 """Keys of a state that were added since the recording, and say what the others hold; one side may lack them."""
 TOLERANCE = 2e-6
 """Largest error, absolute and relative, where the machine rounds otherwise; some ten times what was found on such."""
