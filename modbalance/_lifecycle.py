@@ -149,8 +149,8 @@ class Lifecycle:
 
     @property
     def replacing_logits(self) -> list[Method]:
-        """The methods that replace the logits in the current epoch."""
-        return self.acting("modbalance_logits")
+        """The methods that replace the logits, or the loss of them, in the current epoch."""
+        return [*self.acting("modbalance_takeover"), *self.acting("modbalance_logits")]
 
     def set_loss(self, loss_fn: Callable[..., Tensor], scorer: Score) -> None:
         """Take over the loss and the score of the latest `opt.criterion`, for methods that measure between epochs."""
@@ -187,11 +187,14 @@ class Lifecycle:
         assert batch.task_loss is not None or loss is not None
         forward = batch.forward
         if forward is not None and forward.is_observed:
+            self._refuse_further_terms()
             return loss if loss is not None else batch.task_loss(forward.current(batch.logits))  # type: ignore[misc]
         pending = self._begin()
         batch.index, pending.batches = pending.batches, pending.batches + 1
         for method, observed in self._on_batch("modbalance_observe", batch):
             pending.add(method, named_tensors(method, "modbalance_observe", observed))
+        if loss is None:
+            loss = self._taken_over(batch)
         if loss is None:
             batch.logits = self._replaced_logits(batch, self.acting("modbalance_logits"))
             loss = batch.task_loss(batch.logits)  # type: ignore[misc]
@@ -250,6 +253,23 @@ class Lifecycle:
 
     def _gradients_are_none(self) -> bool:
         return gradients.are_none(self.training.optimizer)
+
+    def _taken_over(self, batch: Batch) -> Tensor | None:
+        """Return the loss of the method that takes it over, ``None``: there is none, or it may change nothing."""
+        for method, loss in self._on_batch("modbalance_takeover", batch):
+            if loss is not None:
+                taken = named_tensors(method, "modbalance_takeover", {"loss": loss}, scalar=True)["loss"]
+                return None if self.training.dry_run else taken
+        return None
+
+    def _refuse_further_terms(self) -> None:
+        for method in self.acting("modbalance_takeover"):
+            if not self.training.dry_run:
+                raise ConfigError(
+                    f"Method `{method.name}` takes over the loss of a forward, once. Found a second criterion call on "
+                    "the same forward: add further terms that do not depend on the logits to the loss that the first "
+                    "call returns."
+                )
 
     def _replaced_logits(self, batch: Batch, methods: Sequence[Method]) -> Tensor:
         logits = batch.logits
@@ -548,11 +568,12 @@ class Lifecycle:
                     '`apply="update"` applies coefficients to the update of the inner optimizer, and should go with '
                     f"methods that give coefficients. Found `{method.name}`, {reason}."
                 )
-        replacing = [method.name for method in self.hooks.implementers("modbalance_logits")]
-        if len(replacing) > 1:
-            raise ConfigError(
-                f"At most one method should replace the logits. Found {' and '.join(replacing)}: choose one of them."
-            )
+        for hook, what in (("modbalance_logits", "replace the logits"), ("modbalance_takeover", "take over the loss")):
+            several = [method.name for method in self.hooks.implementers(hook)]
+            if len(several) > 1:
+                raise ConfigError(
+                    f"At most one method should {what}. Found {' and '.join(several)}: choose one of them."
+                )
         self._check_exclusions()
         if self.hooks.implementers("modbalance_coefficients"):
             self.training.structure.require_disjoint()

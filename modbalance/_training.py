@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor
 from torch.optim import Optimizer
 
+from modbalance._clip import Clip
 from modbalance._model.ownership import Ownership
 from modbalance._model.rerun import Rerun
 from modbalance._model.structure import Structure
@@ -34,6 +35,7 @@ class Training:
         optimizer: The inner optimizer.
         update: Scales updates of the inner optimizer, with `apply="update"`; ``None``: gradients are scaled.
         dry_run: Whether everything is computed and logged but nothing may change.
+        clip: The clip of a step.
         epoch: Current epoch, 0-based.
         steps: Optimizer steps taken so far in which a method acted.
         loss_fn: The loss of the latest `opt.criterion`, ``scorer`` its score.
@@ -51,6 +53,7 @@ class Training:
     telemetry: Telemetry
     optimizer: Optimizer
     dry_run: bool = False
+    clip: Clip = attrs.field(factory=lambda: Clip(None, None))
     update: Update | None = None
     epoch: int = 0
     steps: int = 0

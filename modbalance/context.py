@@ -21,12 +21,14 @@ from modbalance._model.rerun import preserved, unsynchronized
 from modbalance._model.structure import Part, resolve
 from modbalance._nested import nested
 from modbalance._reporting import depth_of_caller
+from modbalance._steps import idle_step
 from modbalance._terms import Key, Term, require_whole
 from modbalance._training import Training
 from modbalance.errors import ConfigError, ModbalanceWarning, ObservationError
 from modbalance.gradients import optimized
 from modbalance.method import Method
 from modbalance.scores import Score, kind_of, of_each, row_mask
+from modbalance.shadow import Shadow
 from modbalance.sharding import reshard
 
 __all__ = ["Batch", "EpochData", "Forwarder", "Run", "Step", "default_forward"]
@@ -186,12 +188,40 @@ class Run:
             for state in states:
                 state.pop(parameter, None)
 
+    def shadow(self, module: nn.Module) -> Shadow:
+        """Return a copy of a module's parameters and optimizer state that takes steps ahead of the optimizer's own.
+
+        For a method that steps a module several times for a batch. In ``modbalance_takeover``: ``begin()``, then any
+        number of outputs ``shadow(x)``, ``gradients(loss)`` and ``step(gradients)``, and ``linked(loss)`` as the
+        loss; in ``modbalance_gradients``: ``drop_gradients()``; in ``modbalance_after_step``: ``commit()``. Call
+        this in the setup.
+
+        Raises:
+            ConfigError: The optimizer cannot step single parameters ahead of the others (LBFGS, SAM, schedule-free, one
+                that shards its state), the gradients are clipped jointly, the parameters are sharded, or none of them
+                is trained.
+        """
+        return Shadow(self._training, module, self._prefix)
+
+    def idle_step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Let the inner optimizer step parameters once more, along zeros, by momentum and weight decay alone.
+
+        Those without a gradient are left alone. For ``modbalance_after_step``; in a dry run nothing happens.
+        """
+        if not self.dry_run:
+            idle_step(self._training.optimizer, parameters)
+
     # Ranks
 
     @property
     def rank(self) -> int:
         """Rank of this process among those that train the model together, 0 without torch.distributed."""
         return self._training.ranks.rank
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes that train the model together, 1 without torch.distributed."""
+        return self._training.ranks.count
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks; for use outside of a step, where statistics are summed by the core."""
@@ -205,6 +235,11 @@ class Run:
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean over ranks."""
         return self.sum(tensor) / self._training.ranks.count
+
+    def means(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the mean of each tensor over ranks, in one all-reduce; shapes and dtypes are kept."""
+        count = self._training.ranks.count
+        return self.sums(tensors) if count == 1 else [total / count for total in self.sums(tensors)]
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all ranks, in rank order; ranks may hold different numbers of rows."""

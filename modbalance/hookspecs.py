@@ -74,6 +74,16 @@ def modbalance_observe(batch: Batch) -> Mapping[str, Tensor]:  # type: ignore[em
 
 
 @hookspec
+def modbalance_takeover(batch: Batch) -> Tensor | None:
+    """Return the loss of the batch, 0-dim, in the place of the task loss of the fused logits. One method at most.
+
+    For a method that trains without a joint loss, or takes steps of its own in the criterion (`run.shadow`). Called in
+    the criterion instead of `modbalance_logits` and the task loss; `None`: these follow. A further criterion call on
+    the same forward is refused, since nothing could take that over.
+    """
+
+
+@hookspec
 def modbalance_logits(batch: Batch) -> Tensor | None:
     """Replace the fused logits, same shape. Called in the criterion, before the task loss; one method at most.
 

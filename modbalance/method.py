@@ -32,7 +32,7 @@ __all__ = [
 Preset = Literal["official", "paper"]
 Check = Callable[[Any], str | None]
 NEEDS = (
-    *("unimodal_logits", "features", "target", "loss_fn", "model"),
+    *("unimodal_logits", "features", "target", "loss_fn", "model", "shared_head"),
     *("classes", "categories", "accuracy", "validation"),
 )
 """The values of `Method.needs`."""
@@ -145,6 +145,7 @@ class Method:
         name: Name of the method, equal to the name of its entry point.
         needs: Inputs of the hooks: any of ``unimodal_logits``, ``features``, ``target``, ``loss_fn``, ``model``. The
             model is asked for when the optimizer is built, a fitting target in the criterion, the rest on first use.
+            ``shared_head`` tells tests which model suits: one whose fusion is one head for every modality.
             And what the data must have: ``classes``, one class index per sample as the target; ``categories``,
             targets that are classes or labels, not numbers; ``accuracy``, that of each modality; ``validation``,
             samples that are held out of training.

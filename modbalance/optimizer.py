@@ -116,9 +116,9 @@ class BalancedOptimizer(Wrapper):
         training = Training(structure, watch, rerun, unimodal_logits, ranks, Telemetry(), inner, dry_run)
         training.update = Update(inner) if apply == "update" else None
         methods = build_methods(method, preset, options)
-        self._lifecycle = Lifecycle(methods, training, check_finite=check_finite)
         clips = [clip for each in methods if (clip := each.preset_clips.get(each.preset)) is not None]
-        self._clip = Clip(clip_grad_norm, None if dry_run else min(clips, default=None))
+        self._clip = training.clip = Clip(clip_grad_norm, None if dry_run else min(clips, default=None))
+        self._lifecycle = Lifecycle(methods, training, check_finite=check_finite)
 
     # Training
 

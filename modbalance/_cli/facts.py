@@ -15,6 +15,7 @@ _PAGE = re.compile(r"docs/methods/\w+\.md")
 TOUCHES = {
     "modbalance_inputs": "inputs",
     "modbalance_features": "features",
+    "modbalance_takeover": "loss",
     "modbalance_logits": "logits",
     "modbalance_losses": "loss",
     "modbalance_coefficients": "gradients of encoders",

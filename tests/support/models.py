@@ -50,6 +50,17 @@ class SumFusion(nn.Module):
         return self.fc_x(audio) + self.fc_y(visual)
 
 
+class SharedFusion(nn.Module):
+    """One head for every modality, whose logits are averaged."""
+
+    def __init__(self, size: int, classes: int) -> None:
+        super().__init__()
+        self.fc_out = nn.Linear(size, classes)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return torch.stack([self.fc_out(z) for z in features]).mean(0)
+
+
 class AudioVisual(nn.Module):
     """The reference model of the trajectories: audio (B, H, W), visual (B, 3, T, H, W) -> logits (B, 6)."""
 
@@ -116,6 +127,11 @@ class LinearFusion(ConcatFusion):
         super().__init__([size] * modalities, classes)
 
 
+class OneHead(SharedFusion):
+    def __init__(self, modalities: int, size: int, classes: int) -> None:
+        super().__init__(size, classes)
+
+
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "concat": LinearFusion,
     "film": FiLMFusion,
@@ -126,7 +142,10 @@ HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
 
 
 class Multimodal(nn.Module):
-    """M linear encoders (`encoders.<name>`) of inputs (B, 5), without BatchNorm, and one of `HEADS` (`fusion`)."""
+    """M linear encoders (`encoders.<name>`) of inputs (B, 5), without BatchNorm, and one of `HEADS` (`fusion`).
+
+    With ``head="shared"`` the fusion is one head for every modality.
+    """
 
     def __init__(
         self, modalities: Sequence[str] = ("a", "b"), head: str = "concat", size: int = 4, classes: int = 3
@@ -135,7 +154,7 @@ class Multimodal(nn.Module):
         self.encoders = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(5, size), nn.Tanh(), nn.Linear(size, size)) for name in modalities}
         )
-        self.fusion = HEADS[head](len(modalities), size, classes)
+        self.fusion = (OneHead if head == "shared" else HEADS[head])(len(modalities), size, classes)
 
     @property
     def paths(self) -> dict[str, str]:

@@ -1,0 +1,255 @@
+"""MLA: every modality in turn is classified alone by one shared head, with an optimizer step of the head each.
+
+Source: Zhang, Yoon, Bansal, Yao, "Multimodal Representation Learning by Alternating Unimodal Adaptation", CVPR 2024.
+Symbols are those of docs/methods/mla.md, which also lists quirks of the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from modbalance import Batch, ConfigError, Method, Run, Step, hookimpl, integer, one_of, option, optional, state
+from modbalance.method import Preset, ge, kept
+from modbalance.scores import row_mask, widened
+from modbalance.shadow import Shadow
+from modbalance_mla import projection, weights
+from modbalance_mla.head import SharedHead, check_logits, check_width, find_head, last_linear
+
+__all__ = ["MLA", "SharedHead"]
+
+
+def numbers(value: Any) -> str | None:
+    """Check for a mapping from modalities to numbers of at least 0."""
+    is_valid = isinstance(value, Mapping) and all(isinstance(m, str) and ge(0)(w) is None for m, w in value.items())
+    return None if is_valid else "a mapping from modalities to numbers >= 0"
+
+
+def part(value: Any) -> str | None:
+    """Check for a path or a module."""
+    return None if isinstance(value, str | nn.Module) else "the path of a module, or the module"
+
+
+@attrs.define(eq=False)
+class Ahead:
+    """State after the sub-steps so far of a batch, which becomes that of the method when the step happens."""
+
+    P: Tensor | None
+    calls: int
+    small: Tensor | None = None
+
+
+@attrs.define(eq=False, kw_only=True)
+class MLA(Method):
+    """Trains each encoder by its own loss through one shared head, which takes an optimizer step per modality.
+
+    Touches the loss, the steps of the head, and the logits in evaluation. Needs a fusion by one head for all
+    modalities. Costs head-sized operations; no further encoder pass, no host read.
+    """
+
+    name: ClassVar[str] = "mla"
+    needs = frozenset({"model", "features", "loss_fn", "shared_head"})
+    min_modalities = 2
+    presets: ClassVar[tuple[Preset, ...]] = ("official",)
+    excluded_hooks = frozenset({"modbalance_features", "modbalance_logits", "modbalance_losses"})
+    acts_in_eval = True
+
+    projection: str = option(
+        "off", one_of("off", "elementwise", "rls"), "turns the head's gradient: not, as the first release, or by RLS"
+    )
+    steps_per_epoch: int | None = option(
+        None, optional(integer(1)), "n, batches per epoch, by which alpha of the projection falls; None: alpha is .1"
+    )
+    idle: str = option(
+        "skip",
+        one_of("skip", "coast"),
+        "encoders in sub-steps of later modalities: rest, or move by momentum and decay",
+    )
+    eval_weights: str = option(
+        "fixed", one_of("fixed", "batch_entropy", "sample_entropy"), "weights of the modalities in evaluation"
+    )
+    weights: Mapping[str, float] | None = option(
+        None, optional(numbers), "fixed weights by modality; None: .55, .45, or .35, .25, .4, or 1/M"
+    )
+    head: Any = option(None, optional(part), "module from one feature to logits; None: the sole layer of the fusion")
+
+    P: Tensor | None = state(None)
+    calls: int = state(0)
+    index: int = state(0)
+
+    _shadow: Shadow | None = attrs.field(default=None, init=False, repr=False)
+    _head: nn.Module | None = attrs.field(default=None, init=False, repr=False)
+    _last: nn.Linear | None = attrs.field(default=None, init=False, repr=False)
+    _weight_name: str = attrs.field(default="", init=False, repr=False)
+    _ahead: Ahead | None = attrs.field(default=None, init=False, repr=False)
+
+    def exemptions(self) -> Mapping[str, str]:
+        """Return the rules of `modbalance.testing` that do not hold."""
+        return {
+            "accumulation": "the second sub-step of the head needs the first one of the whole batch",
+            "order_of_modalities": "later modalities meet a head that earlier ones have moved",
+        }
+
+    @hookimpl
+    def modbalance_setup(self, run: Run) -> None:
+        """Find the head and prepare a copy of it, or raise a ConfigError that names what does not fit."""
+        if self.weights is not None and set(self.weights) != set(run.modalities):
+            raise ConfigError(
+                f"Option `weights` of method `mla` should give a number for each of {list(run.modalities)}. Found "
+                f"{sorted(self.weights)}."
+            )
+        self._head = find_head(run, self.head)
+        if self.projection != "off":
+            self._last, self._weight_name = last_linear(self._head)
+        self._shadow = run.shadow(self._head)
+        run.provide_unimodal_logits(self.unimodal)
+
+    @hookimpl
+    def modbalance_epoch_start(self, run: Run, epoch: int) -> None:
+        """Count the batches of the epoch from 0."""
+        self.index = 0
+
+    # The sub-steps
+
+    @hookimpl
+    def modbalance_takeover(self, batch: Batch) -> Tensor:
+        """Return the sum of the losses L_m, each with the head as the sub-steps before have left its copy."""
+        if batch.index:
+            raise ConfigError(
+                "Method `mla` takes its sub-steps on whole batches. Found a second criterion call before `opt.step()`: "
+                "train without accumulation over micro-batches."
+            )
+        if self.eval_weights != "fixed":
+            batch.require_kind("classes", what="weighs modalities by the entropy of their predictions")
+        shadow = self.shadow
+        shadow.begin()
+        self._ahead = ahead = Ahead(self.P, self.calls)
+        losses = {name: self.substep(batch, name, z, ahead) for name, z in batch.require_features().items()}
+        batch.run.log_each("loss", [loss.detach() for loss in losses.values()])
+        return shadow.linked(torch.stack([*losses.values()]).sum())
+
+    def substep(self, batch: Batch, name: str, z: Tensor, ahead: Ahead) -> Tensor:
+        """Return the loss of a modality alone, with graph to its encoder, and step the copy of the head by it."""
+        check_width(self._head, name, z)
+        entered: list[Tensor] = []
+        handle = self._last and self._last.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+        try:
+            o = self.shadow(z)
+        finally:
+            if handle is not None:
+                handle.remove()
+        check_logits(o, batch.logits, name)
+        loss = batch.losses({name: o})[name]
+        g = self.shadow.gradients(loss)
+        r = mean_input(entered[-1].detach(), batch.present.get(name)) if entered else None
+        g, r, factor, is_absent = joined(batch, name, g, r)
+        if r is not None:
+            self.project(g, r, is_absent, ahead, batch.run)
+        ahead.calls += 1
+        self.shadow.step(g, unless=is_absent)
+        return loss if factor is None else loss * factor.to(loss)
+
+    def project(self, g: dict[str, Tensor], r: Tensor, is_absent: Tensor | None, ahead: Ahead, run: Run) -> None:
+        """Update P by the mean input r of this sub-step and turn the gradient of the weight: grad W <- grad W P^T."""
+        name = self._weight_name
+        if ahead.P is None:
+            ahead.P = torch.eye(len(r), dtype=r.dtype, device=r.device)
+        if not ahead.calls:
+            return
+        P, is_small = projection.updated(ahead.P, r, projection.rate(self.index, self.steps_per_epoch), self.projection)
+        ahead.P = P if is_absent is None else torch.where(is_absent, ahead.P, P)
+        ahead.small = is_small.to(r) if ahead.small is None else ahead.small + is_small
+        if name in g:
+            g[name] = (g[name].to(P) @ ahead.P.T).to(g[name])
+
+    @hookimpl
+    def modbalance_gradients(self, step: Step) -> None:
+        """Remove the gradients of the head, which is stepped by its copy."""
+        self.shadow.drop_gradients()
+
+    @hookimpl
+    def modbalance_after_step(self, step: Step) -> None:
+        """Take over the head of the sub-steps, and the state of the projection."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return
+        self.shadow.commit()
+        if ahead.P is not None:
+            self.P = kept(self.P, ahead.P)
+        if ahead.small is not None:
+            step.run.count("small_denominators", ahead.small)
+        self.calls, self.index = ahead.calls, self.index + 1
+        if self.idle == "coast":
+            self.coast(step.run)
+
+    def coast(self, run: Run) -> None:
+        """Move the encoder of each modality once for every later one, along a gradient of 0."""
+        for count in range(len(run.modalities) - 1, 0, -1):
+            run.idle_step([p for m in run.modalities[:count] for _, p in run.parameters(m)])
+
+    # Evaluation
+
+    @hookimpl
+    def modbalance_logits(self, batch: Batch) -> Tensor:
+        """Return sum_m w_m o_m; in evaluation, since training takes the loss of each o_m alone."""
+        if self.eval_weights != "fixed":
+            batch.require_kind("classes", what="weighs modalities by the entropy of their predictions")
+        o = self.unimodal(batch)
+        for name, logits in o.items():
+            check_logits(logits, batch.logits, name)
+        return weights.fused(o, self.eval_weights, self.weights)
+
+    def unimodal(self, batch: Batch) -> dict[str, Tensor]:
+        """Return o_m, (B, C, ...) each, with graph to features and head."""
+        return {name: self.shadow.original(z) for name, z in batch.require_features().items()}
+
+    @property
+    def shadow(self) -> Shadow:
+        """The copy of the head."""
+        assert self._shadow is not None
+        return self._shadow
+
+
+def mean_input(x: Tensor, there: Tensor | None) -> Tensor:
+    """Return the mean over samples and places of the input of the last layer, (B, ..., D), zeros for absent samples."""
+    x = widened(x if there is None else x.masked_fill(~row_mask(there, x), 0)).flatten(0, -2)
+    return x.sum(0) / max(len(x), 1)
+
+
+def joined(
+    batch: Batch, name: str, g: Mapping[str, Tensor], r: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Tensor | None]:
+    """Return gradients and the mean input of the samples of all ranks that have a modality.
+
+    Args:
+        batch: The batch of this rank.
+        name: The modality.
+        g: Gradients of the head on this rank, of a loss that absent samples count in with a gradient of 0.
+        r: Mean input on this rank, of inputs that are 0 for absent samples.
+
+    Returns:
+        Gradients, mean input, the factor on the loss, and whether no sample has the modality; ``None``: all have it.
+    """
+    run, there = batch.run, batch.present.get(name)
+    if there is None and run.ranks == 1:
+        return dict(g), r, None, None
+    like = batch.logits
+    size = torch.full((), float(len(like)), device=like.device)
+    count = size if there is None else there.to(like.device).sum(dtype=size.dtype)
+    values = [*g.values()] if r is None else [*g.values(), r]
+    *values, size, count = run.means([*values, size, count])
+    share = size / count.where(count > 0, 1)
+    mean = values.pop() * share if r is not None else None
+    is_mean = getattr(run.loss_fn, "reduction", "mean") == "mean"
+    factor = share if is_mean else torch.ones_like(share)
+    return {key: each * factor.to(each) for key, each in zip(g, values, strict=True)}, mean, factor, count == 0
+
+
+@hookimpl
+def modbalance_methods() -> list[type[Method]]:
+    """Offer the method."""
+    return [MLA]

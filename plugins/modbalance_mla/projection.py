@@ -1,0 +1,31 @@
+"""The matrix P that turns the gradient of the head, so that it forgets other modalities less."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SMALL = 1e-3  # a denominator of the entry-by-entry form below this is ill-conditioned
+
+
+def rate(index: int, steps: int | None) -> float:
+    """Return alpha = 0.1^(1 + i / n) of the i-th batch of n, .1 where n is not known."""
+    return 0.1 if steps is None else 0.1 ** (1 + min(index, steps) / steps)
+
+
+def updated(P: Tensor, r: Tensor, alpha: float, form: str) -> tuple[Tensor, Tensor]:
+    """Return P after a mean input, and whether a denominator was small, 0-dim.
+
+    Args:
+        P: (D, D).
+        r: Mean input of the layer, (D,).
+        alpha: Regularisation, > 0.
+        form: ``elementwise`` or ``rls``.
+    """
+    k = P @ r
+    if form == "rls":
+        below = alpha + r @ k
+        return P - torch.outer(k, k) / below, below.abs() < SMALL
+    below = alpha + torch.outer(k, r)
+    P = P - torch.outer(k, k) / below  # P <- P - (k k^T) / (alpha + k r^T), entry by entry
+    return P / torch.linalg.matrix_norm(P), (below.abs() < SMALL).any()

@@ -1,0 +1,36 @@
+"""Weights of the modalities' logits in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+OFFICIAL = {2: (0.55, 0.45), 3: (0.35, 0.25, 0.4)}
+"""Weights of the authors' code by number of modalities, in their order."""
+
+
+def fused(o: Mapping[str, Tensor], how: str, given: Mapping[str, float] | None) -> Tensor:
+    """Return sum_m w_m o_m of logits o_m, (B, C, ...) each.
+
+    Args:
+        o: Logits by modality.
+        how: ``fixed``, ``batch_entropy`` or ``sample_entropy``.
+        given: Fixed weights by modality; ``None``: those of the authors for two and three modalities, else their mean.
+    """
+    stacked = torch.stack([*o.values()])
+    if how == "fixed":
+        listed = OFFICIAL.get(len(o), [1 / len(o)] * len(o)) if given is None else [given[name] for name in o]
+        w = stacked.new_tensor(listed)
+    elif how == "batch_entropy":
+        w = (-entropy(stacked, 1).flatten(1).sum(1)).softmax(0)  # one number for each modality and batch
+    else:
+        w = (-entropy(stacked, 2).sum(2, keepdim=True)).softmax(0)  # one for each modality and sample
+    return (w.reshape(w.shape + (1,) * (stacked.dim() - w.dim())) * stacked).sum(0)
+
+
+def entropy(o: Tensor, dim: int) -> Tensor:
+    """Return -p log p of p = softmax of ``o`` over a dimension, entry by entry."""
+    log_p = o.log_softmax(dim)
+    return -(log_p.exp() * log_p)
