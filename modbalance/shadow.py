@@ -1,4 +1,4 @@
-"""A module's parameters and their optimizer state, copied, so that steps of them are taken ahead of the optimizer's own.
+"""A copy of a module's parameters and optimizer state, which takes steps ahead of the optimizer's own.
 
 The copy is stepped by the class of the inner optimizer, with the present settings of each parameter's group and below
 torch's wrapper around every step: hooks on steps, profiles and schedulers count the user's steps alone. Until `commit`
@@ -133,7 +133,7 @@ class Shadow:
         for name, p in self._parameters().items():
             if name in self._stepped:
                 p.detach().copy_(self._values[name])
-                present = state[p] if p in state else {}
+                present = dict(state[p]) if p in state else {}
                 for key, value in self._states[name].items():
                     present[key] = kept(present.get(key), value) if isinstance(value, Tensor) else value
                 if present:

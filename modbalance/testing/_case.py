@@ -12,7 +12,7 @@ from torch.optim import SGD
 
 from modbalance.method import Method
 from modbalance.optimizer import BalancedOptimizer
-from modbalance.testing._models import Batch, ModelFactory, SmallModel, batches, seeded
+from modbalance.testing._models import Batch, ModelFactory, SharedHeadModel, SmallModel, batches, seeded
 from modbalance.testing._report import RuleError
 
 TWO = ("left", "right")
@@ -27,12 +27,17 @@ class Case:
     Attributes:
         method: Its class.
         options: Options by name, and ``preset``.
-        model: Makes the model for the names of modalities.
+        model: Makes the model for the names of modalities; default: the small model, with the fusion that the
+            method needs.
     """
 
     method: type[Method]
     options: Mapping[str, Any] = attrs.field(factory=dict)
-    model: ModelFactory = SmallModel
+    model: ModelFactory = attrs.field()
+
+    @model.default
+    def _suited(self) -> ModelFactory:
+        return SharedHeadModel if "shared_head" in self.method.needs else SmallModel
 
     def build(self, **options: Any) -> Method:
         """Return a method object; ``options`` go before those of the case, and these before the short values."""

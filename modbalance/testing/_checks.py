@@ -19,7 +19,7 @@ from modbalance.testing import (
     _rules_values,
 )
 from modbalance.testing._case import Case
-from modbalance.testing._models import ModelFactory, SmallModel
+from modbalance.testing._models import ModelFactory
 from modbalance.testing._report import RuleError, crash, report
 from modbalance.testing._rules import PROCESSES, RULES, reason, summary
 
@@ -95,7 +95,7 @@ def checks_for(
     method: Subject,
     *,
     options: Mapping[str, Any] | None = None,
-    model: ModelFactory = SmallModel,
+    model: ModelFactory | None = None,
     processes: bool = True,
 ) -> list[Check]:
     """Return a check for every rule that a method must keep.
@@ -106,13 +106,15 @@ def checks_for(
         method: A method class, or the name of an installed method.
         options: Options with which it acts in four epochs of two steps, and ``preset``; options that declare a
             `short` value have it by default.
-        model: Makes the model for names of modalities: `SmallModel`, or a subclass of it.
+        model: Makes the model for names of modalities, a subclass of `SmallModel`; ``None``: the small model, with a
+            fusion by one head where the method needs ``shared_head``.
         processes: Whether to include rules that start processes, joined by gloo; for places where none can be started.
 
     Raises:
         ConfigError: An option does not fit, or an exemption names no rule.
     """
-    case = Case(load_method(method) if isinstance(method, str) else method, dict(options or {}), model)
+    loaded = load_method(method) if isinstance(method, str) else method
+    case = Case(loaded, dict(options or {}), **({} if model is None else {"model": model}))
     for name in case.build().exemptions():
         if name not in RULES:
             raise ConfigError(f"`exemptions()` of method `{case.method.name}` names {name!r}. {suggest(name, RULES)}")
@@ -123,7 +125,7 @@ def check_method(
     method: Subject,
     *,
     options: Mapping[str, Any] | None = None,
-    model: ModelFactory = SmallModel,
+    model: ModelFactory | None = None,
     processes: bool = True,
 ) -> None:
     """Run every check for a method, and raise one error with all rules that it does not keep.

@@ -24,7 +24,7 @@ class SmallModel(nn.Module):
     def __init__(self, modalities: Sequence[str]) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({name: self.encoder() for name in modalities})
-        self.fusion = Concatenated(self.head(len(modalities) * FEATURES))
+        self.fusion: nn.Module = Concatenated(self.head(len(modalities) * FEATURES))
         self.skipped: set[str] = set()
 
     def encoder(self) -> nn.Module:
@@ -61,6 +61,35 @@ class SmallModel(nn.Module):
         weight = next(parameter for parameter in self.fusion.parameters() if parameter.dim() == 2)
         blocks = weight.detach().chunk(len(names), 1)
         weight.data = torch.cat([blocks[index] for index in order], 1)
+
+
+class SharedHeadModel(SmallModel):
+    """The small model with a fusion by one head for every modality, whose logits are averaged.
+
+    For methods that declare ``shared_head`` among their `needs`.
+    """
+
+    def __init__(self, modalities: Sequence[str]) -> None:
+        super().__init__(modalities)
+        self.fusion = Averaged(self.head(FEATURES))
+
+    def reordered(self, order: Sequence[int]) -> None:
+        """Put modality ``order[i]`` at place ``i``; the head is the same for all."""
+        names = list(self.encoders)
+        self.encoders = nn.ModuleDict({names[index]: self.encoders[names[index]] for index in order})
+
+
+class Averaged(nn.Module):
+    """Layers that receive one feature after the other, and the mean of their outputs."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """Return the mean of the layers' outputs for features (B, D) each."""
+        out: Tensor = torch.stack([self.layers(feature) for feature in features]).mean(0)
+        return out
 
 
 class Concatenated(nn.Module):

@@ -67,7 +67,7 @@ class MLA(Method):
     idle: str = option(
         "skip",
         one_of("skip", "coast"),
-        "encoders in sub-steps of later modalities: rest, or move by momentum and decay",
+        "encoders while later modalities take their sub-steps: rest, or move by momentum and decay",
     )
     eval_weights: str = option(
         "fixed", one_of("fixed", "batch_entropy", "sample_entropy"), "weights of the modalities in evaluation"

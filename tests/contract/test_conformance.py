@@ -34,6 +34,11 @@ OPTIONS: dict[str, list[Options]] = {
         {"alpha": "learned", "alpha_lr": 1.0, "alpha_start": 0.6},
         {"alpha": "heuristic", "alpha_clip": (0.1, 0.9)},
     ],
+    "mla": [
+        {},
+        {"projection": "elementwise", "steps_per_epoch": 2, "idle": "coast", "eval_weights": "batch_entropy"},
+        {"projection": "rls", "eval_weights": "sample_entropy"},
+    ],
     "mmcosine": [{}, {"eval_logits": "cosine", "nce": 0.5}],
     "mmpareto": [{}, {"heads": "slice", "rescale": "encoder", "gamma": 1.0}],
     "mses": [{"patience": 0}, {"patience": 0, "preset": "paper"}],

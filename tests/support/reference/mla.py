@@ -1,4 +1,4 @@
-"""MLA (Zhang et al., CVPR 2024), straight-line and slow: an optimizer step per modality, the projection entry by entry."""
+"""MLA (Zhang et al., CVPR 2024), straight-line and slow: a step per modality, the projection entry by entry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 @dataclass(kw_only=True)
 class Twin:
-    """One training. ``features`` maps inputs to z_1..z_M, ``head`` turns each into logits, ``last`` is its last layer."""
+    """One training. ``features`` maps inputs to z_1..z_M, ``head`` each to logits; ``last`` is its last layer."""
 
     features: Callable[..., list[Tensor]]
     head: nn.Module
