@@ -50,7 +50,7 @@ CLASSES = {
     "Arguments of hooks": ("Run", "Batch", "Step", "EpochData"),
     "Methods": ("Method", "WindowedMethod"),
 }
-TESTING = (testing.SmallModel, testing.RuleError, testing.ConformanceError)
+TESTING = (testing.SmallModel, testing.SharedHeadModel, testing.RuleError, testing.ConformanceError)
 DECLARATIONS = ("option", "state", "gt", "ge", "between", "integer", "one_of", "optional", "suggest")
 
 

@@ -9,6 +9,7 @@ from modbalance.testing._checks import check_method as check_method
 from modbalance.testing._checks import checks_for as checks_for
 from modbalance.testing._checks import parametrize_with_checks as parametrize_with_checks
 from modbalance.testing._checks import rules as rules
+from modbalance.testing._models import SharedHeadModel as SharedHeadModel
 from modbalance.testing._models import SmallModel as SmallModel
 from modbalance.testing._report import ConformanceError as ConformanceError
 from modbalance.testing._report import RuleError as RuleError
@@ -17,6 +18,7 @@ __all__ = [
     "Check",
     "ConformanceError",
     "RuleError",
+    "SharedHeadModel",
     "SmallModel",
     "check_method",
     "checks_for",

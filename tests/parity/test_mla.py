@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Adagrad, AdamW, RMSprop
 
 from modbalance import BalancedOptimizer
-from support.models import AudioVisual, SharedFusion
+from support.models import AudioVisual, Multimodal, SharedFusion
 from support.reference import mla
-from support.training import train
+from support.training import assert_close, balanced, batches, multimodal, train
 from support.trajectories import Trajectory
 
 NAMES = ["mla_released", "mla_projected", "mla_three"]
@@ -105,3 +105,133 @@ def test_trajectory_of_the_authors_code(name: str) -> None:
     for key, expected in recorded.part("projection_final").items():
         assert key == ""
         torch.testing.assert_close(state["P"], expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("how", "recorded_as"), [("fixed", "fixed"), ("batch_entropy", "dynamic")])
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_of_the_authors_code(name: str, how: str, recorded_as: str) -> None:
+    recorded = Trajectory(name)
+    meta = recorded.meta
+    model = model_of(recorded)
+    model.load_state_dict(recorded.part("final/"))
+    optimizer = balanced_run(model, meta, eval_weights=how)
+    seen: list[Tensor] = []
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        seen.append(logits)
+        return nn.functional.cross_entropy(logits, target)
+
+    criterion = optimizer.criterion(loss)
+    data = [*recorded.batches(torch.float32, tuple(meta["order"]))]
+    inputs, y = data[0]
+    model.eval()
+    correct = 0
+    with torch.no_grad():
+        output = model(*inputs)
+        criterion(output, y)
+        torch.testing.assert_close(criterion.logits(output), seen[-1], atol=0, rtol=0)
+        for batch, target in data:
+            correct += int((criterion.logits(model(*batch)).argmax(1) == target).sum())
+    torch.testing.assert_close(seen[-1], recorded.part("eval/")[recorded_as], atol=2e-6, rtol=1e-5)
+    assert correct / (meta["b"] * meta["steps"]) == pytest.approx(meta["accuracy"][recorded_as][0])
+
+
+# The slow twin
+
+INNER: dict[str, Any] = {
+    "SGD": lambda parameters: SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-2),
+    "plain SGD": lambda parameters: SGD(parameters, lr=0.1),
+    "dampened SGD": lambda parameters: SGD(parameters, lr=0.1, momentum=0.9, dampening=0.5),
+    "AdamW": lambda parameters: AdamW(parameters, lr=1e-2, weight_decay=0.1),
+    "RMSprop": lambda parameters: RMSprop(parameters, lr=1e-3, momentum=0.5),
+    "Adagrad": lambda parameters: Adagrad(parameters, lr=1e-2),
+}
+
+
+class Averaged(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return torch.stack([self.head(z) for z in features]).mean(0)
+
+
+def shallow(names: str) -> Multimodal:
+    """Return a model whose features are above 0: near 0 the entry-by-entry projection amplifies rounding."""
+    model = multimodal(names, "shared", dtype=torch.float64)
+    for encoder in model.encoders.values():
+        assert isinstance(encoder, nn.Sequential)
+        encoder.append(nn.Softplus())
+    return model
+
+
+def deep(names: str) -> Multimodal:
+    """Return a model whose head has two linear layers and a layer norm."""
+    model = shallow(names)
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Softplus(), nn.Linear(6, 3))
+    model.fusion = Averaged(head.double())
+    return model
+
+
+def twin_of(model: Multimodal, inner: Any, **options: Any) -> mla.Twin:
+    def features(*inputs: Tensor) -> list[Tensor]:
+        return [phi(x) for phi, x in zip(model.encoders.values(), inputs, strict=True)]
+
+    head = model.fusion.get_submodule("head" if isinstance(model.fusion, Averaged) else "fc_out")
+    last = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+    return mla.Twin(features=features, head=head, last=last, inner=inner, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", ["ab", "abc", "abcd"])
+@pytest.mark.parametrize("head", ["linear", "deep"])
+@pytest.mark.parametrize("idle", ["skip", "coast"])
+@pytest.mark.parametrize("projection", ["off", "elementwise", "rls"])
+def test_the_method_equals_the_twin(names: str, head: str, idle: str, projection: str) -> None:
+    compare(names, head, INNER["SGD"], idle=idle, projection=projection, steps_per_epoch=4)
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("idle", ["skip", "coast"])
+def test_the_method_equals_the_twin_with_any_optimizer(inner: str, idle: str) -> None:
+    compare("ab", "linear", INNER[inner], idle=idle)
+
+
+@pytest.mark.parametrize("projection", ["elementwise", "rls"])
+def test_without_the_length_of_an_epoch_alpha_stays(projection: str) -> None:
+    compare("ab", "linear", INNER["SGD"], projection=projection)
+
+
+def compare(names: str, head: str, inner: Any, **options: Any) -> None:
+    ours, theirs = ((deep if head == "deep" else shallow)(names) for _ in range(2))
+    data = batches(ours, 4, 5, dtype=torch.float64)
+    further = {"head": "fusion.head"} if head == "deep" else {}
+    optimizer = balanced(ours, "mla", inner(ours.parameters()), **options, **further)
+    twin = twin_of(theirs, inner(theirs.parameters()), **options)
+    schedules = [torch.optim.lr_scheduler.StepLR(each, 1, 0.5) for each in (optimizer, twin.inner)]
+    for _ in range(3):
+        train(ours, optimizer, data)
+        optimizer.end_epoch()
+        twin.index = 0
+        for batch in data:
+            twin.step(*batch)
+        for schedule in schedules:
+            schedule.step()
+    assert_close(ours, theirs, 1e-10)
+
+
+@pytest.mark.parametrize("how", ["batch_entropy", "sample_entropy"])
+def test_weights_of_the_evaluation_equal_the_twin(how: str) -> None:
+    model = multimodal("abc", "shared", dtype=torch.float64)
+    optimizer = balanced(model, "mla", eval_weights=how)
+    criterion = optimizer.criterion(nn.CrossEntropyLoss())
+    ((inputs, _),) = batches(model, 1, dtype=torch.float64)
+    model.eval()
+    output = model(*inputs)
+    o = [model.fusion.get_submodule("fc_out")(phi(x)) for phi, x in zip(model.encoders.values(), inputs, strict=True)]
+    w = mla.weights(o, how)
+    w = w.expand(len(output), 3) if how == "batch_entropy" else w
+    expected = torch.stack([(w[:, [m]] * o_m) for m, o_m in enumerate(o)]).sum(0)
+    torch.testing.assert_close(criterion.logits(output), expected, atol=1e-12, rtol=1e-12)
