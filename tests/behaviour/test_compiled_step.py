@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch.optim import Optimizer
 
 from modbalance import BalancedOptimizer, list_methods
-from support.training import assert_close, audio_visual, balanced, batches, sgd, train
+from support.training import assert_close, audio_visual_for, balanced, batches, sgd, train
 
 # Dynamo itself meets these, in torch's optimizers and at the end of a graph.
 pytestmark = [
@@ -57,7 +57,7 @@ def graphs_after_each_step(optimizer: Optimizer, model: nn.Module, backend: str)
 
 
 def check(method: str, backend: str) -> None:
-    model, eager = audio_visual(), audio_visual()
+    model, eager = audio_visual_for(method), audio_visual_for(method)
     optimizer = wrapped(model, method)
     graphs = graphs_after_each_step(optimizer, model, backend)
     assert_close(model, train(eager, wrapped(eager, method), batches(eager, STEPS)), atol=1e-6)
@@ -65,7 +65,7 @@ def check(method: str, backend: str) -> None:
     # The second graph is that of a step with momentum; the inner optimizer alone has both, too.
     torch._dynamo.reset()
     counters.clear()
-    assert graphs == graphs_after_each_step(sgd(other := audio_visual()), other, backend) == [1, 2, 2, 2, 2]
+    assert graphs == graphs_after_each_step(sgd(other := audio_visual_for(method)), other, backend) == [1, 2, 2, 2, 2]
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_a_step_compiled_by_inductor_acts_and_is_not_compiled_again(method: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_criterion_in_compiled_code_lets_the_method_observe(method: str) -> None:
-    model, eager = audio_visual(), audio_visual()
+    model, eager = audio_visual_for(method), audio_visual_for(method)
     optimizer = wrapped(model, method)
     criterion = optimizer.criterion(LOSS)
 

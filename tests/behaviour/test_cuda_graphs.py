@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modbalance import BalancedOptimizer, CaptureError, Method, Step, hookimpl, list_methods, state
 from support.models import ConcatFusion
-from support.training import audio_visual, balanced, batches, sgd, train
+from support.training import audio_visual, audio_visual_for, balanced, batches, sgd, train
 
 METHODS = ["none", *(listing.name for listing in list_methods() if listing.method is not None)]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def addresses(optimizer: BalancedOptimizer) -> list[int]:
 
 def moved_state(method: Any, **options: Any) -> tuple[list[int], list[int]]:
     """Return where state lies after three steps, and after three more."""
-    model = audio_visual()
+    model = audio_visual_for(method)
     torch.manual_seed(0)
     optimizer = balanced(model, method, **options)
     data = batches(model, 6)

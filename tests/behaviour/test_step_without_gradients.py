@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from modbalance import BalancedOptimizer, list_methods
-from support.training import assert_same, balanced, batches, multimodal, train, weights
+from support.training import assert_same, balanced, batches, multimodal_for, train, weights
 
 METHODS = [listing.name for listing in list_methods()]
 OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}, "opm": {"start_epoch": 0}}
@@ -25,7 +25,7 @@ def saved(optimizer: BalancedOptimizer) -> bytes:
 @pytest.mark.parametrize("case", ["no backward", "dropped"])
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_committed(method: str, case: str) -> None:
-    model = multimodal()
+    model = multimodal_for(method)
     optimizer = balanced(model, method, **OPTIONS.get(method, {}))
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     first, second, third = batches(model, 3)

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import cremad
 from bench.measure import operations, ratios, timed
-from bench.models import Step, Transformer, Two, Workload, balanced, inner, pair
+from bench.models import Step, Transformer, Two, Workload, balanced, fitted, inner, pair
 from modbalance import BalancedOptimizer, list_methods
 from modbalance.method import Method
 from recipe_common.cli import main as run_recipe
@@ -245,7 +245,7 @@ def launches(sheet: Sheet, step: Step) -> int:
 
 def step_of(sheet: Sheet, workload: Workload, method: str | Method | None, dtype: torch.dtype | None = None) -> Step:
     """Return one turn of the training loop, of the bare optimizer for None; forward and loss in `dtype`."""
-    model = workload.model(sheet.device).train()
+    model = fitted(workload.model(sheet.device), method).train()
     optimizer = inner(model) if method is None else balanced(model, method, **options_for(model, method))
     loss_fn: nn.Module = nn.CrossEntropyLoss()
     criterion = optimizer.criterion(loss_fn) if isinstance(optimizer, BalancedOptimizer) else loss_fn

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from modbalance import BalancedOptimizer
+from modbalance_mla import SharedHead
 from recipe_common.models.clips import audio_visual_net
+from support.training import head_for
 
 CLASSES = 6
 
@@ -128,6 +130,15 @@ PAPER_SIZES = attrs.evolve(WORKLOADS["pair"], size=64, shapes=((1, 257, 188), (3
 """The pair at the sizes of the papers on CREMA-D, too large for a CPU."""
 
 
+def fitted(model: nn.Module, method: Any) -> nn.Module:
+    """Return the model, with one head for both modalities where a method needs that."""
+    if head_for(method) == "shared":
+        joint = next(layer for layer in model.get_submodule("fusion_module").modules() if isinstance(layer, nn.Linear))
+        head = nn.Linear(joint.in_features // 2, joint.out_features, device=joint.weight.device)
+        model.fusion_module = SharedHead(head)
+    return model
+
+
 def inner(model: nn.Module) -> Optimizer:
     """Return the optimizer that each step is measured with."""
     return SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -153,7 +164,7 @@ def bare_step(workload: Workload, device: torch.device | str = "cpu") -> Step:
 
 def method_step(workload: Workload, method: Any, device: torch.device | str = "cpu", **options: Any) -> Step:
     """Return a step of a method."""
-    model = workload.model(device)
+    model = fitted(workload.model(device), method)
     inputs, target = batch = workload.batch(device)
     optimizer = balanced(model, method, **options)
     optimizer.begin(train=[(*inputs, target)], val=[(*inputs, target)])

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from bench.models import fitted
 from modbalance import BalancedOptimizer, list_methods
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.models.fusion import LateFusionNet
@@ -39,10 +40,11 @@ def batch_on(device: torch.device) -> Batch:
     return audio.to(device), visual.to(device), torch.randint(6, (size,)).to(device)
 
 
-def pair(device: torch.device) -> tuple[LateFusionNet, Optimizer]:
-    """Return the model and its optimizer, the same every time."""
+def pair(device: torch.device, method: str = "none") -> tuple[LateFusionNet, Optimizer]:
+    """Return the model, with a head that a method needs, and its optimizer, the same every time."""
     torch.manual_seed(0)
     model = audio_visual_net(6).to(device)
+    fitted(model, method)
     return model, SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
 
@@ -54,7 +56,7 @@ def bare(batch: Batch) -> Step:
 
 def ours(method: str, batch: Batch) -> Step:
     """Return a step of a method."""
-    model, inner = pair(batch[0].device)
+    model, inner = pair(batch[0].device, method)
     modalities = {"audio": "audio_net", "visual": "visual_net"}
     options: dict[str, Any] = {"init": {"audio": 0.9, "visual": 1.1}} if method == "mslr" else {}
     optimizer = BalancedOptimizer(inner, method, model=model, modalities=modalities, fusion="fusion_module", **options)

@@ -6,7 +6,7 @@ Weights and samples are drawn as integers and divided by powers of two, so that 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dgl": {"alpha": 2.0},
     "inforeg": {},
     "lfm": {"alpha_epochs": 4},
+    "mla": {"projection": "rls", "steps_per_epoch": 4},
     "mmcosine": {"scale": 4.0, "nce": 0.25},
     "mmpareto": {},
     "mslr": {"memory": 1},
@@ -41,6 +42,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "relearning": {"period": 1, "count": 3},
 }
 """Built-in methods, with options with which each acts before and after the checkpoint."""
+
+SHARED = ("mla",)
+"""Methods that need one head for both modalities."""
 
 STEPS = 4
 """Steps per epoch."""
@@ -62,11 +66,11 @@ LOSSES = (
 class Net(nn.Module):
     """Two convolutional encoders and a linear head: audio and visual (B, 1, 4, 4) -> logits (B, 3)."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.audio_net = _encoder()
         self.visual_net = _encoder()
-        self.head = Concatenation()
+        self.head = head()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -74,6 +78,17 @@ class Net(nn.Module):
 
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         return self.head(self.audio_net(audio), self.visual_net(visual))
+
+
+class OneHead(nn.Module):
+    """One head for both modalities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return (self.linear(audio) + self.linear(visual)) / 2
 
 
 class Concatenation(nn.Module):
@@ -114,7 +129,7 @@ class Training:
     """
 
     def __init__(self, method: str) -> None:
-        self.model = Net()
+        self.model = Net(OneHead if method in SHARED else Concatenation)
         self.optimizer = BalancedOptimizer(
             SGD(self.model.parameters(), lr=1 / 16, momentum=0.5, weight_decay=1 / 1024),
             method,

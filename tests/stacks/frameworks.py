@@ -20,13 +20,13 @@ from modbalance import transformers as trainer_adapter
 from modbalance.accelerate import modulate_before_clip
 from stacks.training import EPOCHS, LOSS, Weights, options_of
 from support.stacks import SIZE, STEPS, accelerate_as_new, dataset, loader, metrics_of, wrapped
-from support.training import multimodal, weights
+from support.training import multimodal_for, weights
 
 
 class Module(lightning.LightningModule):  # type: ignore[misc]
     def __init__(self, method: str) -> None:
         super().__init__()
-        self.net, self.method = multimodal(), method
+        self.net, self.method = multimodal_for(method), method
 
     def configure_optimizers(self) -> BalancedOptimizer:
         optimizer = wrapped(self.net, self.method, **options_of(self.method))
@@ -62,7 +62,7 @@ def lightning_trainer(method: str, clip: float | None = None) -> Weights:
 def accelerate(method: str, clip: float | None = None) -> Weights:
     with accelerate_as_new():
         accelerator = Accelerator(cpu=True)
-        bare = multimodal()
+        bare = multimodal_for(method)
         balanced = wrapped(bare, method, **options_of(method))
         criterion = balanced.criterion(LOSS)
         model, optimizer, train = accelerator.prepare(bare, balanced, loader())
@@ -93,9 +93,9 @@ class Named(Dataset[dict[str, Tensor]]):
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, method: str) -> None:
         super().__init__()
-        self.net = multimodal()
+        self.net = multimodal_for(method)
 
     def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         return {"logits": self.net(a, b)}
@@ -108,7 +108,7 @@ class Unshuffled(Trainer):  # type: ignore[misc]
 
 def huggingface_trainer(method: str, clip: float | None = None) -> Weights:
     with accelerate_as_new(), tempfile.TemporaryDirectory() as folder:
-        model = Model()
+        model = Model(method)
         optimizer = wrapped(model.net, method, around=model, **options_of(method))
         criterion = optimizer.criterion(LOSS, logits_of="logits")
         settings = TrainingArguments(

@@ -16,14 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from modbalance import BalancedOptimizer
 from stacks.training import LAST, Weights, built, run
 from support.stacks import CLIP, STEPS
-from support.training import multimodal, weights
+from support.training import head_for, multimodal_for, weights
 from support.two_passes import SAM
 
 SCALE = 1024.0
 
 
 def plain(method: str) -> Weights:
-    model = multimodal()
+    model = multimodal_for(method)
     run(model, built(model, method))
     return weights(model)
 
@@ -33,7 +33,7 @@ def plain(method: str) -> Weights:
 
 def autocast(method: str, dtype: torch.dtype) -> Weights:
     """Train under autocast, in half precision with a GradScaler."""
-    model = multimodal()
+    model = multimodal_for(method)
     scaler = GradScaler("cpu", init_scale=SCALE, enabled=dtype is torch.float16)
 
     def step(forward: Any, optimizer: Any, criterion: Any, inputs: Sequence[Tensor], target: Tensor) -> None:
@@ -65,9 +65,11 @@ class Rounded(nn.Linear):
 @functools.cache
 def casts_by_hand(method: str, dtype: torch.dtype) -> Weights:
     """Train without autocast and GradScaler: the layers cast, and the gradients are scaled and unscaled by hand."""
-    model = multimodal()
+    model = multimodal_for(method)
+    # A head that takes steps of its own computes in the type of its weights, outside of autocast.
+    own = [*model.fusion.modules()] if head_for(method) == "shared" else []
     for layer in model.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and layer not in own:
             layer.__class__ = Rounded
             layer.__dict__["dtype"] = dtype
     scale = SCALE if dtype is torch.float16 else 1.0
@@ -99,20 +101,20 @@ def accumulation(method: str) -> Weights:
             (criterion(forward(*(x[half] for x in inputs)), target[half]) / 2).backward()
         optimizer.step()
 
-    model = multimodal()
+    model = multimodal_for(method)
     run(model, built(model, method), take_step=step)
     return weights(model)
 
 
 def own_clip(method: str) -> Weights:
-    model = multimodal()
+    model = multimodal_for(method)
     run(model, built(model, method, clip_grad_norm=CLIP))
     return weights(model)
 
 
 def compiled(method: str) -> Weights:
     torch.compiler.reset()
-    model = multimodal()
+    model = multimodal_for(method)
     forward = torch.compile(model, backend="aot_eager")
     run(model, built(model, method, seen=forward), forward=forward)
     torch.compiler.reset()
@@ -122,14 +124,14 @@ def compiled(method: str) -> Weights:
 def resumed(method: str) -> Weights:
     """Train to the middle of the second epoch, and go on from a checkpoint with a new model and optimizer."""
     middle = STEPS + STEPS // 2
-    model = multimodal()
+    model = multimodal_for(method)
     optimizer = built(model, method)
     run(model, optimizer, last=middle)
     buffer = io.BytesIO()
     torch.save([model.state_dict(), optimizer.state_dict()], buffer)
     buffer.seek(0)
 
-    again = multimodal(seed=5)
+    again = multimodal_for(method, seed=5)
     continued = built(again, method)
     saved_model, saved_optimizer = torch.load(buffer, weights_only=True)
     again.load_state_dict(saved_model)
@@ -157,7 +159,7 @@ class Recomputed(nn.Sequential):
 
 
 def checkpointed(method: str, use_reentrant: bool) -> Weights:
-    model = multimodal()
+    model = multimodal_for(method)
     for name, encoder in model.encoders.items():
         assert isinstance(encoder, nn.Sequential)
         again = Recomputed(*encoder)
@@ -175,7 +177,7 @@ def scaled(method: str, apply: str) -> Weights:
 
     Without momentum, decay and clip: a clip acts on modulated gradients, and with "update" on others.
     """
-    model = multimodal()
+    model = multimodal_for(method)
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     run(model, built(model, method, inner=inner, apply=apply, clip_grad_norm=1e9))
     return weights(model)
@@ -192,7 +194,7 @@ def sam(method: str) -> Weights:
             criterion(forward(*inputs), target).backward()
             each(zero_grad=True)
 
-    model = multimodal()
+    model = multimodal_for(method)
     run(model, built(model, method, inner=SAM(model.parameters(), lr=0.1, rho=RADIUS)), take_step=step)
     return weights(model)
 
@@ -200,7 +202,7 @@ def sam(method: str) -> Weights:
 @functools.cache
 def sam_by_hand(method: str) -> Weights:
     """Train with plain descent: climb along the modulated gradient, go back, and step along the one found there."""
-    model = multimodal()
+    model = multimodal_for(method)
 
     def step(
         forward: Any, optimizer: BalancedOptimizer, criterion: Any, inputs: Sequence[Tensor], target: Tensor

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from stacks.table import GROUPS, STACKS, Cell, Stack, cell
-from stacks.training import LAST, distance, methods, plain_loop
+from stacks.training import LAST, bare_loop, distance, methods, plain_loop
 
 PAGE = Path(__file__).parents[2] / "docs" / "stacks.md"
 Cells = dict[tuple[str, str], Cell]
@@ -46,7 +46,7 @@ def _table(stacks: list[Stack], cells: Cells, notes: list[str]) -> Iterator[str]
     yield "| method | acts | " + " | ".join(stack.title for stack in stacks) + " |"
     yield "|---" * (len(stacks) + 2) + "|"
     for method in methods():
-        acts = f"{distance(plain_loop(method), plain_loop('none')):.1g}" if method != "none" else "0"
+        acts = f"{distance(plain_loop(method), bare_loop(method)):.1g}" if method != "none" else "0"
         shown = [_shown(cells[stack.title, method], notes) for stack in stacks]
         yield f"| `{method}` | {acts} | " + " | ".join(shown) + " |"
 

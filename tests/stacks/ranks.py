@@ -16,13 +16,13 @@ from modbalance import ConfigError, ModbalanceError, sharding
 from stacks.training import Weights, built, methods, run, without_noise
 from support.models import Multimodal
 from support.ranks import on_ranks
-from support.training import multimodal, weights
+from support.training import multimodal_for, weights
 
 Found = dict[str, Weights | str]
 
 
 def ddp(rank: int, method: str) -> Weights:
-    model = multimodal()
+    model = multimodal_for(method)
     parallel = DistributedDataParallel(model)
     run(model, built(model, method, seen=parallel), forward=parallel, rank=rank)
     return weights(model)
@@ -32,7 +32,7 @@ def zero(rank: int, method: str) -> Weights:
     """Train with DDP and an optimizer state that is divided among the ranks."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    model = multimodal()
+    model = multimodal_for(method)
     parallel = DistributedDataParallel(model)
     inner = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
     run(model, built(model, method, inner=inner, seen=parallel), forward=parallel, rank=rank)
@@ -54,7 +54,7 @@ def shard(model: Multimodal, how: str) -> None:
 
 
 def fsdp(rank: int, method: str, how: str) -> Weights:
-    model = multimodal()
+    model = multimodal_for(method)
     shard(model, how)
     run(model, built(model, method, **without_noise(method)), rank=rank)
     sharding.reshard(model)

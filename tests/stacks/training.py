@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modbalance import BalancedOptimizer, list_methods
 from support.models import Multimodal
 from support.stacks import STEPS, metrics_of, plain
-from support.training import Batch, batches, multimodal, weights
+from support.training import Batch, batches, head_for, multimodal, weights
 
 EPOCHS = 3
 LAST = EPOCHS * STEPS
@@ -118,6 +118,12 @@ def plain_loop(method: str, clip: float | None = None, noise: bool = True) -> We
     """Return the weights after the plain loop, with a clip after modulation if one is given."""
     further = {} if noise else without_noise(method)
     return weights(plain(method, clip=clip, epochs=EPOCHS, **options_of(method, **further)))
+
+
+@functools.cache
+def bare_loop(method: str) -> Weights:
+    """Return the weights after the plain loop without a method, with the model that a method needs."""
+    return weights(plain("none", head=head_for(method), epochs=EPOCHS))
 
 
 def without_noise(method: str) -> dict[str, Any]:

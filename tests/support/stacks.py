@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from modbalance import BalancedOptimizer
 from support.models import Multimodal
-from support.training import balanced, batches, multimodal, sgd
+from support.training import balanced, batches, head_for, multimodal, sgd
 
 METHODS = ("ogm", "cggm", "mslr", "agm", "dgl")
 # Options under which a clip before modulation is another training, in a few steps.
@@ -88,6 +88,7 @@ def plain(
     dtype: torch.dtype = torch.float32,
     by_value: bool = False,
     around_loss: Callable[[], AbstractContextManager[object]] = nullcontext,
+    head: str | None = None,
     **arguments: Any,
 ) -> Multimodal:
     """Train in a plain loop: modulate, clip, step; end each epoch.
@@ -101,9 +102,10 @@ def plain(
         dtype: Type of model and data.
         by_value: Whether the clip is one of values.
         around_loss: Context of forward and criterion call.
+        head: Head of the model; ``None``: one that the method needs.
         arguments: Further arguments of BalancedOptimizer.
     """
-    model = multimodal(dtype=dtype)
+    model = multimodal(head=head or head_for(method), dtype=dtype)
     optimizer = wrapped(model, method, **arguments)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     train, val = loader(dtype=dtype), loader(2, seed=3, dtype=dtype)

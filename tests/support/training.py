@@ -11,7 +11,8 @@ from torch._subclasses import FakeTensorMode
 from torch.optim import SGD, Optimizer
 
 from modbalance import BalancedOptimizer
-from support.models import AudioVisual, Multimodal
+from modbalance._plugins import load_method
+from support.models import AudioVisual, Multimodal, SharedFusion
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
 
@@ -23,6 +24,23 @@ def multimodal(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return Multimodal(names, head).to(dtype)
+
+
+def head_for(method: Any) -> str:
+    """Return the head of a small model that a method, or one by this name, needs."""
+    given = load_method(method) if isinstance(method, str) and method != "none" else method
+    needs = getattr(given, "needs", ())
+    return "shared" if "shared_head" in needs else "concat"
+
+
+def multimodal_for(method: Any, **arguments: Any) -> Multimodal:
+    """Return the small model with a head that a method needs."""
+    return multimodal(head=head_for(method), **arguments)
+
+
+def audio_visual_for(method: Any) -> AudioVisual:
+    """Return the reference audio-visual model with a head that a method needs."""
+    return audio_visual((lambda: SharedFusion(8, 6)) if head_for(method) == "shared" else None)
 
 
 def audio_visual(fusion: Callable[[], nn.Module] | None = None, seed: int = 0) -> AudioVisual:

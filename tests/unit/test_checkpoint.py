@@ -12,17 +12,18 @@ from torch import nn
 
 from modbalance import BalancedOptimizer, CheckpointError, ModbalanceWarning, list_methods
 from support.optimizers import Memory, assert_same_state
-from support.training import assert_same, balanced, batches, multimodal, train
+from support.training import assert_same, balanced, batches, multimodal, multimodal_for, train
 
 METHODS = [listing.name for listing in list_methods()]
 OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}}
-WITHOUT_STATISTICS = ("dgl", "lfm", "mmcosine", "mses", "mslr", "none", "opm", "pmr", "relearning")
+ON_WHOLE_BATCHES = ("mla",)
+WITHOUT_STATISTICS = ("dgl", "lfm", "mla", "mmcosine", "mses", "mslr", "none", "opm", "pmr", "relearning")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_within_a_step_the_state_is_that_of_the_last_whole_step(method: str) -> None:
-    model, alone = multimodal(), multimodal()
-    first, *data = batches(model, 3)
+    model, alone = multimodal_for(method), multimodal_for(method)
+    first, *data = batches(model, 2 if method in ON_WHOLE_BATCHES else 3)
     for each in (model, alone):
         optimizer = balanced(each, method, **OPTIONS.get(method, {}))
         criterion = optimizer.criterion(nn.CrossEntropyLoss())
@@ -43,7 +44,7 @@ def test_within_a_step_the_state_is_that_of_the_last_whole_step(method: str) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_of_the_step_before_are_no_reason_for_a_warning(method: str) -> None:
     """As Lightning has it, which calls the criterion before `zero_grad`, when an exception asks for a checkpoint."""
-    model = multimodal()
+    model = multimodal_for(method)
     optimizer = balanced(model, method, **OPTIONS.get(method, {}))
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     first, (inputs, target) = batches(model, 2)

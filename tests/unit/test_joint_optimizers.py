@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from modbalance import BalancedOptimizer, CheckpointError, ConfigError, ModbalanceWarning, list_methods
 from support.optimizers import assert_same_state
-from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
+from support.training import assert_same, balanced, batches, multimodal, multimodal_for, sgd, train, weights
 from support.two_passes import SAM
 
 METHODS = [listing.name for listing in list_methods()]
@@ -45,7 +45,7 @@ def wrapped(model: Any, method: str, kinds: Kinds) -> BalancedOptimizer:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_parts_of_one_optimizer_are_that_optimizer(method: str) -> None:
-    model, whole = multimodal(), multimodal()
+    model, whole = multimodal_for(method), multimodal_for(method)
     data = batches(model, 4)
     train(model, wrapped(model, method, two_of_sgd), data)
     assert_same(model, train(whole, balanced(whole, method, sgd(whole), **OPTIONS.get(method, {})), data))
@@ -54,7 +54,7 @@ def test_parts_of_one_optimizer_are_that_optimizer(method: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*hardly follows.*")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_of_matrices_and_others_is_resumed_bit_for_bit(method: str) -> None:
-    model, resumed = multimodal(), multimodal()
+    model, resumed = multimodal_for(method), multimodal_for(method)
     data = batches(model, 4)
     optimizer = wrapped(model, method, matrices_and_others)
     train(model, optimizer, data[:2])

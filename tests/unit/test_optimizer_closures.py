@@ -11,10 +11,12 @@ from torch.optim import Optimizer
 
 from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, list_methods
 from support.models import Multimodal
-from support.training import Batch, assert_close, assert_same, balanced, batches, multimodal, sgd
+from support.training import Batch, assert_close, assert_same, balanced, batches, multimodal, multimodal_for, sgd
 from support.two_passes import SAM, Polyak
 
 METHODS = [listing.name for listing in list_methods()]
+REFUSING = ("mla",)
+"""Methods that step parameters themselves, which two passes do not allow."""
 OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}, "opm": {"start_epoch": 0}}
 
 
@@ -75,12 +77,19 @@ def modulated(optimizer: BalancedOptimizer, loss: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("train", [by_two_calls, by_closure])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in REFUSING])
 def test_both_passes_of_sam_are_modulated_and_one_step_is_committed(method: str, train: Any) -> None:
     model = multimodal()
     optimizer = balanced(model, method, SAM(model.parameters()), clip_grad_norm=1e9, **OPTIONS.get(method, {}))
     train(model, optimizer, batches(model, 3))
     assert optimizer._lifecycle.training.steps == 3
+
+
+@pytest.mark.parametrize("method", REFUSING)
+def test_sam_is_refused_where_parameters_take_steps_of_their_own(method: str) -> None:
+    model = multimodal_for(method)
+    with pytest.raises(ConfigError, match=r"Found SAM, whose step takes gradients at two places.*SGD or AdamW"):
+        balanced(model, method, SAM(model.parameters()))
 
 
 @pytest.mark.parametrize("train", [by_two_calls, by_closure])
