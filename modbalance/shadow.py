@@ -86,8 +86,11 @@ class Shadow:
 
         Values that the loss does not depend on are left out.
         """
-        leaves = {name: leaf for name, leaf in self._leaves.items() if loss.requires_grad}
-        found = torch.autograd.grad(loss, [*leaves.values()], retain_graph=True, allow_unused=True) if leaves else ()
+        leaves = self._leaves
+        if not (loss.requires_grad and leaves):
+            return {}
+        with torch.autocast(loss.device.type, enabled=False):  # a backward inside of it would round in products
+            found = torch.autograd.grad(loss, [*leaves.values()], retain_graph=True, allow_unused=True)
         return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
 
     def step(self, gradients: Mapping[str, Tensor], unless: Tensor | None = None) -> None:

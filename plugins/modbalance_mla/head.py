@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modbalance import Batch, ConfigError, Run
+from modbalance.sharding import is_sharded
 
 _FIX = (
     "let one head classify each modality alone, as `modbalance_mla.SharedHead(nn.Linear(D, classes))` in the place of "
@@ -95,6 +96,8 @@ def check_logits(o: Tensor, fused: Tensor, name: str) -> None:
 
 def _reads_all(run: Run, layer: nn.Module) -> bool:
     """Return whether the fusion takes features whose widths add up to what its layer takes, tried on zeros."""
+    if any(is_sharded(p) for p in layer.parameters()):
+        return False
     is_map = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     width = layer.in_channels if is_map else getattr(layer, "in_features", 0)
     count = len(run.modalities)

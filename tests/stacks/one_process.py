@@ -69,9 +69,9 @@ def casts_by_hand(method: str, dtype: torch.dtype) -> Weights:
     # A head that takes steps of its own computes in the type of its weights, outside of autocast.
     own = [*model.fusion.modules()] if head_for(method) == "shared" else []
     for layer in model.modules():
-        if isinstance(layer, nn.Linear) and layer not in own:
+        if isinstance(layer, nn.Linear):
             layer.__class__ = Rounded
-            layer.__dict__["dtype"] = dtype
+            layer.__dict__["dtype"] = layer.weight.dtype if layer in own else dtype
     scale = SCALE if dtype is torch.float16 else 1.0
 
     def step(forward: Any, optimizer: Any, criterion: Any, inputs: Sequence[Tensor], target: Tensor) -> None:
