@@ -147,11 +147,6 @@ class Lifecycle:
         """The needs of the methods that act in the current epoch, see `Method.needs`."""
         return self._needs
 
-    @property
-    def replacing_logits(self) -> list[Method]:
-        """The methods that replace the logits, or the loss of them, in the current epoch."""
-        return [*self.acting("modbalance_takeover"), *self.acting("modbalance_logits")]
-
     def set_loss(self, loss_fn: Callable[..., Tensor], scorer: Score) -> None:
         """Take over the loss and the score of the latest `opt.criterion`, for methods that measure between epochs."""
         self.training.loss_fn, self.training.scorer = loss_fn, scorer

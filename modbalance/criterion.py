@@ -16,6 +16,10 @@ from modbalance.errors import ConfigError, ObservationError, suggest
 __all__ = ["Criterion", "LogitsOf"]
 
 LogitsOf = Callable[[Any], Tensor] | str | int
+_BEFORE_THE_LOSS = {
+    "modbalance_takeover": "computes the loss itself",
+    "modbalance_logits": "replaces the logits before the loss is computed",
+}
 
 
 class Criterion(nn.Module):
@@ -93,11 +97,12 @@ class Criterion(nn.Module):
         logits = self.pick_logits(output)
         if not self._lifecycle.is_training(loss):
             return self._lifecycle.heard(loss)
-        for method in self._lifecycle.replacing_logits:
-            raise ConfigError(
-                f"Method `{method.name}` replaces the logits before the loss is computed. Found a loss that is "
-                "computed already: take it from `opt.criterion(loss_fn)` instead of `opt.observe`."
-            )
+        for hook, does in _BEFORE_THE_LOSS.items():
+            for method in self._lifecycle.acting(hook):
+                raise ConfigError(
+                    f"Method `{method.name}` {does}. Found a loss that is computed already: take it from "
+                    "`opt.criterion(loss_fn)` instead of `opt.observe`."
+                )
         return self._lifecycle.heard(self._lifecycle.observe(self._batch(logits, target, **given), loss))
 
     def pick_logits(self, output: Any) -> Tensor:
