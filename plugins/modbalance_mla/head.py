@@ -41,10 +41,19 @@ def find_head(run: Run, path: str | nn.Module | None) -> nn.Module:
     """Return the module from one feature to logits.
 
     Raises:
-        ConfigError: None is named and the fusion has several layers, or the head reads all features together.
+        ConfigError: None is named and the fusion has several layers, or the head reads all features together; or an
+            encoder shares a parameter with the head or with another encoder.
     """
-    if path is not None:
-        return run.module(path, "Option `head` of method `mla`")
+    head = _sole_layer(run) if path is None else run.module(path, "Option `head` of method `mla`")
+    encoders = {id(p) for m in run.modalities for _, p in run.encoder_parameters(m)}
+    if any(id(p) in encoders for p in head.parameters()):
+        raise ConfigError(
+            f"The head of method `mla` should be no part of an encoder. Found {type(head).__name__}, which is: {_FIX}."
+        )
+    return head
+
+
+def _sole_layer(run: Run) -> nn.Module:
     layer = run.sole_fusion_layer
     if layer is None:
         found = [type(each).__name__ for each in run.fusion_modules] or "no module"
