@@ -49,6 +49,7 @@ class Shadow:
         self._module = module
         self._method = method
         self._modes = ModeDependence(module, ())
+        self._named: dict[str, nn.Parameter] = {}
         self._values: dict[str, Tensor] = {}
         self._states: dict[str, State] = {}
         self._leaves: dict[str, Tensor] = {}
@@ -56,16 +57,16 @@ class Shadow:
         self._check()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_values": {}, "_states": {}, "_leaves": {}, "_stepped": set()}
+        return self.__dict__ | {"_named": {}, "_values": {}, "_states": {}, "_leaves": {}, "_stepped": set()}
 
     # What a plugin calls, in this order
 
     def begin(self) -> None:
         """Start from the values and the state that the parameters have now; drop steps that were not committed."""
         state = self._training.optimizer.state
-        named = self._parameters()
-        self._values = {name: p.detach() for name, p in named.items()}
-        self._states = {name: _copied(state[p]) if p in state else {} for name, p in named.items()}
+        self._named = self._parameters()
+        self._values = {name: p.detach() for name, p in self._named.items()}
+        self._states = {name: _copied(state[p]) if p in state else {} for name, p in self._named.items()}
         self._stepped = set()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -100,7 +101,6 @@ class Shadow:
             gradients: By name, on this rank; those of all ranks have to be equal.
             unless: 0-dim, boolean: whether values and state stay as they are; ``None``: they do not.
         """
-        named = self._parameters()
         before = {} if unless is None else {name: _copied(self._states[name]) for name in gradients}
         copies = {name: nn.Parameter(self._values[name].clone()) for name in gradients}
         state: defaultdict[Tensor, State] = defaultdict(dict)
@@ -108,7 +108,7 @@ class Shadow:
             p.grad = gradients[name].detach().to(p)
             if self._states[name]:
                 state[p] = self._states[name]
-        take_step(self._training.optimizer, {id(named[name]): p for name, p in copies.items()}, state)
+        take_step(self._training.optimizer, {id(self._named[name]): p for name, p in copies.items()}, state)
         for name, p in copies.items():
             value, entries = p.detach(), state.get(p, {})
             if unless is not None:
@@ -119,13 +119,13 @@ class Shadow:
 
     def linked(self, loss: Tensor) -> Tensor:
         """Return the loss with a zero gradient for each parameter, which DDP and a backward without encoders need."""
-        for p in self._parameters().values():
+        for p in self._named.values():
             loss = loss + p.flatten().narrow(0, 0, 0).sum().to(loss)
         return loss
 
     def drop_gradients(self) -> None:
         """Remove the gradients of the parameters, so that the inner step leaves these alone. For `modulate()`."""
-        for p in self._parameters().values():
+        for p in self._named.values():
             p.grad = None
 
     def commit(self) -> None:
@@ -133,7 +133,7 @@ class Shadow:
         if self._training.dry_run:
             return
         state = self._training.optimizer.state
-        for name, p in self._parameters().items():
+        for name, p in self._named.items():
             if name in self._stepped:
                 p.detach().copy_(self._values[name])
                 present = dict(state[p]) if p in state else {}
