@@ -48,6 +48,7 @@ plugins use no others (`tests/meta/test_core.py`). This page is generated from t
 """
 CLASSES = {
     "Arguments of hooks": ("Run", "Batch", "Step", "EpochData"),
+    "Steps ahead of the optimizer": ("Shadow",),
     "Methods": ("Method", "WindowedMethod"),
 }
 TESTING = (testing.SmallModel, testing.SharedHeadModel, testing.RuleError, testing.ConformanceError)

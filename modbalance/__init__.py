@@ -43,6 +43,7 @@ from modbalance.method import option as option
 from modbalance.method import optional as optional
 from modbalance.method import state as state
 from modbalance.optimizer import BalancedOptimizer as BalancedOptimizer
+from modbalance.shadow import Shadow as Shadow
 
 __all__ = [  # noqa: RUF022 - plain order, in which a constant stands among classes
     "BalancedOptimizer",
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022 - plain order, in which a constant stands among clas
     "PluginConflictError",
     "PluginLoadError",
     "Run",
+    "Shadow",
     "Step",
     "UnknownMethodError",
     "WindowedMethod",

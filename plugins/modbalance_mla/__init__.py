@@ -13,10 +13,24 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from modbalance import Batch, ConfigError, Method, Run, Step, hookimpl, integer, one_of, option, optional, state
-from modbalance.method import Preset, ge, kept
+from modbalance import (
+    Batch,
+    ConfigError,
+    Method,
+    Run,
+    Shadow,
+    Step,
+    ge,
+    hookimpl,
+    integer,
+    kept,
+    one_of,
+    option,
+    optional,
+    state,
+)
+from modbalance.method import Preset
 from modbalance.scores import row_mask, widened
-from modbalance.shadow import Shadow
 from modbalance_mla import projection, weights
 from modbalance_mla.head import SharedHead, check_logits, check_width, find_head, last_linear
 

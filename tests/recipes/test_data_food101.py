@@ -162,7 +162,7 @@ def test_damaged_jsonl_lists_are_explained(tmp_path: Path, content: str, match: 
     ("file", "kind"),
     [
         ("texts_txt/gyoza/gyoza_0.txt", "one text file per picture"),
-        ("my_train_food.txt", "lists of MLA, without titles"),
+        ("my_train_food.txt", "lists of alternating unimodal adaptation, without titles"),
         ("data/train-00000-of-00008.parquet", "ETH Food-101, another dataset"),
         ("food101_train.arrow", "arrow files of missing_aware_prompts"),
     ],

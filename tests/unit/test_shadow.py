@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 
-from modbalance import BalancedOptimizer, Batch, ConfigError, Method, Run, Step, hookimpl
-from modbalance.shadow import Shadow
+from modbalance import BalancedOptimizer, Batch, ConfigError, Method, Run, Shadow, Step, hookimpl
 from support.optimizers import INNER
 from support.training import assert_same, balanced, batches, multimodal, sgd, train, weights
 

@@ -41,7 +41,7 @@ HINTS = {
     "meta.json": "the layout of ETH Food-101, another dataset, which has no texts",
     "data/train-00000-*.parquet": "a copy of ETH Food-101, another dataset, which has no texts",
     "texts_txt": "the first release with one text file per picture, whose titles stand in the lists on Kaggle",
-    "my_train_food.txt": "lists of MLA, without titles; those on Kaggle have them",
+    "my_train_food.txt": "lists of alternating unimodal adaptation, without titles; those on Kaggle have them",
     "food101_train.arrow": "arrow files of missing_aware_prompts, made of the lists on Kaggle",
 }
 """What a folder without lists is, by pattern of its files."""
