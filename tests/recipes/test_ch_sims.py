@@ -30,6 +30,7 @@ EXCLUDED = {
     "mslr": "it needs the accuracy of each modality, and a regression has errors instead",
     "relearning": "it needs one class per sample, and sentiment is a number",
     "lfm": "it needs classes or labels, and sentiment is a number",
+    "mla": "needs one head for all modalities",
     "mmcosine": "it needs classes or labels, and sentiment is a number",
     "pmr": "it needs one class per sample, and sentiment is a number",
 }

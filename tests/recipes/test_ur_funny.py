@@ -147,7 +147,7 @@ def test_every_method_trains_every_head(method: str, fusion: str) -> None:
     if suits(RECIPE, settings, data, method):
         train(RECIPE, settings, data, method)
     else:
-        assert (method, fusion != "concat") == ("mmcosine", True)
+        assert method == "mla" or (method, fusion != "concat") == ("mmcosine", True)
 
 
 @pytest.mark.slow
