@@ -59,7 +59,7 @@ def _mixed(title: str, dtype: torch.dtype, setting: str, by_hand: str, limit: fl
         setting,
         functools.partial(one_process.autocast, dtype=dtype),
         functools.partial(one_process.casts_by_hand, dtype=dtype),
-        f"a loop in single precision whose layers cast inputs and weights by hand{by_hand}",
+        f"a loop in single precision whose layers, but for the head of `mla`, cast inputs and weights by hand{by_hand}",
         limit,
         CACHED,
     )
