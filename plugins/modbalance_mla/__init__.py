@@ -150,7 +150,8 @@ class MLA(Method):
         """Return the loss of a modality alone, with graph to its encoder, and step the copy of the head by it."""
         check_width(self._head, name, z)
         entered: list[Tensor] = []
-        handle = self._last and self._last.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+        last = self._last
+        handle = None if last is None else last.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
         try:
             o = self.shadow(z)
         finally:

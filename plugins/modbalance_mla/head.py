@@ -113,9 +113,9 @@ def _reads_all(run: Run, layer: nn.Module) -> bool:
     if not isinstance(width, int) or width < count:
         return False
     widths = [width // count] * (count - 1) + [width - width // count * (count - 1)]
-    sizes = [8] * (layer.weight.dim() - 2) if is_map else []
     like = next(layer.parameters())
-    zeros = {m: like.new_zeros(2, w, *sizes) for m, w in zip(run.modalities, widths, strict=True)}
+    sizes = [8] * (like.dim() - 2) if is_map else []
+    zeros = {m: like.new_zeros([2, w, *sizes]) for m, w in zip(run.modalities, widths, strict=True)}
     try:
         with torch.no_grad():
             Batch(run).fuse(zeros)

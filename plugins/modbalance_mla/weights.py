@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -19,11 +20,11 @@ def fused(o: Mapping[str, Tensor], how: str, given: Mapping[str, float] | None) 
         how: ``fixed``, ``batch_entropy`` or ``sample_entropy``.
         given: Fixed weights by modality; ``None``: those of the authors for two and three modalities, else their mean.
     """
-    stacked = torch.stack([*o.values()])
     if how == "fixed":
         listed = OFFICIAL.get(len(o), [1 / len(o)] * len(o)) if given is None else [given[name] for name in o]
-        w = stacked.new_tensor(listed)
-    elif how == "batch_entropy":
+        return functools.reduce(torch.add, [w_m * o_m for w_m, o_m in zip(listed, o.values(), strict=True)])
+    stacked = torch.stack([*o.values()])
+    if how == "batch_entropy":
         w = (-entropy(stacked, 1).flatten(1).sum(1)).softmax(0)  # one number for each modality and batch
     else:
         w = (-entropy(stacked, 2).sum(2, keepdim=True)).softmax(0)  # one for each modality and sample

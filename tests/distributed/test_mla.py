@@ -77,7 +77,7 @@ def test_two_ranks_equal_one_process_on_the_joined_batch() -> None:
 def joined(rank: int) -> str:
     model = start()
     parallel = DistributedDataParallel(model)
-    optimizer = BalancedOptimizer(sgd(model), "mla", model=parallel, modalities=model.paths, fusion=model.fusion)
+    optimizer: Any = BalancedOptimizer(sgd(model), "mla", model=parallel, modalities=model.paths, fusion=model.fusion)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     try:
         with Join([parallel, optimizer]):

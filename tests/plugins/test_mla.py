@@ -224,7 +224,7 @@ def test_samples_without_a_modality_count_in_nothing_of_it(options: dict[str, An
 
     inner, head, P, calls = sgd(theirs), theirs.fusion.get_submodule("fc_out"), torch.eye(4, dtype=torch.float64), 0
     for inputs, target in data:
-        rows = {"a": slice(None), "b": there}
+        rows: dict[str, Any] = {"a": slice(None), "b": there}
         z = {name: theirs.encoders[name](x) for name, x in zip("ab", inputs, strict=True)}
         for name, keep in rows.items():
             inner.zero_grad()
@@ -266,7 +266,8 @@ def test_a_sum_needs_no_other_weight() -> None:
     optimizer.step()
     inner, head = SGD(theirs.parameters(), lr=0.01), theirs.fusion.get_submodule("fc_out")
     z = [phi(x) for phi, x in zip(theirs.encoders.values(), inputs, strict=True)]
-    for z_m, keep in zip(z, (there, slice(None)), strict=True):
+    rows: list[Any] = [there, slice(None)]
+    for z_m, keep in zip(z, rows, strict=True):
         inner.zero_grad()
         F.cross_entropy(head(z_m[keep]), target[keep], reduction="sum").backward()
         inner.step()
@@ -379,21 +380,21 @@ def test_an_evaluation_within_a_step_leaves_the_step_alone() -> None:
 @pytest.mark.parametrize("other", ["ogm", "ogm_ge", "mslr", "mses", "relearning"])
 @pytest.mark.parametrize("first", [True, False])
 def test_both_methods_act(other: str, first: bool) -> None:
-    model, alone = shared(), shared()
-    data = batches(model, 4)
+    both, alone = shared(), shared()
+    data = batches(both, 4)
+    loader = [(*inputs, target) for inputs, target in data]
     options = dict(OPTIONS[other][0]) | ({"param_filter": "all"} if other.startswith("ogm") else {})
     pair = [load_method("mla").configure(), load_method(other).configure(**options)]
-    optimizer = balanced(model, pair if first else pair[::-1])
-    train(alone, balanced(alone, "mla"), data)
-    loader = [(*inputs, target) for inputs, target in data]
-    for _ in range(2):
-        train(model, optimizer, data)
-        optimizer.end_epoch(train=loader, val=loader)
-    train(alone, balanced(alone, "mla"), data)
-    assert all(value.isfinite().all() for value in weights(model).values())
-    before = weights(model)
-    train(model, optimizer, data)
-    assert any(not torch.equal(value, before[name]) for name, value in weights(model).items())
+    optimizer, single = balanced(both, pair if first else pair[::-1]), balanced(alone, "mla")
+    for _ in range(3):
+        train(both, optimizer, data)
+        train(alone, single, data)
+        for each in (optimizer, single):
+            each.end_epoch(train=loader, val=[(*inputs, target.roll(1)) for *inputs, target in loader])
+    assert state_of(optimizer)["calls"] == state_of(single)["calls"] == 24
+    assert all(value.isfinite().all() for value in weights(both).values())
+    ours, theirs = weights(both), weights(alone)
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("encoders"))
 
 
 def test_coefficients_scale_the_gradients_of_encoders_alone() -> None:

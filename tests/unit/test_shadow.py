@@ -52,7 +52,7 @@ class Twice(Method):
         self.shadow.commit()
 
 
-def by_hand(model: Any, optimizer: Optimizer, data: Iterable[Any]) -> nn.Module:
+def by_hand(model: Any, optimizer: Optimizer, data: Iterable[Any]) -> Any:
     head = model.fusion.get_submodule("fc_out")
     for inputs, target in data:
         z = model.encoders["a"](inputs[0])
@@ -64,7 +64,7 @@ def by_hand(model: Any, optimizer: Optimizer, data: Iterable[Any]) -> nn.Module:
         loss = LOSS(torch.func.functional_call(head, {k: p.detach() for k, p in head.named_parameters()}, (z,)), target)
         loss.backward()
         optimizer.step()
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 @pytest.mark.parametrize("name", [name for name in INNER if name != "AdamWScheduleFree"])
@@ -86,7 +86,8 @@ def test_groups_count_as_they_are_in_a_step() -> None:
     def inner(model: Any) -> SGD:
         bias = [p for name, p in model.named_parameters() if name.endswith("bias")]
         rest = [p for name, p in model.named_parameters() if not name.endswith("bias")]
-        return SGD([{"params": rest}, {"params": bias, "weight_decay": 0.0, "lr": 0.3}], lr=0.1, weight_decay=0.1)
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": bias, "weight_decay": 0.0, "lr": 0.3}]
+        return SGD(groups, lr=0.1, weight_decay=0.1)
 
     optimizer, other = balanced(ours, Twice(), inner(ours)), inner(theirs)
     for batch in data:
@@ -103,7 +104,7 @@ def test_several_optimizers_step_each_their_own() -> None:
 
     def inner(model: Any) -> list[Optimizer]:
         head = model.fusion.get_submodule("fc_out")
-        rest = [*model.encoders.parameters(), head.bias]
+        rest: list[Tensor] = [*model.encoders.parameters(), head.bias]
         return [Adam([head.weight], lr=1e-2), SGD(rest, lr=0.1, momentum=0.9)]
 
     class Both:
@@ -291,6 +292,6 @@ def test_the_service_is_a_shadow() -> None:
     optimizer = BalancedOptimizer(
         sgd(model), method := Twice(), model=model, modalities=model.paths, fusion=model.fusion
     )
-    (used,) = optimizer._lifecycle.methods
+    used: Any = optimizer._lifecycle.methods[0]
     assert isinstance(used.shadow, Shadow)
     assert method.shadow is None

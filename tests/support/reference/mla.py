@@ -54,7 +54,7 @@ class Twin:
             g = self.last.weight.grad
             assert g is not None
             rows = [[sum(g_c[j] * P_i[j] for j in range(len(r))) for P_i in self.P] for g_c in g.clone()]
-            g.copy_(torch.stack([torch.stack(row) for row in rows]))  # type: ignore[arg-type]
+            g.copy_(torch.stack([torch.stack(row) for row in rows]))
 
 
 def updated(P: list[list[Tensor]], r: list[Tensor], alpha: float, form: str) -> list[list[Tensor]]:
