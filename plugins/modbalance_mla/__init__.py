@@ -30,9 +30,9 @@ from modbalance import (
     state,
 )
 from modbalance.method import Preset
-from modbalance.scores import row_mask, widened
 from modbalance_mla import projection, weights
 from modbalance_mla.head import SharedHead, check_logits, check_width, find_head, last_linear
+from modbalance_mla.samples import SubStep, mean_input, of_all_ranks
 
 __all__ = ["MLA", "SharedHead"]
 
@@ -159,24 +159,24 @@ class MLA(Method):
                 handle.remove()
         check_logits(o, batch.logits, name)
         loss = batch.losses({name: o})[name]
-        g = self.shadow.gradients(loss)
         r = mean_input(entered[-1].detach(), batch.present.get(name)) if entered else None
-        g, r, factor, is_absent = joined(batch, name, g, r)
-        if r is not None:
-            self.project(g, r, is_absent, ahead, batch.run)
+        found = of_all_ranks(batch, name, self.shadow.gradients(loss), r)
+        self.project(found, ahead)
         ahead.calls += 1
-        self.shadow.step(g, unless=is_absent)
-        return loss if factor is None else loss * factor.to(loss)
+        self.shadow.step(found.gradients, unless=found.is_absent)
+        return loss if found.factor is None else loss * found.factor.to(loss)
 
-    def project(self, g: dict[str, Tensor], r: Tensor, is_absent: Tensor | None, ahead: Ahead, run: Run) -> None:
-        """Update P by the mean input r of this sub-step and turn the gradient of the weight: grad W <- grad W P^T."""
-        name = self._weight_name
+    def project(self, found: SubStep, ahead: Ahead) -> None:
+        """Update P by the mean input r of a sub-step and turn the gradient of the weight: grad W <- grad W P^T."""
+        r, g, name = found.mean_input, found.gradients, self._weight_name
+        if r is None:
+            return
         if ahead.P is None:
             ahead.P = torch.eye(len(r), dtype=r.dtype, device=r.device)
         if not ahead.calls:
             return
         P, is_small = projection.updated(ahead.P, r, projection.rate(self.index, self.steps_per_epoch), self.projection)
-        ahead.P = P if is_absent is None else torch.where(is_absent, ahead.P, P)
+        ahead.P = P if found.is_absent is None else torch.where(found.is_absent, ahead.P, P)
         ahead.small = is_small.to(r) if ahead.small is None else ahead.small + is_small
         if name in g:
             g[name] = (g[name].to(P) @ ahead.P.T).to(g[name])
@@ -227,41 +227,6 @@ class MLA(Method):
         """The copy of the head."""
         assert self._shadow is not None
         return self._shadow
-
-
-def mean_input(x: Tensor, there: Tensor | None) -> Tensor:
-    """Return the mean over samples and places of the input of the last layer, (B, ..., D), zeros for absent samples."""
-    x = widened(x if there is None else x.masked_fill(~row_mask(there, x), 0)).flatten(0, -2)
-    return x.sum(0) / max(len(x), 1)
-
-
-def joined(
-    batch: Batch, name: str, g: Mapping[str, Tensor], r: Tensor | None
-) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Tensor | None]:
-    """Return gradients and the mean input of the samples of all ranks that have a modality.
-
-    Args:
-        batch: The batch of this rank.
-        name: The modality.
-        g: Gradients of the head on this rank, of a loss that absent samples count in with a gradient of 0.
-        r: Mean input on this rank, of inputs that are 0 for absent samples.
-
-    Returns:
-        Gradients, mean input, the factor on the loss, and whether no sample has the modality; ``None``: all have it.
-    """
-    run, there = batch.run, batch.present.get(name)
-    if there is None and run.ranks == 1:
-        return dict(g), r, None, None
-    like = batch.logits
-    size = torch.full((), float(len(like)), device=like.device)
-    count = size if there is None else there.to(like.device).sum(dtype=size.dtype)
-    values = [*g.values()] if r is None else [*g.values(), r]
-    *values, size, count = run.means([*values, size, count])
-    share = size / count.where(count > 0, 1)
-    mean = values.pop() * share if r is not None else None
-    is_mean = getattr(run.loss_fn, "reduction", "mean") == "mean"
-    factor = share if is_mean else torch.ones_like(share)
-    return {key: each * factor.to(each) for key, each in zip(g, values, strict=True)}, mean, factor, count == 0
 
 
 @hookimpl

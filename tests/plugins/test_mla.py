@@ -215,7 +215,7 @@ def test_samples_without_a_modality_count_in_nothing_of_it(options: dict[str, An
     ours, theirs = (shared(dtype=torch.float64) for _ in range(2))
     optimizer = balanced(ours, "mla", **options)
     criterion = optimizer.criterion(LOSS)
-    there = torch.tensor([True, True, False, True, False, True])
+    there = torch.tensor([True, True, False, True, True, True])
     data = batches(ours, 3, dtype=torch.float64)
     for inputs, target in data:
         optimizer.zero_grad()
