@@ -207,7 +207,7 @@ def test_without_the_length_of_an_epoch_alpha_stays(projection: str) -> None:
 def compare(names: str, head: str, inner: Any, **options: Any) -> None:
     ours, theirs = ((deep if head == "deep" else shallow)(names) for _ in range(2))
     data = batches(ours, 4, 5, dtype=torch.float64)
-    further = {"head": "fusion.head"} if head == "deep" else {}
+    further: dict[str, Any] = {"head": "fusion.head"} if head == "deep" else {}
     optimizer = balanced(ours, "mla", inner(ours.parameters()), **options, **further)
     twin = twin_of(theirs, inner(theirs.parameters()), **options)
     schedules = [torch.optim.lr_scheduler.StepLR(each, 1, 0.5) for each in (optimizer, twin.inner)]
