@@ -69,7 +69,7 @@ class MLA(Method):
     needs = frozenset({"model", "features", "loss_fn", "shared_head"})
     min_modalities = 2
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
-    excluded_hooks = frozenset({"modbalance_features", "modbalance_logits", "modbalance_losses"})
+    excluded_hooks = ("modbalance_features", "modbalance_logits", "modbalance_losses")
     acts_in_eval = True
 
     projection: str = option(

@@ -7,9 +7,9 @@ import pytest
 from modbalance import BalancedOptimizer, ConfigError
 from modbalance._plugins import load_method
 from pairs import page
-from pairs.table import SMALLEST, Cell, alone, cell, names, pairs, trained
+from pairs.table import SMALLEST, Cell, alone, cell, model_for, names, pairs, trained
 from stacks.training import distance
-from support.training import multimodal, sgd
+from support.training import sgd
 
 ON_PAGE = page.read(page.PAGE.read_text(encoding="utf-8"))
 TOGETHER = [pair for pair, found in ON_PAGE.items() if found.difference is not None]
@@ -54,7 +54,7 @@ def test_a_second_training_of_a_pair_is_the_first_one(first: str) -> None:
 
 @pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: "-".join(pair))
 def test_a_refusal_comes_before_the_training_and_names_both_methods(pair: tuple[str, str]) -> None:
-    model = multimodal()
+    model = model_for(*pair)
     with pytest.raises(ConfigError) as raised:
         BalancedOptimizer(sgd(model), [*pair], model=model, modalities=model.paths, fusion="fusion")
     assert all(name in str(raised.value) for name in pair)

@@ -93,7 +93,7 @@ class SumFusion(nn.Module):
 
 
 class SharedFusion(nn.Module):
-    """One linear layer that classifies each feature alone; its outputs are averaged (MLA, CVPR 2024).
+    """One linear layer that classifies each feature alone; its outputs are averaged (arXiv 2311.10707).
 
     Args:
         sizes: Feature size D of each modality, in order, all equal.
