@@ -251,8 +251,8 @@ def test_every_method_fits_every_head(root: Path, flags: dict[str, Any], method:
     chosen = settings(root, methods=(method,), **flags)
     model = av_mnist.build_model(chosen, load(root)) if chosen.own.model != "maxout" else narrow_maxout()
     options = {**av_mnist.balance(chosen), **av_mnist.RECIPE.method_options.get(method, {})}
-    if method == "mmcosine":
-        with pytest.raises(ConfigError, match="a last layer that is linear"):
+    if reason := {"mmcosine": "a last layer that is linear", "mla": "one head for all modalities"}.get(method):
+        with pytest.raises(ConfigError, match=reason):
             BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **options)
         return
     optimizer = BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), method, model=model, **options)
