@@ -267,6 +267,18 @@ def test_every_method_fits_every_head(root: Path, flags: dict[str, Any], method:
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
+def test_a_method_of_one_head_trains_the_shared_one(root: Path) -> None:
+    chosen = settings(root, methods=("mla",), model="small", fusion="shared")
+    model = av_mnist.build_model(chosen, load(root))
+    inner = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = BalancedOptimizer(inner, "mla", model=model, **av_mnist.balance(chosen))
+    criterion = optimizer.criterion(torch.nn.CrossEntropyLoss())
+    before = [parameter.clone() for parameter in model.parameters()]
+    criterion(model(torch.rand(4, 1, 112, 112), torch.rand(4, 1, 28, 28)), torch.arange(4)).backward()
+    optimizer.step()
+    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
 def test_the_small_set_is_read_as_real_data_is() -> None:
     data = load(None, val_size=240)
     assert sizes(data) == [1_197, 240, 360]
