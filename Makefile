@@ -1,6 +1,17 @@
 # `make demo` and `make test` are all a newcomer needs; both install what they need on the first call.
 PYTHON ?= python3
-VENV   ?= .venv
+minor   = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# A Python that is named, and is another one than that of .venv, has an environment of its own, such as .venv-3.12.
+ifeq ($(origin VENV),undefined)
+VENV := .venv
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard .venv/bin/python),)
+ifneq ($(call minor,$(PYTHON)),$(call minor,.venv/bin/python))
+VENV := .venv-$(call minor,$(PYTHON))
+endif
+endif
+endif
+endif
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
@@ -79,4 +90,4 @@ cuda-sheet: env
 	PYTHONPATH=tests:recipes $(BIN)/python -m bench.cuda_sheet
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

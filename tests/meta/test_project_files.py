@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -75,6 +79,32 @@ def test_make_targets_and_paths_of_workflows_exist(workflow: Path) -> None:
 
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"run: make (\w+)", text))
     assert all((ROOT / path).exists() for path in re.findall(r"(?:tests|docs)/[\w/.]+", text))
+
+
+def environments(folder: Path, *variables: str) -> set[str]:
+    """Return the environments of which `make env` would speak in a folder."""
+    command = ["make", "--dry-run", "-f", str(ROOT / "Makefile"), "env", *variables]
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHON", "VENV", "MAKEFLAGS"}}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"(\S+)/bin/python -m pip", done.stdout))
+
+
+def test_another_python_has_an_environment_of_its_own(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    other = tmp_path / ".venv" / "bin" / "python"
+    named = f"PYTHON={sys.executable}"
+
+    assert environments(tmp_path, named) == {".venv"}, "there is none yet"
+    other.parent.mkdir(parents=True)
+    other.write_text("#!/bin/sh\necho 3.99\n")
+    other.chmod(0o755)
+    assert environments(tmp_path, named) == {f".venv-{sys.version_info.major}.{sys.version_info.minor}"}
+    assert environments(tmp_path) == {".venv"}
+    assert environments(tmp_path, named, "VENV=mine") == {"mine"}
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    assert environments(tmp_path, named) == {".venv"}
 
 
 def test_the_content_of_wheel_and_sdist_is_checked() -> None:
