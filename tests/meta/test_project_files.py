@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lowest_versions import lowest
-from release_check import IN_WHEEL, CheckError, check_content
+from release_check import IN_WHEEL, CheckError, check_content, check_same
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -110,12 +111,30 @@ def test_another_python_has_an_environment_of_its_own(tmp_path: Path) -> None:
 def test_the_content_of_wheel_and_sdist_is_checked() -> None:
     plugins = PROJECT["project"]["entry-points"]["modbalance"].values()
     wheel = [*IN_WHEEL, *(f"{each}/{file}" for each in plugins for file in ("__init__.py", "py.typed"))]
-    sdist = ["pyproject.toml", "README.md", "LICENSE", "recipes/cremad.py", "modbalance/__init__.py"]
-    check_content(wheel, sdist)
+    sources = ["pyproject.toml", "LICENSE", "tests/conftest.py"]
+    sdist = [*sources, "PKG-INFO"]
+    check_content(wheel, sdist, sources)
 
     with pytest.raises(CheckError, match=r"no modbalance_agm/py\.typed"):
-        check_content([each for each in wheel if each != "modbalance_agm/py.typed"], sdist)
+        check_content([each for each in wheel if each != "modbalance_agm/py.typed"], sdist, sources)
     with pytest.raises(CheckError, match=r"alone\. Found tests/conftest\.py"):
-        check_content([*wheel, "tests/conftest.py"], sdist)
+        check_content([*wheel, "tests/conftest.py"], sdist, sources)
     with pytest.raises(CheckError, match=r"sdist .* no LICENSE"):
-        check_content(wheel, [each for each in sdist if each != "LICENSE"])
+        check_content(wheel, [each for each in sdist if each != "LICENSE"], sources)
+    with pytest.raises(CheckError, match=r"sdist .* Found notes\.txt"):
+        check_content(wheel, [*sdist, "notes.txt"], sources)
+
+
+def test_wheels_that_differ_are_found(tmp_path: Path) -> None:
+    wheels = {name: tmp_path / f"{name}.whl" for name in ("one", "same", "other", "more")}
+    for name, wheel in wheels.items():
+        with zipfile.ZipFile(wheel, "w") as packed:
+            packed.writestr("modbalance/a.py", "2" if name == "other" else "1")
+            if name == "more":
+                packed.writestr("modbalance/b.py", "")
+
+    check_same(wheels["one"], wheels["same"])
+    with pytest.raises(CheckError, match=r"Found other modbalance/a\.py"):
+        check_same(wheels["one"], wheels["other"])
+    with pytest.raises(CheckError, match=r"Found other modbalance/b\.py"):
+        check_same(wheels["one"], wheels["more"])
