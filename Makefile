@@ -15,8 +15,8 @@ endif
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test test-fast lowest newest release-check check lint format types docs site bench stacks pairs
-.PHONY: cuda cuda-sheet clean
+.PHONY: env demo demo-all test test-fast lowest newest release-check release-check-download check lint
+.PHONY: format types docs site bench stacks pairs cuda cuda-sheet clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -46,9 +46,13 @@ lowest:
 newest:
 	$(PYTHON) tests/lowest_versions.py --newest -n auto --dist worksteal
 
-# Builds wheel and sdist and tries the wheel in a fresh environment, with the dependencies of .venv.
+# Builds wheel and sdist and tries both in a fresh environment, with the dependencies of .venv, or of that for PYTHON.
 release-check: env
 	$(BIN)/python tests/release_check.py
+
+# The same with the newest dependencies from the package index; needs no .venv.
+release-check-download:
+	$(PYTHON) tests/release_check.py --download
 
 check: lint types test
 

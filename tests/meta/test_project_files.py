@@ -56,9 +56,10 @@ def _version(text: str) -> list[int]:
     return [int(part) for part in text.split(".")]
 
 
-def test_every_python_of_the_classifiers_is_tested() -> None:
-    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
-    (matrix,) = re.findall(r"python: \[(.*)\]", workflow)
+@pytest.mark.parametrize("workflow", ["tests", "wheel"])
+def test_every_python_of_the_classifiers_is_tested(workflow: str) -> None:
+    text = (ROOT / ".github" / "workflows" / f"{workflow}.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"python: \[(.*)\]", text)
     versions = re.findall(r'"([\d.]+)"', matrix)
     prefix = "Programming Language :: Python :: 3."
     classified = [each for each in PROJECT["project"]["classifiers"] if each.startswith(prefix)]
@@ -78,7 +79,7 @@ def test_make_targets_and_paths_of_workflows_exist(workflow: Path) -> None:
     text = workflow.read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
 
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"run: make (\w+)", text))
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"run: make ([\w-]+)", text))
     assert all((ROOT / path).exists() for path in re.findall(r"(?:tests|docs)/[\w/.]+", text))
 
 
