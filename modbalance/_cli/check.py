@@ -32,6 +32,11 @@ def _run(parsed: argparse.Namespace, output: Output) -> int:
 
 def _chosen(name: str) -> list[str]:
     """Return the methods of a distribution, or the one method of that name."""
+    if name == "none":
+        raise CommandError(
+            "`check` should be given a method. Found 'none', the baseline, which has no code to check: see "
+            "`modbalance methods`."
+        )
     listed = list_methods()
     names = [each.name for each in listed]
     if name in names:

@@ -95,3 +95,8 @@ def test_check_of_a_method_that_breaks_a_rule(
 def test_check_of_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "ogmm"]) == 2
     assert "Found 'ogmm'. Did you mean `ogm`" in capsys.readouterr().err
+
+
+def test_check_of_the_baseline_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "none"]) == 2
+    assert "Found 'none', the baseline" in capsys.readouterr().err
