@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from modbalance import ConfigError, Method, Run, hookimpl
@@ -23,6 +24,7 @@ from modbalance.testing import (
     parametrize_with_checks,
     rules,
 )
+from modbalance.testing._rules import RULES
 from support.broken_methods import BROKEN, FirstMicroBatch, ForTwo, Idle, ReadsAnItem, Sound, defined
 
 pytestmark = pytest.mark.slow
@@ -193,6 +195,17 @@ def test_a_warning_of_torch_about_the_interpreter_breaks_no_rule(monkeypatch: py
     monkeypatch.setattr("torch.compile", compiled)
 
     check_of(Sound, "compilation")()
+
+
+def test_a_check_computes_with_one_thread_and_puts_their_number_back(
+    monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setitem(RULES, "acts", lambda case: seen.append(torch.get_num_threads()))
+
+    check_of(Sound, "acts")()
+
+    assert (seen, torch.get_num_threads()) == ([1], 2)
 
 
 def test_an_installed_method_is_found_by_name_and_a_wrong_option_refused() -> None:
