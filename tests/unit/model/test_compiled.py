@@ -20,7 +20,7 @@ def _fresh_dynamo() -> Iterator[None]:
     # Both are set for good; what stands in the patch is put back.
     flag = "use_recursive_dict_tags_for_guards"
     tags = {flag: True} if hasattr(torch._dynamo.config, flag) else {}
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True, **tags):
+    with torch._dynamo.config.patch({"skip_nnmodule_hook_guards": True, **tags}):
         yield
     torch.compiler.reset()
 
