@@ -1,11 +1,22 @@
 # `make demo` and `make test` are all a newcomer needs; both install what they need on the first call.
 PYTHON ?= python3
-VENV   ?= .venv
+minor   = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# A Python that is named, and is another one than that of .venv, has an environment of its own, such as .venv-3.12.
+ifeq ($(origin VENV),undefined)
+VENV := .venv
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard .venv/bin/python),)
+ifneq ($(call minor,$(PYTHON)),$(call minor,.venv/bin/python))
+VENV := .venv-$(call minor,$(PYTHON))
+endif
+endif
+endif
+endif
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo demo-all test test-fast lowest newest release-check check lint format types docs site bench stacks pairs
-.PHONY: cuda cuda-sheet clean
+.PHONY: env demo demo-all test test-fast lowest newest release-check release-check-download check lint
+.PHONY: format types docs site bench stacks pairs cuda cuda-sheet clean
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -35,9 +46,13 @@ lowest:
 newest:
 	$(PYTHON) tests/lowest_versions.py --newest -n auto --dist worksteal
 
-# Builds wheel and sdist and tries the wheel in a fresh environment, with the dependencies of .venv.
+# Builds wheel and sdist and tries both in a fresh environment, with the dependencies of .venv, or of that for PYTHON.
 release-check: env
 	$(BIN)/python tests/release_check.py
+
+# The same with the newest dependencies from the package index; needs no .venv.
+release-check-download:
+	$(PYTHON) tests/release_check.py --download
 
 check: lint types test
 
@@ -79,4 +94,4 @@ cuda-sheet: env
 	PYTHONPATH=tests:recipes $(BIN)/python -m bench.cuda_sheet
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,10 +9,11 @@ python docs/generate.py [--check]
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import modbalance
-from modbalance import hookspecs, testing
+from modbalance import cli, hookspecs, testing
 from modbalance._plugins import load_method
 
 DOCS = Path(__file__).parent
@@ -68,14 +69,11 @@ def options_table(name: str) -> str:
 
 def output(arguments: str) -> str:
     """Return what `modbalance ARGUMENTS` prints in a terminal of 100 columns, as a block."""
-    result = subprocess.run(
-        [sys.executable, "-m", "modbalance", *arguments.split()],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"},
-    )
-    lines = [line.rstrip() for line in result.stdout.strip("\n").splitlines()]
+    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1"}
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.suppress(SystemExit):  # of `--help`
+        cli.main(arguments.split())
+    lines = [line.rstrip() for line in stdout.getvalue().strip("\n").splitlines()]
     return "\n".join(["```text", f"$ modbalance {arguments}", *lines, "```", ""])
 
 

@@ -7,6 +7,7 @@ on stderr; 130 after an interruption.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -49,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     made = argparse.ArgumentParser(
-        prog="modbalance", description="Methods of balanced multimodal learning.", epilog=STATUSES, allow_abbrev=False
+        prog="modbalance",
+        description="Methods of balanced multimodal learning.",
+        epilog=STATUSES,
+        allow_abbrev=False,
+        # Python 3.13 would make room for the aliases; with a limit the help is the same in every Python.
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=18),
     )
     subparsers = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -1,9 +1,10 @@
-"""Builds wheel and sdist, checks what they hold, and tries the wheel in a fresh environment, as its users do.
+"""Builds wheel and sdist, checks what they hold, and tries both in a fresh environment, as their users do.
 
 python tests/release_check.py [--download]
 
-The fresh environment sees the dependencies of the Python that runs this script, through a path file, and only the wheel
-is installed into it: torch is not downloaded again. `--download` installs all dependencies from the package index.
+The fresh environment is one of the Python that runs this script. It sees the dependencies of that Python through a path
+file, and only wheel and sdist are installed into it: torch is not downloaded again. With `--download` it has the newest
+dependencies of the package index, 3 GB of downloads, and the Python that runs this script needs none.
 Exit status: 0, or 1 with the first check that failed.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -23,7 +25,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 IN_WHEEL = (
     "modbalance/py.typed",
     "modbalance/_template/pyproject.toml.txt",
@@ -31,14 +34,19 @@ IN_WHEEL = (
     "modbalance/_recipes/cremad.py",
     "modbalance/_recipes/recipe_common/cli.py",
 )
+OF_SDIST = ("tests/meta/test_project_files.py", "tests/unit/test_lifecycle.py", "tests/parity/test_ogm_ge.py")
+"""Tests that run from the unpacked sdist, on the installed wheel; `-P` keeps the folder out of the path."""
+
+
 METHODS = """
+import sys
 import torch
 from torch import nn
 import modbalance
 from modbalance import BalancedOptimizer, list_methods
 from audio_visual import AudioVisual, samples
 
-assert "release-check" in modbalance.__file__, modbalance.__file__
+assert modbalance.__file__.startswith(sys.prefix), modbalance.__file__
 for listing in list_methods():
     assert listing.method is not None, listing.problem
     options = {"init": {"audio": 0.9, "visual": 1.1}} if listing.name == "mslr" else {}
@@ -57,20 +65,40 @@ for listing in list_methods():
     optimizer.end_epoch(train=data, val=data)
     print("trained by", listing.name)
 """
+METADATA = """
+import re
+from importlib.metadata import distribution
+from packaging.metadata import Metadata
+
+metadata = Metadata.from_email(distribution("modbalance").read_text("METADATA"), validate=True)
+relative = re.findall(r"\\]\\((?!https?://|#)[^)]*\\)", metadata.description)
+assert not relative, f"The description should have no relative link. Found {relative}."
+"""
+IMPORTS = """
+import importlib, pkgutil
+import modbalance, modbalance.testing
+
+for each in pkgutil.iter_modules(modbalance.__path__, "modbalance."):
+    if not each.name.endswith("__main__"):
+        importlib.import_module(each.name)
+assert all(each.method for each in modbalance.list_methods())
+"""
+TYPED = ROOT / "tests" / "release" / "typed.py"
 
 
 class CheckError(Exception):
     """A check of the release failed."""
 
 
-def check_content(wheel: Iterable[str], sdist: Iterable[str]) -> None:
+def check_content(wheel: Iterable[str], sdist: Iterable[str], sources: Iterable[str]) -> None:
     """Raise a CheckError if the wheel or the sdist lacks a file, or holds one that belongs to neither.
 
     Args:
         wheel: Names of the files in the wheel.
         sdist: Those in the sdist, without the folder that holds all.
+        sources: Those in git.
     """
-    wheel, sdist = set(wheel), set(sdist)
+    wheel, sdist, sources = set(wheel), set(sdist), set(sources)
     plugins = sorted(set(PROJECT["entry-points"]["modbalance"].values()))
     expected = {*IN_WHEEL, *(f"{each}/{file}" for each in plugins for file in ("__init__.py", "py.typed"))}
     if missing := sorted(expected - wheel):
@@ -78,65 +106,147 @@ def check_content(wheel: Iterable[str], sdist: Iterable[str]) -> None:
     allowed = ("modbalance/", "modbalance-", *(f"{each}/" for each in plugins))
     if foreign := sorted(each for each in wheel if not each.startswith(allowed) or "__pycache__" in each):
         raise CheckError(f"The wheel should hold the package and its plugins alone. Found {', '.join(foreign)}.")
-    sources = {"pyproject.toml", "README.md", "LICENSE", "recipes/cremad.py", "modbalance/__init__.py"}
     if missing := sorted(sources - sdist):
-        raise CheckError(f"The sdist should hold what the wheel is built from. Found no {', '.join(missing)}.")
+        raise CheckError(
+            f"The sdist should hold what is in git. Found no {', '.join(missing)}: name it in pyproject.toml."
+        )
+    if foreign := sorted(sdist - sources - {"PKG-INFO"}):
+        raise CheckError(
+            f"The sdist should hold what is in git alone. Found {', '.join(foreign)}: commit or remove it."
+        )
 
 
-def build(folder: Path) -> Path:
-    """Build the sdist, and the wheel from it; check both and return the wheel."""
-    _run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
+def check_same(direct: Path, indirect: Path) -> None:
+    """Raise a CheckError if the wheel built from the sources and that built from the sdist differ in a file."""
+    one, two = _checksums(direct), _checksums(indirect)
+    if names := sorted(name for name in one | two if one.get(name) != two.get(name)):
+        raise CheckError(f"The wheels from git and from the sdist should be equal. Found other {', '.join(names)}.")
+
+
+def _checksums(wheel: Path) -> dict[str, int]:
+    with zipfile.ZipFile(wheel) as packed:
+        return {each.filename: each.CRC for each in packed.infolist()}
+
+
+def build(python: Path, folder: Path) -> tuple[Path, Path]:
+    """Build the sdist and the wheel from it, and return both."""
+    _hatchling(python, "sdist", ROOT, folder)
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
-        names = [each.split("/", 1)[-1] for each in archive.getnames()]
-    _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=folder / sdist.name[:-7])
+    _hatchling(python, "wheel", folder / sdist.name.removesuffix(".tar.gz"), folder)
     (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as packed:
-        check_content(packed.namelist(), names)
-    return wheel
+    return sdist, wheel
 
 
-def install(wheel: Path, environment: Path, download: bool = False) -> Path:
-    """Create an environment, install the wheel into it, and return its Python."""
-    venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
-    if download:
-        _run(python, "-m", "pip", "install", "--quiet", f"{wheel}[recipes]", "pytest")
-    else:
-        (site,) = (environment / "lib").glob("python*/site-packages")
-        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-        _run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed", "--no-index", wheel)
-    return python
+def check_build(python: Path, sdist: Path, wheel: Path) -> None:
+    """Raise a CheckError if sdist or wheel hold other files than they should, or the sources make another wheel."""
+    with tarfile.open(sdist) as archive, zipfile.ZipFile(wheel) as packed:
+        held = [each.split("/", 1)[-1] for each in archive.getnames()]
+        sources = _sources() if (ROOT / ".git").exists() else {*held} - {"PKG-INFO"}
+        check_content(packed.namelist(), held, sources)
+    _hatchling(python, "wheel", ROOT, direct := wheel.parent / "direct")
+    check_same(next(direct.glob("*.whl")), wheel)
 
 
-def try_wheel(wheel: Path, folder: Path, download: bool) -> None:
-    """Install the wheel into a fresh environment and use it from a folder without sources."""
-    python = install(wheel, folder / "environment", download)
-    used = folder / "used"
+def _sources() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listed.stdout.rstrip("\0").split("\0")
+
+
+def _hatchling(python: Path, target: str, source: Path, folder: Path) -> None:
+    _run(python, "-m", "hatchling", "build", "-t", target, "-d", folder, cwd=source)
+
+
+class Environment:
+    """A fresh environment of this Python, for one wheel.
+
+    Args:
+        folder: Where it is built.
+        download: Whether dependencies come from the package index, or from the environment of this Python.
+    """
+
+    def __init__(self, folder: Path, download: bool) -> None:
+        venv.create(folder, with_pip=True)
+        self.interpreter = folder / "bin" / "python"
+        self.download = download
+        if not download:
+            (site,) = (folder / "lib").glob("python*/site-packages")
+            (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+
+    def install(self, package: Path, extras: str = "", *arguments: str) -> None:
+        """Install a package: a wheel, an sdist or a folder."""
+        index = [] if self.download else ["--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed"]
+        _run(
+            self.interpreter,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            *index,
+            *arguments,
+            f"{package}{extras}",
+            cwd=package.parent,
+        )
+
+    def python(self, *arguments: str | Path, cwd: Path) -> None:
+        """Run Python in a folder."""
+        _run(self.interpreter, *arguments, cwd=cwd)
+
+    def command(self, name: str, *arguments: str | Path, cwd: Path) -> None:
+        """Run a command of the environment in a folder."""
+        _run(self.interpreter.parent / name, *arguments, cwd=cwd)
+
+
+def try_wheel(environment: Environment, wheel: Path, used: Path) -> None:
+    """Install the wheel into the environment and use it from a folder without sources."""
+    environment.install(wheel, "[recipes,dev]" if environment.download else "")
     used.mkdir()
-    example = (ROOT / "docs" / "examples" / "audio_visual.py").read_text(encoding="utf-8")
-    (used / "audio_visual.py").write_text(example, encoding="utf-8")
+    for source in (ROOT / "docs" / "examples" / "audio_visual.py", TYPED):
+        shutil.copy(source, used)
     (used / "methods.py").write_text(METHODS, encoding="utf-8")
-    command = python.parent / "modbalance"
-    _run(python, "methods.py", cwd=used)
-    _run(command, "methods", cwd=used)
-    _run(command, "show", "ogm_ge", cwd=used)
-    _run(command, "recipe", "cremad", "--help", cwd=used)
-    _run(command, "new", "my-method", cwd=used)
+    environment.python("-W", "error", "-c", "import modbalance", cwd=used)
+    environment.python("-c", IMPORTS, cwd=used)
+    environment.python("-c", METADATA, cwd=used)
+    environment.python("methods.py", cwd=used)
+    environment.python("-m", "mypy", "--strict", "typed.py", cwd=used)
+    environment.command("modbalance", "methods", cwd=used)
+    environment.command("modbalance", "show", "ogm_ge", cwd=used)
+    environment.command("modbalance", "recipe", "cremad", "--help", cwd=used)
+    environment.command("modbalance", "new", "my-method", cwd=used)
     new = used / "modbalance-my-method"
-    index = [] if download else ["--no-deps", "--no-build-isolation", "--no-index"]
-    _run(python, "-m", "pip", "install", "--quiet", *index, new, cwd=used)
-    _run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", new / "tests", cwd=used)
+    environment.install(new)
+    environment.python("-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", new / "tests", cwd=used)
+    environment.command("modbalance", "check", "modbalance-my-method", cwd=used)
+
+
+def try_sdist(environment: Environment, sdist: Path) -> None:
+    """Run tests of the unpacked sdist on the installed wheel, then install the sdist in its place."""
+    unpacked = sdist.with_name(sdist.name.removesuffix(".tar.gz"))
+    environment.python("-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *OF_SDIST, cwd=unpacked)
+    environment.install(sdist, "", "--force-reinstall", "--no-deps")
+    environment.python("-W", "error", "-c", IMPORTS, cwd=sdist.parent / "used")
+    environment.command("modbalance", "methods", "--no-cost", cwd=sdist.parent / "used")
+
+
+def _builder(folder: Path, download: bool) -> Path:
+    """Return a Python that has what builds the project: this one, or one with that alone."""
+    if not download:
+        return Path(sys.executable)
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    _run(python, "-m", "pip", "install", "--quiet", *PYPROJECT["build-system"]["requires"])
+    return python
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> None:
     words = [str(each) for each in command]
-    print("$", " ".join(words), flush=True)
+    shown = [word.strip().split("\n")[0] + " ..." if "\n" in word else word for word in words]
+    print("$", " ".join(shown), flush=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     status = subprocess.run(words, cwd=cwd, env=environment, check=False).returncode
     if status:
-        raise CheckError(f"The command should end with status 0. Found {status}: {' '.join(words)}")
+        raise CheckError(f"The command should end with status 0. Found {status}: {' '.join(shown)}")
 
 
 def main() -> int:
@@ -145,8 +255,14 @@ def main() -> int:
     parser.add_argument("--download", action="store_true", help="install dependencies from the package index")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="release-check-") as name:
+        folder = Path(name)
         try:
-            try_wheel(build(Path(name)), Path(name), options.download)
+            python = _builder(folder / "builder", options.download)
+            sdist, wheel = build(python, folder)
+            check_build(python, sdist, wheel)
+            environment = Environment(folder / "environment", options.download)
+            try_wheel(environment, wheel, folder / "used")
+            try_sdist(environment, sdist)
         except CheckError as error:
             print(f"release check: {error}", file=sys.stderr)
             return 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from modbalance._cli.command import DONE, FAILED, Command, CommandError, Output
@@ -12,16 +14,27 @@ from modbalance._plugins import list_methods, load_method
 from modbalance.errors import suggest
 from modbalance.testing import Check, RuleError, checks_for
 
+_OPTION = re.compile(r"(?:(\w+)\.)?(\w+)=(.*)", re.DOTALL)
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="an installed method, or a distribution, all of whose methods are checked")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="[METHOD.]NAME=VALUE",
+        help="an option with which the method acts in four epochs of two steps, such as patience=0; may be repeated",
+    )
     parser.add_argument("--no-processes", action="store_true", help="leave out the rules that start processes")
 
 
 def _run(parsed: argparse.Namespace, output: Output) -> int:
     reports: list[dict[str, Any]] = []
-    for method in _chosen(parsed.name):
-        checks = checks_for(load_method(method), processes=not parsed.no_processes)
+    chosen = _chosen(parsed.name)
+    options = _options(parsed.option, chosen)
+    for method in chosen:
+        checks = checks_for(load_method(method), options=options[method], processes=not parsed.no_processes)
         output.show(f"{method}: {len(checks)} rules")
         reports.append({"method": method, "rules": [_report(check, output) for check in checks]})
     broken = sum(not rule["kept"] for report in reports for rule in report["rules"])
@@ -32,6 +45,11 @@ def _run(parsed: argparse.Namespace, output: Output) -> int:
 
 def _chosen(name: str) -> list[str]:
     """Return the methods of a distribution, or the one method of that name."""
+    if name == "none":
+        raise CommandError(
+            "`check` should be given a method. Found 'none', the baseline, which has no code to check: see "
+            "`modbalance methods`."
+        )
     listed = list_methods()
     names = [each.name for each in listed]
     if name in names:
@@ -43,6 +61,30 @@ def _chosen(name: str) -> list[str]:
         f"`check` should be given an installed method or distribution. Found {name!r}. {suggest(name, known)} "
         "`pip install` the package first; `modbalance methods` lists all."
     )
+
+
+def _options(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the options of each method; one that names no method is for all."""
+    options: dict[str, dict[str, Any]] = {method: {} for method in methods}
+    for text in given:
+        match = _OPTION.fullmatch(text)
+        if match is None:
+            raise CommandError(f"`--option` should be NAME=VALUE or METHOD.NAME=VALUE. Found {text!r}.")
+        method, name, value = match.groups()
+        if method is not None and method not in methods:
+            raise CommandError(
+                f"`--option {text}` should name a method that is checked. Found {method!r}. {suggest(method, methods)}"
+            )
+        for each in methods if method is None else [method]:
+            options[each][name] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text  # a word, such as a name of one of several choices
 
 
 def _normal(distribution: str) -> str:

@@ -6,6 +6,7 @@ for one instance of a class on all others: hooks of another optimizer's model, o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from types import CodeType, FunctionType
@@ -19,17 +20,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 FIX = "build BalancedOptimizer before the first compiled call, or call `torch.compiler.reset()` after building it"
 
+REPORTS_CHANGES = sys.version_info[:3] != (3, 13, 0)
+"""Whether Python reports each change of an attribute: 3.13.0 does not, https://github.com/python/cpython/issues/125608."""
+
 
 def respect_hooks(model: nn.Module) -> None:
     """Let code that is compiled from now on check for hooks, in all of the process, and drop that of these classes.
 
     Dropped code is compiled again at the next call. Code is left that this does not find: of a function around the
-    model, and of what follows a graph break.
+    model, and of what follows a graph break. On Python 3.13.0 all attributes are checked, which takes longer.
     """
     from torch._dynamo import config
     from torch._dynamo.eval_frame import remove_from_cache
 
     config.skip_nnmodule_hook_guards = False
+    if not REPORTS_CHANGES and hasattr(config, "use_recursive_dict_tags_for_guards"):  # older ones check all
+        config.use_recursive_dict_tags_for_guards = False
     for code in _codes(model):
         remove_from_cache(code)
 

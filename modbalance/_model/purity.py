@@ -221,6 +221,8 @@ def _changes_state(code: CodeType, *, in_place: bool) -> bool:
         if instruction.opname in _CHANGES or (in_place and instruction.opname == "STORE_SUBSCR"):
             return True
         name = instruction.argval
+        if name == "__class__":  # loaded by `super()`, from Python 3.12 on
+            continue
         if in_place and isinstance(name, str) and name.endswith("_") and instruction.opname.startswith("LOAD_"):
             return True
     return any(_changes_state(each, in_place=in_place) for each in code.co_consts if isinstance(each, CodeType))

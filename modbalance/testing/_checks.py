@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
+import torch
 
 from modbalance._plugins import load_method
 from modbalance.errors import ConfigError, suggest
@@ -74,12 +75,17 @@ class Check:
         )
 
     def _run(self) -> None:
+        # Threads that wait for each other take several times as long as one, on a model as small as this.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             RULES[self.name](self.case)
         except RuleError:
             raise
         except Exception as error:
             raise crash(error, self.rule) from error
+        finally:
+            torch.set_num_threads(threads)
 
     def __repr__(self) -> str:
         options = ",".join(f"{name}={_shown(value)}" for name, value in self.case.options.items())

@@ -28,7 +28,8 @@ def acts(case: Case) -> None:
         raise RuleError(
             "other weights than those of the inner optimizer, after four epochs of two steps",
             "the same weights, bit for bit",
-            "give options with which it acts: `check_method(..., options={...})`, or `option(..., short=value)`",
+            "give options with which it acts: `check_method(..., options={...})`, `modbalance check --option`, or "
+            "`option(..., short=value)`",
         )
 
 

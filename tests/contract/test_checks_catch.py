@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from modbalance import ConfigError, Method, Run, hookimpl
@@ -22,6 +24,7 @@ from modbalance.testing import (
     parametrize_with_checks,
     rules,
 )
+from modbalance.testing._rules import RULES
 from support.broken_methods import BROKEN, FirstMicroBatch, ForTwo, Idle, ReadsAnItem, Sound, defined
 
 pytestmark = pytest.mark.slow
@@ -181,6 +184,28 @@ def test_every_rule_is_a_sentence_with_a_reason() -> None:
     for check in checks_for(Idle):
         assert re.fullmatch(r"\S.*\.", check.rule), check.name
         assert len(check.reason) > 20, check.name
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_of_torch_about_the_interpreter_breaks_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(model: nn.Module, **options: object) -> nn.Module:
+        warnings.warn("Guards may run slower on Python 3.13.0. Consider upgrading.", RuntimeWarning, stacklevel=1)
+        return model
+
+    monkeypatch.setattr("torch.compile", compiled)
+
+    check_of(Sound, "compilation")()
+
+
+def test_a_check_computes_with_one_thread_and_puts_their_number_back(
+    monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setitem(RULES, "acts", lambda case: seen.append(torch.get_num_threads()))
+
+    check_of(Sound, "acts")()
+
+    assert (seen, torch.get_num_threads()) == ([1], 2)
 
 
 def test_an_installed_method_is_found_by_name_and_a_wrong_option_refused() -> None:

@@ -1,11 +1,8 @@
-"""Every built-in method, with options of each kind, keeps every rule of `modbalance.testing`; so does the example."""
+"""Every built-in method, with options of each kind, keeps every rule of `modbalance.testing`."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +12,6 @@ from modbalance.testing import Check, checks_for
 
 pytestmark = pytest.mark.slow
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "example-plugin"
 Options = Mapping[str, Any]
 OPTIONS: dict[str, list[Options]] = {
     "agm": [
@@ -66,18 +62,4 @@ def test_options_are_listed_of_every_built_in_method() -> None:
 
 @pytest.mark.parametrize("check", checks(), ids=repr)
 def test_a_built_in_method_keeps_the_rule(check: Check) -> None:
-    check()
-
-
-def example() -> list[Check]:
-    sys.path.insert(0, str(EXAMPLE))
-    try:
-        method = importlib.import_module("modbalance_example").InverseScore
-    finally:
-        sys.path.remove(str(EXAMPLE))
-    return checks_for(method, options={"gamma": 0.5}, processes=False)
-
-
-@pytest.mark.parametrize("check", example(), ids=repr)
-def test_the_example_plugin_keeps_the_rule(check: Check) -> None:
     check()

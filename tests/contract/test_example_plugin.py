@@ -66,7 +66,9 @@ def test_it_acts_by_its_name(installed: Path) -> None:
 
 def test_the_command_line_lists_it(installed: Path) -> None:
     row = next(
-        line for line in _run("-m", "modbalance", "list", path=installed).splitlines() if "inverse_score" in line
+        line
+        for line in _run("-m", "modbalance", "methods", "--no-cost", path=installed).splitlines()
+        if "inverse_score" in line
     )
 
     assert "modbalance-example 0.1.0" in row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_the_core_names_no_method(method: str) -> None:
 
 def _public_attributes(cls: type) -> set[str]:
     """Return the public methods and properties of a class, and the fields of its docstring's list of attributes."""
-    listed = re.findall(r"^        (\w+): ", (cls.__doc__ or "").partition("Attributes:")[2], re.MULTILINE)
+    listed = re.findall(r"^    (\w+): ", (inspect.getdoc(cls) or "").partition("Attributes:")[2], re.MULTILINE)
     return {name for name in vars(cls) if not name.startswith("_") and _is_member(cls, name)} | {*listed}
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lowest_versions import lowest
-from release_check import IN_WHEEL, CheckError, check_content
+from release_check import IN_WHEEL, CheckError, check_content, check_same
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -51,9 +56,10 @@ def _version(text: str) -> list[int]:
     return [int(part) for part in text.split(".")]
 
 
-def test_every_python_of_the_classifiers_is_tested() -> None:
-    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
-    (matrix,) = re.findall(r"python: \[(.*)\]", workflow)
+@pytest.mark.parametrize("workflow", ["tests", "wheel"])
+def test_every_python_of_the_classifiers_is_tested(workflow: str) -> None:
+    text = (ROOT / ".github" / "workflows" / f"{workflow}.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"python: \[(.*)\]", text)
     versions = re.findall(r'"([\d.]+)"', matrix)
     prefix = "Programming Language :: Python :: 3."
     classified = [each for each in PROJECT["project"]["classifiers"] if each.startswith(prefix)]
@@ -73,19 +79,63 @@ def test_make_targets_and_paths_of_workflows_exist(workflow: Path) -> None:
     text = workflow.read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
 
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"run: make (\w+)", text))
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"run: make ([\w-]+)", text))
     assert all((ROOT / path).exists() for path in re.findall(r"(?:tests|docs)/[\w/.]+", text))
+
+
+def environments(folder: Path, *variables: str) -> set[str]:
+    """Return the environments of which `make env` would speak in a folder."""
+    command = ["make", "--dry-run", "-f", str(ROOT / "Makefile"), "env", *variables]
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHON", "VENV", "MAKEFLAGS"}}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"(\S+)/bin/python -m pip", done.stdout))
+
+
+def test_another_python_has_an_environment_of_its_own(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    other = tmp_path / ".venv" / "bin" / "python"
+    named = f"PYTHON={sys.executable}"
+
+    assert environments(tmp_path, named) == {".venv"}, "there is none yet"
+    other.parent.mkdir(parents=True)
+    other.write_text("#!/bin/sh\necho 3.99\n")
+    other.chmod(0o755)
+    assert environments(tmp_path, named) == {f".venv-{sys.version_info.major}.{sys.version_info.minor}"}
+    assert environments(tmp_path) == {".venv"}
+    assert environments(tmp_path, named, "VENV=mine") == {"mine"}
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    assert environments(tmp_path, named) == {".venv"}
 
 
 def test_the_content_of_wheel_and_sdist_is_checked() -> None:
     plugins = PROJECT["project"]["entry-points"]["modbalance"].values()
     wheel = [*IN_WHEEL, *(f"{each}/{file}" for each in plugins for file in ("__init__.py", "py.typed"))]
-    sdist = ["pyproject.toml", "README.md", "LICENSE", "recipes/cremad.py", "modbalance/__init__.py"]
-    check_content(wheel, sdist)
+    sources = ["pyproject.toml", "LICENSE", "tests/conftest.py"]
+    sdist = [*sources, "PKG-INFO"]
+    check_content(wheel, sdist, sources)
 
     with pytest.raises(CheckError, match=r"no modbalance_agm/py\.typed"):
-        check_content([each for each in wheel if each != "modbalance_agm/py.typed"], sdist)
+        check_content([each for each in wheel if each != "modbalance_agm/py.typed"], sdist, sources)
     with pytest.raises(CheckError, match=r"alone\. Found tests/conftest\.py"):
-        check_content([*wheel, "tests/conftest.py"], sdist)
+        check_content([*wheel, "tests/conftest.py"], sdist, sources)
     with pytest.raises(CheckError, match=r"sdist .* no LICENSE"):
-        check_content(wheel, [each for each in sdist if each != "LICENSE"])
+        check_content(wheel, [each for each in sdist if each != "LICENSE"], sources)
+    with pytest.raises(CheckError, match=r"sdist .* Found notes\.txt"):
+        check_content(wheel, [*sdist, "notes.txt"], sources)
+
+
+def test_wheels_that_differ_are_found(tmp_path: Path) -> None:
+    wheels = {name: tmp_path / f"{name}.whl" for name in ("one", "same", "other", "more")}
+    for name, wheel in wheels.items():
+        with zipfile.ZipFile(wheel, "w") as packed:
+            packed.writestr("modbalance/a.py", "2" if name == "other" else "1")
+            if name == "more":
+                packed.writestr("modbalance/b.py", "")
+
+    check_same(wheels["one"], wheels["same"])
+    with pytest.raises(CheckError, match=r"Found other modbalance/a\.py"):
+        check_same(wheels["one"], wheels["other"])
+    with pytest.raises(CheckError, match=r"Found other modbalance/b\.py"):
+        check_same(wheels["one"], wheels["more"])

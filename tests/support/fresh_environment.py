@@ -68,12 +68,12 @@ def built_wheel(shared: Path) -> Path:
     with filelock.FileLock(shared / "wheel.lock"):
         if not folder.is_dir():
             folder.mkdir()
-            release_check.build(folder)
+            release_check.build(Path(sys.executable), folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def fresh_environment(folder: Path, wheel: Path) -> FreshEnvironment:
     """Create a virtual environment in ``folder`` that sees the dependencies of this Python, and install the wheel."""
-    release_check.install(wheel, folder)
+    release_check.Environment(folder, download=False).install(wheel)
     return FreshEnvironment(folder)

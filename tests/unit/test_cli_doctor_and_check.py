@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from modbalance import list_methods
+from modbalance import Method, list_methods
 from modbalance._cli.doctor import bad_pairs
 from modbalance.cli import main
 from modbalance.testing import Check, RuleError, checks_for
@@ -56,8 +56,8 @@ def test_doctor_names_a_plugin_that_cannot_be_loaded(add: Add, capsys: pytest.Ca
     assert "1 problem found." in capsys.readouterr().out
 
 
-def few_checks(method: object, *, processes: bool = True) -> list[Check]:
-    return checks_for(method, processes=processes)[:2]  # type: ignore[arg-type]
+def few_checks(method: type[Method], *, options: dict[str, object], processes: bool = True) -> list[Check]:
+    return checks_for(method, options=options, processes=processes)[:2]
 
 
 def test_check_of_a_method_that_keeps_the_rules(
@@ -95,3 +95,39 @@ def test_check_of_a_method_that_breaks_a_rule(
 def test_check_of_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "ogmm"]) == 2
     assert "Found 'ogmm'. Did you mean `ogm`" in capsys.readouterr().err
+
+
+def test_check_of_the_baseline_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "none"]) == 2
+    assert "Found 'none', the baseline" in capsys.readouterr().err
+
+
+def test_options_of_a_check_reach_their_method(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, object] = {}
+
+    def noted(method: type[Method], *, options: dict[str, object], processes: bool) -> list[Check]:
+        seen[method.name] = options
+        return []
+
+    monkeypatch.setattr("modbalance._cli.check.checks_for", noted)
+
+    assert main(["check", "mses", "--option", "patience=0", "--option", "freeze=hard"]) == 0
+    assert seen == {"mses": {"patience": 0, "freeze": "hard"}}
+    assert main(["check", "modbalance", "--option", "mses.patience=0", "--option", "mslr.memory=1"]) == 0
+    assert (seen["mses"], seen["mslr"], seen["ogm"]) == ({"patience": 0}, {"memory": 1}, {})
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("patience", "NAME=VALUE or METHOD.NAME=VALUE. Found 'patience'"),
+        ("mses.patience=0", "should name a method that is checked. Found 'mses'"),
+        ("alfa=0", "Did you mean `alpha`"),
+    ],
+)
+def test_a_wrong_option_of_a_check_is_named(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "ogm", "--option", option]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ from support.training import audio_visual, batches, multimodal
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
     torch.compiler.reset()
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
+    # Both are set for good; what stands in the patch is put back.
+    flag = "use_recursive_dict_tags_for_guards"
+    tags = {flag: True} if hasattr(torch._dynamo.config, flag) else {}
+    with torch._dynamo.config.patch({"skip_nnmodule_hook_guards": True, **tags}):
         yield
     torch.compiler.reset()
 
@@ -53,3 +57,36 @@ def test_code_from_then_on_checks_for_hooks() -> None:
     model.fusion.register_forward_pre_hook(lambda module, args: calls.append(module))
     run_compiled(model)
     assert calls == [model.fusion]
+
+
+class Switched(nn.Module):
+    """Doubles its input where an attribute of another object is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+        self.switch = SimpleNamespace(on=None)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value * 2 if self.switch.on is not None else value
+
+
+def test_compiled_code_follows_attributes_in_every_python() -> None:
+    model = Switched()
+    respect_hooks(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    one = torch.ones(1)
+    assert [compiled(one).item() for _ in range(5)] == [1.0] * 5
+
+    model.switch.on = object()
+
+    assert compiled(one).item() == 2.0, "Python 3.13.0 does not report this change"
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_guards_are_shortened_where_python_reports_changes_alone(
+    monkeypatch: pytest.MonkeyPatch, reports: bool
+) -> None:
+    monkeypatch.setattr("modbalance._model.compiled.REPORTS_CHANGES", reports)
+    respect_hooks(multimodal())
+    assert getattr(torch._dynamo.config, "use_recursive_dict_tags_for_guards", reports) is reports
