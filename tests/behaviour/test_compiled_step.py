@@ -71,7 +71,7 @@ def check(method: str, backend: str) -> None:
 def graphs_of_the_inner_optimizer(backend: str) -> list[int]:
     torch._dynamo.reset()
     counters.clear()
-    return graphs_after_each_step(sgd(model := audio_visual()), model, backend)
+    return graphs_after_each_step(sgd(model := audio_visual_for("none")), model, backend)
 
 
 @pytest.mark.slow
