@@ -19,6 +19,7 @@ LIBRARIES = (
 )
 _AUDIO = "https://docs.pytorch.org/audio/2.11.0/installation.html"
 _VISION_BUILDS = "https://github.com/pytorch/vision/issues/8985"
+_VISION_OF_PYPI = "https://github.com/pytorch/vision/issues/9085"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +101,9 @@ def bad_pairs(versions: Mapping[str, str], requires: Mapping[str, list[str]]) ->
         if build and other and other != build:
             text = f"{name} {versions[name]} is built for another device"
             problems.append(_problem(text, versions, _VISION_BUILDS))
+    if build == "cpu" and "torchvision" in versions and not _parts(versions["torchvision"])[1]:
+        text = f"torchvision {versions['torchvision']} has no build in its version, as on PyPI, which builds for CUDA"
+        problems.append(_problem(text, versions, _VISION_OF_PYPI))
     return problems
 
 
