@@ -6,8 +6,8 @@ Builds a fresh virtual environment, of the Python that runs this script, in FOLD
 or build/developed), installs the project with the extras `recipes`, `dev` and `docs` into it, and hands the remaining
 arguments to pytest. With `--newest` nothing is constrained: pip takes the newest versions that fit each other. With
 `--developed` the versions are those of `constraints.txt`. `--keep` takes the environment as it is. `--report` writes
-the versions and the number of passed tests, of those folders that ran, to docs/versions.md. `--constraints` prints the
-lowest versions and stops. The torches are built for CUDA: each download is about 3 GB.
+the versions, and how many tests passed in each folder that ran, to docs/versions.md: name whole folders of tests.
+`--constraints` prints the lowest versions and stops. The torches are built for CUDA: each download is about 3 GB.
 """
 
 from __future__ import annotations
