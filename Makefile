@@ -40,11 +40,12 @@ test: env
 test-fast: env
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
+# Both write their column of docs/versions.md.
 lowest:
-	$(PYTHON) tests/lowest_versions.py -n auto --dist worksteal
+	$(PYTHON) tests/lowest_versions.py --report -n auto --dist worksteal
 
 newest:
-	$(PYTHON) tests/lowest_versions.py --newest -n auto --dist worksteal
+	$(PYTHON) tests/lowest_versions.py --newest --report -n auto --dist worksteal
 
 # Builds wheel and sdist and tries both in a fresh environment, with the dependencies of .venv, or of that for PYTHON.
 release-check: env

@@ -19,6 +19,10 @@ LIBRARIES = (
 )
 _AUDIO = "https://docs.pytorch.org/audio/2.11.0/installation.html"
 _VISION_BUILDS = "https://github.com/pytorch/vision/issues/8985"
+_OF_PYPI = {
+    "torchvision": "https://github.com/pytorch/vision/issues/9085",
+    "torchaudio": "https://github.com/bagustris/w2v2-vad/issues/1",
+}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +104,9 @@ def bad_pairs(versions: Mapping[str, str], requires: Mapping[str, list[str]]) ->
         if build and other and other != build:
             text = f"{name} {versions[name]} is built for another device"
             problems.append(_problem(text, versions, _VISION_BUILDS))
+        if build == "cpu" and other == "":
+            text = f"{name} {versions[name]} names no build, as on PyPI, which builds for CUDA"
+            problems.append(_problem(text, versions, _OF_PYPI[name]))
     return problems
 
 

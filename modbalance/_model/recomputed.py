@@ -35,7 +35,7 @@ def recomputed(run: Run, parameters: Iterable[Tensor], tensors: Sequence[Tensor]
         return tuple(run(*tensors))
     devices = {leaf.device for leaf in (*leaves, *tensors) if leaf.is_cuda}
     arguments = (run, _RandomState(devices), len(leaves), *leaves, *tensors)
-    outputs: tuple[Tensor, ...] = _Recomputed.apply(*arguments)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Recomputed.apply(*arguments)
     node: Any = next(output.grad_fn for output in outputs)
     # Of the nodes that are ready, autograd runs the one with the largest number: this one is the last.
     node._set_sequence_nr(0)

@@ -53,6 +53,7 @@ def run(subject: Subject, loader: Iterable[Any], settings: Settings) -> Diagnosi
     orders = [] if len(names) <= shapley.MOST_EXACT else shapley.orders_of(names, settings.permutations, settings.seed)
     console = Console(stderr=True, force_terminal=settings.progress or None)
     shows = console.is_terminal if settings.progress is None else settings.progress
+    console.quiet = not shows  # rich 13.7 ends a disabled bar with an empty line
     with (
         rng_kept([loader], subject.run.device),
         subject.watched(),

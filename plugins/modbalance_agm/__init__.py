@@ -141,7 +141,7 @@ class AGM(WindowedMethod):
             return None
         kappa, f = batch.cache[self.name]
         weights = coalition_weights(kappa, f, batch.run.modalities)
-        logits: Tensor = WeightedGradient.apply(batch.logits.detach(), weights, *f.values())  # type: ignore[no-untyped-call]
+        logits: Tensor = WeightedGradient.apply(batch.logits.detach(), weights, *f.values())
         if self.masked_mode == "eval" and self.masked_pass_grad and batch.run.model is not None:
             guard_buffers(logits, batch.run.model)
         return logits

@@ -16,6 +16,7 @@ import pytest
 
 from lowest_versions import lowest
 from release_check import IN_WHEEL, CheckError, check_content, check_same
+from versions_page import SETS, read, results, updated
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -50,6 +51,68 @@ def test_every_dependency_is_pinned_at_its_bound_or_above() -> None:
 
     assert bounds.keys() <= pinned.keys()
     assert {name for name in bounds if _version(pinned[name]) < _version(bounds[name])} == set()
+
+
+PAGE = """above
+
+<!-- versions -->
+| | a | b | c |
+|---|---|---|---|
+| torch | 1 | - | 3 |
+<!-- end versions -->
+below
+"""
+
+
+def test_a_run_replaces_its_cells_of_the_versions_page() -> None:
+    page = updated(PAGE, "lowest", {"torch": "2.6.0", "tests/unit": "8 passed"})
+    page = updated(page, "newest", {"date": "2026-11-29", "attrs": "26.1.0"})
+
+    assert page.splitlines()[2:-1] == [
+        "<!-- versions -->",
+        f"| | {' | '.join(SETS)} |",
+        "|---|---|---|---|",
+        "| date | - | - | 2026-11-29 |",
+        "| torch | 2.6.0 | - | 3 |",
+        "| attrs | - | - | 26.1.0 |",
+        "| `tests/unit` | 8 passed | - | - |",
+        "<!-- end versions -->",
+    ]
+    assert read(page)["lowest"]["tests/unit"] == "8 passed"
+    with pytest.raises(ValueError, match="should have a table between"):
+        read("no table")
+
+
+def test_results_are_counted_by_folder(tmp_path: Path) -> None:
+    cases = [
+        '<testcase classname="tests.unit.test_a"/>',
+        '<testcase classname="tests.unit.test_a.TestB"><failure/></testcase>',
+        '<testcase classname="tests.unit.model.test_b"/>',
+        '<testcase classname="tests.parity.test_c"><skipped/></testcase>',
+        '<testcase classname="tests.parity.test_c"><error/></testcase>',
+    ]
+    report = tmp_path / "results.xml"
+    report.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>", encoding="utf-8")
+
+    assert results(report) == {"tests/unit": "2 passed, 1 failed", "tests/parity": "1 failed, 1 skipped"}
+
+
+def test_the_versions_page_is_about_the_bounds_and_the_constraints() -> None:
+    columns = read((ROOT / "docs" / "versions.md").read_text(encoding="utf-8"))
+    bounds = dict(line.split("==") for line in lowest(PROJECT))
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+
+    assert {name: columns["developed with"].get(name) for name in bounds} == {name: pinned[name] for name in bounds}
+    differing = {name for name in bounds if _release(columns["lowest"].get(name, "0")) != _release(bounds[name])}
+    assert differing == set(), "`make lowest` writes that column"
+
+
+def _release(text: str) -> list[int]:
+    numbers = _version(text.split("+")[0])
+    while numbers[-1:] == [0]:
+        numbers.pop()
+    return numbers
 
 
 def _version(text: str) -> list[int]:

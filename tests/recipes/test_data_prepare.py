@@ -30,6 +30,7 @@ from recipe_common.data.prepare.engine import (
     run_prepare,
     verify,
 )
+from recipe_common.data.prepare.processes import progress_bar
 from recipe_common.errors import RecipeError
 from recipe_common.files import atomic_file, atomic_folder
 
@@ -109,6 +110,13 @@ def test_a_checksum_of_a_folder_knows_names_and_contents_but_no_hidden_files(tmp
     before = content(a="1")
     (tmp_path / ".DS_Store").write_text("2")
     assert checksum(tmp_path)["sha256"] == before
+
+
+def test_a_bar_that_is_switched_off_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(disable=True) as bar:
+        bar.advance(bar.add_task("clips", total=1))
+
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_second_run_touches_nothing(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ def problems(torch: str, torchvision: str = "0.26.0", torchaudio: str = "2.11.0"
         (("2.11.0", "0.26.0", "2.10.0"), "torchaudio 2.10.0 is of another release"),
         (("2.11.0+cpu", "0.26.0+cu128", "2.11.0+cpu"), "torchvision 0.26.0+cu128 is built for another device"),
         (("2.11.0+cpu", "0.26.0+cpu", "2.11.0+cu128"), "torchaudio 2.11.0+cu128 is built for another device"),
+        (("2.11.0+cpu", "0.26.0", "2.11.0+cpu"), "torchvision 0.26.0 names no build, as on PyPI"),
+        (("2.11.0+cpu", "0.26.0+cpu", "2.11.0"), "torchaudio 2.11.0 names no build, as on PyPI"),
     ],
 )
 def test_versions_at_odds_are_named_with_a_source(versions: tuple[str, ...], words: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import schedulefree
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Optimizer, RMSprop
 
@@ -440,6 +441,13 @@ def test_a_step_reads_nothing_on_the_host(inner: Any) -> None:
 
 def test_a_step_runs_on_fake_tensors() -> None:
     assert steps_on_fake_tensors(lambda model: updating(model, unimodal="slice")) == 2
+
+
+def test_adamw_without_the_declaration_of_later_torches_is_decoupled_on_fake_tensors() -> None:
+    with FakeTensorMode():
+        optimizer = AdamW([nn.Parameter(torch.zeros(3))], weight_decay=0.1)
+        group = {name: value for name, value in optimizer.param_groups[0].items() if name != DECLARED}
+        assert is_decoupled(optimizer, group)
 
 
 def test_the_account_names_it_and_coefficients_are_logged() -> None:

@@ -152,7 +152,7 @@ def build_model(
     if method.startswith(ONLY):
         keep_only(model.get_submodule(recipe.balance(settings)["fusion"]), data.modalities, method.removeprefix(ONLY))
     if precision.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        model.to(memory_format=torch.channels_last)
     return model
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from recipe_common.errors import RecipeError
@@ -29,7 +30,12 @@ def progress_bar(*, transient: bool = False, disable: bool = False) -> Progress:
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(
-        *columns, TimeRemainingColumn(), speed_estimate_period=SPEED_PERIOD, transient=transient, disable=disable
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(quiet=True) if disable else None,  # rich 13.7 ends a disabled bar with an empty line
+        speed_estimate_period=SPEED_PERIOD,
+        transient=transient,
+        disable=disable,
     )
 
 
