@@ -71,8 +71,13 @@ def output(arguments: str) -> str:
     """Return what `modbalance ARGUMENTS` prints in a terminal of 100 columns, as a block."""
     os.environ |= {"COLUMNS": "100", "NO_COLOR": "1"}
     stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.suppress(SystemExit):  # of `--help`
-        cli.main(arguments.split())
+    with contextlib.redirect_stdout(stdout):
+        try:
+            status = cli.main(arguments.split())
+        except SystemExit as stop:  # of `--help`
+            status = stop.code
+    if status:
+        raise RuntimeError(f"`modbalance {arguments}` should end with status 0. Found {status}.")
     lines = [line.rstrip() for line in stdout.getvalue().strip("\n").splitlines()]
     return "\n".join(["```text", f"$ modbalance {arguments}", *lines, "```", ""])
 

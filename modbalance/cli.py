@@ -30,7 +30,7 @@ COMMANDS: tuple[Command, ...] = (
 )
 STATUSES = (
     "Exit status: 0; 1 if a check failed or doctor found a problem; 2 after an error of the user; 130 if interrupted. "
-    "With --json, stdout is one JSON document."
+    "With --json, stdout of all commands but recipe is one JSON document."
 )
 
 
@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add_arguments(own)
-        own.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-        own.set_defaults(run=command.run)
+        if command.has_json:
+            own.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+        own.set_defaults(run=command.run, **({} if command.has_json else {"json": False}))
     return made

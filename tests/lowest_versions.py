@@ -100,8 +100,8 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _report(name: str, column: dict[str, str]) -> None:
-    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8"), name, column), encoding="utf-8")
+def _report(name: str, column: dict[str, str], *, anew: bool = False) -> None:
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8"), name, column, anew=anew), encoding="utf-8")
 
 
 def main() -> int:
@@ -118,7 +118,8 @@ def main() -> int:
     name = "newest" if options.newest else "developed with" if options.developed else "lowest"
     junit = folder / "results.xml"
     if options.report:
-        _report(name, installed(_python(folder), [each.split("==")[0] for each in versions]))  # a test reads it
+        found = installed(_python(folder), [each.split("==")[0] for each in versions])
+        _report(name, found, anew=not options.keep)  # a test reads it
         of_pytest += ["--junitxml", str(junit)]
     status = subprocess.run([_python(folder), "-m", "pytest", *of_pytest], cwd=ROOT, check=False).returncode
     if options.report:

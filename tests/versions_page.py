@@ -33,12 +33,13 @@ def read(page: str) -> dict[str, dict[str, str]]:
     return columns
 
 
-def updated(page: str, name: str, column: Column) -> str:
-    """Return a page with the cells of one set replaced by those of `column`; its other cells stay."""
+def updated(page: str, name: str, column: Column, *, anew: bool = False) -> str:
+    """Return a page with the cells of one set replaced by those of `column`; its other cells stay unless `anew`."""
     columns = read(page)
-    columns[name] |= column
+    columns[name] = ({} if anew else columns[name]) | dict(column)
     lines = [f"| | {' | '.join(SETS)} |", "|---|---|---|---|"]
-    for row in sorted({row for each in columns.values() for row in each}, key=_place):
+    known = {row for each in columns.values() for row, cell in each.items() if cell != _UNKNOWN}
+    for row in sorted(known, key=_place):
         cells = [columns[each].get(row, _UNKNOWN) for each in SETS]
         lines.append(f"| {f'`{row}`' if row.startswith('tests/') else row} | {' | '.join(cells)} |")
     table = "\n".join(lines) + "\n"

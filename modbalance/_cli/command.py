@@ -63,6 +63,7 @@ class Command:
         add_arguments: Declares its arguments.
         run: Runs it and returns the exit status.
         aliases: Further names.
+        has_json: Whether it prints one JSON document with --json.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Output], int]
     aliases: Sequence[str] = ()
+    has_json: bool = True
 
 
 def table(*titles: str, title: str | None = None, numbers: Sequence[int] = ()) -> Table:

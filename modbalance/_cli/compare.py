@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,8 +14,8 @@ from modbalance.runs import SavedRun, find_runs
 _BASELINE = "none"
 _ALONE = "only:"
 """Begins the name of a modality that was trained by itself, which is no method."""
-_ERRORS = ("_loss", "_mae")
-"""End the names of scores of which a lower value is better."""
+_ERROR = re.compile(r"_(loss|mae)(_|$)")
+"""In the names of scores of which a lower value is better, of all modalities or of one, such as `test_mae_text`."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,7 @@ def _names(scores: dict[SavedRun, dict[str, float]], wanted: list[str] | None) -
         raise CommandError(
             f"`--scores` should name scores of the runs: {', '.join(known)}. Found {', '.join(unknown)}."
         )
-    return wanted or [name for name in known if not name.endswith("_loss")] or known
+    return wanted or [name for name in known if "_loss" not in name] or known
 
 
 def _by_method(scores: dict[SavedRun, dict[str, float]], names: list[str]) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ def _best(methods: list[dict[str, Any]], score: str) -> dict[str, Any] | None:
     ]
     if len(found) < 2:
         return None
-    is_highest = not score.endswith(_ERRORS)
+    is_highest = _ERROR.search(score) is None
     best = (max if is_highest else min)(found, key=lambda each: each["mean"])
     kept = {name: best[name] for name in ("method", "mean", "difference_to_none")}
     return {"score": score, "is_highest": is_highest, **kept}
@@ -123,9 +124,10 @@ def _sentence(best: dict[str, Any], scores: dict[SavedRun, dict[str, float]]) ->
     of = {method: _by_seed(scores, method, score) for method in (best["method"], _BASELINE)}
     pairs = [(value, of[_BASELINE][seed]) for seed, value in of[best["method"]].items() if seed in of[_BASELINE]]
     ahead = sum(sign * (value - baseline) > 0 for value, baseline in pairs)
+    side = "above" if sign > 0 else "below"
     return (
-        f"{text}, {best['difference_to_none']:+.3f} to `none`; {'above' if sign > 0 else 'below'} `none` in {ahead} of "
-        f"{len(pairs)} seed{'s' if len(pairs) > 1 else ''}."
+        f"{text}, {best['difference_to_none']:+.3f} to `none`; {side} `none` in {ahead} of {len(pairs)} "
+        f"seed{'s' if len(pairs) > 1 else ''}."
     )
 
 

@@ -53,4 +53,4 @@ def _names() -> list[str]:
     return sorted(each.stem for each in _folder().glob("*.py"))
 
 
-COMMAND = Command("recipe", "run the recipe of a dataset, such as cremad", _add_arguments, _run)
+COMMAND = Command("recipe", "run the recipe of a dataset, such as cremad", _add_arguments, _run, has_json=False)

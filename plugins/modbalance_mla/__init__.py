@@ -73,7 +73,9 @@ class MLA(Method):
     acts_in_eval = True
 
     projection: str = option(
-        "off", one_of("off", "elementwise", "rls"), "turns the head's gradient: not, as the first release, or by RLS"
+        "off",
+        one_of("off", "elementwise", "rls"),
+        "projection of the head's gradient: none, as the first release, or by recursive least squares",
     )
     steps_per_epoch: int | None = option(
         None, optional(integer(1)), "n, batches per epoch, by which alpha of the projection falls; None: alpha is .1"
@@ -81,7 +83,7 @@ class MLA(Method):
     idle: str = option(
         "skip",
         one_of("skip", "coast"),
-        "encoders while later modalities take their sub-steps: rest, or move by momentum and decay",
+        "updates of an encoder in later sub-steps: none, or by momentum and weight decay alone",
     )
     eval_weights: str = option(
         "fixed", one_of("fixed", "batch_entropy", "sample_entropy"), "weights of the modalities in evaluation"

@@ -66,7 +66,8 @@ below
 
 def test_a_run_replaces_its_cells_of_the_versions_page() -> None:
     page = updated(PAGE, "lowest", {"torch": "2.6.0", "tests/unit": "8 passed"})
-    page = updated(page, "newest", {"date": "2026-11-29", "attrs": "26.1.0"})
+    page = updated(page, "newest", {"tests/plugins": "9 passed"})
+    page = updated(page, "newest", {"date": "2026-11-29", "torch": "3", "attrs": "26.1.0"}, anew=True)
 
     assert page.splitlines()[2:-1] == [
         "<!-- versions -->",

@@ -28,4 +28,8 @@ def environment(shared: Path, wheel: Path) -> FreshEnvironment:
     """Return an environment with the wheel, for tests that install nothing into it."""
     folder = shared / "environment"
     with filelock.FileLock(shared / "environment.lock"):
-        return FreshEnvironment(folder) if folder.is_dir() else fresh_environment(folder, wheel)
+        if (built := folder / "built").is_file():
+            return FreshEnvironment(folder)
+        environment = fresh_environment(folder, wheel)
+        built.touch()
+        return environment

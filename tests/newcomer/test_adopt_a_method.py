@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import release_check
+from modbalance import list_methods
 from newcomer.existing_training import BEGINNING
 from support.fresh_environment import FreshEnvironment
 from support.pages import ROOT, blocks
@@ -63,3 +65,9 @@ def test_the_first_page_does_what_it_says(environment: FreshEnvironment, tmp_pat
         )
     assert "audio" in lines, "the starved modality"
     assert any(line.startswith("Verdict: imbalanced, audio is starved") for line in lines)
+
+
+def test_every_method_of_the_wheel_trains(environment: FreshEnvironment, tmp_path: Path) -> None:
+    (tmp_path / "methods.py").write_text(release_check.METHODS)
+    printed = environment.run("python methods.py", tmp_path, {"PYTHONPATH": str(ROOT / "docs" / "examples")})
+    assert set(printed.splitlines()) == {f"trained by {each.name}" for each in list_methods()}

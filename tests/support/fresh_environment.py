@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,8 +68,8 @@ def built_wheel(shared: Path) -> Path:
     folder = shared / "wheel"
     with filelock.FileLock(shared / "wheel.lock"):
         if not folder.is_dir():
-            folder.mkdir()
-            release_check.build(Path(sys.executable), folder)
+            release_check.build(Path(sys.executable), unfinished := Path(tempfile.mkdtemp(dir=shared)))
+            unfinished.rename(folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
 

@@ -76,19 +76,20 @@ def test_compare_names_the_highest_mean_and_its_difference(runs: Path, capsys: p
     }
 
 
+@pytest.mark.parametrize("score", ["test_mae", "test_mae_text", "test_mae_text_own", "test_loss"])
 def test_compare_counts_the_seeds_in_which_an_error_is_smaller(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    score: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for method, values in (("none", (0.9, 0.8)), ("dgl", (0.95, 0.6))):
         for seed, value in enumerate(values):
             folder = save(tmp_path / method / f"seed-{seed}", method, seed, 0.5)
             result = json.loads((folder / "result.json").read_text())
-            (folder / "result.json").write_text(json.dumps(result | {"test": {"test_mae": value}}))
+            (folder / "result.json").write_text(json.dumps(result | {"test": {score: value}}))
 
     assert main(["compare", str(tmp_path)]) == 0
 
     text = " ".join(capsys.readouterr().out.split())
-    assert "Lowest test_mae: dgl, 0.775, -0.075 to `none`; below `none` in 1 of 2 seeds." in text
+    assert f"Lowest {score}: dgl, 0.775, -0.075 to `none`; below `none` in 1 of 2 seeds." in text
 
 
 def test_compare_leaves_out_columns_that_do_not_fit_and_says_so(
