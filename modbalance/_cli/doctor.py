@@ -104,7 +104,7 @@ def bad_pairs(versions: Mapping[str, str], requires: Mapping[str, list[str]]) ->
         if build and other and other != build:
             text = f"{name} {versions[name]} is built for another device"
             problems.append(_problem(text, versions, _VISION_BUILDS))
-        if build == "cpu" and other == "":
+        if build == "cpu" and other == "" and platform.machine() == "x86_64":  # for others, PyPI has builds for the CPU
             text = f"{name} {versions[name]} names no build, as on PyPI, which builds for CUDA"
             problems.append(_problem(text, versions, _OF_PYPI[name]))
     return problems

@@ -32,13 +32,19 @@ def problems(torch: str, torchvision: str = "0.26.0", torchaudio: str = "2.11.0"
         (("2.11.0+cpu", "0.26.0+cpu", "2.11.0"), "torchaudio 2.11.0 names no build, as on PyPI"),
     ],
 )
-def test_versions_at_odds_are_named_with_a_source(versions: tuple[str, ...], words: str) -> None:
+def test_versions_at_odds_are_named_with_a_source(
+    versions: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     (found,) = problems(*versions)
     assert words in found
     assert "https://" in found or "metadata of" in found
 
 
-def test_versions_that_go_together_are_none() -> None:
+def test_versions_that_go_together_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert problems("2.11.0+cpu", "0.26.0", "2.11.0") == [], "there, PyPI has builds for the CPU"
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert problems("2.11.0+cpu", "0.26.0+cpu", "2.11.0+cpu") == []
     assert bad_pairs({"torch": "2.12.1", "torchaudio": "2.11.0"}, {}) == [], "from 2.11 on, later torch too"
     assert bad_pairs({"torchvision": "0.26.0"}, VISION) == []
