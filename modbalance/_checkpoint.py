@@ -74,7 +74,8 @@ class Checkpoint:
                 f"{_at(own['shapes'], first)} in the checkpoint, {_at(shapes, first)} here."
             )
         self.lifecycle.check_state(own)
-        if lost := [path for path in own.get("paths", "").splitlines() if path not in {*_paths(own["methods"])}]:
+        held = {*_paths(own["methods"])}
+        if lost := [path for path in own.get("paths", "").splitlines() if path not in held]:
             raise CheckpointError(
                 f"The state of the methods should be whole. Found no {lost[0]!r}, which was saved: torch's distributed "
                 "checkpoints leave out what a new optimizer does not hold yet. Save and load "

@@ -53,9 +53,7 @@ class Ranks:
             ConfigError: The model is in a `Join` context that does not know the optimizer.
         """
         if self.count > 1:
-            config = self.join_config
-            is_left_out = self.uneven is None or not self.uneven.is_of_this_context
-            if tensors and config is not None and config.enable and is_left_out:
+            if tensors and self._is_left_out:
                 raise ConfigError(
                     f"`Join` should know the optimizer too, since {_named(methods)} reduces statistics in each step. "
                     "Found the model alone: write `Join([model, opt])`."
@@ -63,6 +61,13 @@ class Ranks:
             size = sum(tensor.numel() for tensor in tensors)
             self._step_sums[methods] = size, _wide(tensors), tensors[0].device if tensors else torch.device("cpu")
         return self.sum(tensors)
+
+    @property
+    def _is_left_out(self) -> bool:
+        """Whether the latest `Join` context has the model without the optimizer."""
+        config = self.join_config
+        is_known = self.uneven is not None and self.uneven.is_of_this_context
+        return config is not None and config.enable and not is_known
 
     @property
     def join_config(self) -> Any:
@@ -88,7 +93,7 @@ class Ranks:
 
     def refuse_uneven(self, method: str) -> None:
         """Raise a ConfigError in a `Join` context: other ranks may have run out of batches, and nobody would answer."""
-        if self.uneven is not None and self.uneven.is_active:
+        if self._is_left_out or (self.uneven is not None and self.uneven.is_active):
             raise ConfigError(
                 f"Method `{method}` should not reduce values over ranks outside of `opt.step()` in a `Join` context, "
                 "where ranks without batches take no part in it. Found that it does: give each rank as many batches, "

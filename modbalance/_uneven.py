@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from modbalance._checkpoint import Checkpoint
 from modbalance._lifecycle import Lifecycle
+from modbalance._nested import nested
 from modbalance.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ class UnevenInputs:
     """The join hook of one optimizer: torch calls `main_hook` for each step of the others, then `post_hook`."""
 
     def __init__(self, owner: Any, inner: Optimizer, lifecycle: Lifecycle) -> None:
-        if hasattr(inner, "join_hook"):
+        sharded = next((each for each in nested(inner) if hasattr(each, "join_hook")), None)
+        if sharded is not None:
             raise ConfigError(
-                f"`Join` should get an optimizer whose state every rank holds. Found {type(inner).__name__} inside of "
-                "BalancedOptimizer, which distributes it: give each rank as many batches, without `Join`."
+                f"`Join` should get an optimizer whose state every rank holds. Found {type(sharded).__name__} inside "
+                "of BalancedOptimizer, which distributes it: give each rank as many batches, without `Join`."
             )
         self._owner = owner
         self._inner = inner

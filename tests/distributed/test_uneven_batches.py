@@ -120,13 +120,19 @@ def refused(rank: int, case: str) -> str:
 
     model = multimodal()
     wrapped = DistributedDataParallel(model)
-    method = {"agm": "agm", "gradient": "cggm"}.get(case, "ogm")
+    method = {"agm": "agm", "agm, model alone": "agm", "gradient": "cggm"}.get(case, "ogm")
     options: dict[str, Any] = {"cggm": {"direction": "gradient"}, "agm": {}, "ogm": {"param_filter": "all"}}[method]
-    zero = ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.1) if case == "zero" else None
-    optimizer = BalancedOptimizer(
-        zero or sgd(model), method, model=wrapped, modalities=model.paths, fusion="fusion", **options
+    inner: Any = sgd(model)
+    if case.startswith("zero"):
+        first, *rest = model.children()
+        parameters = first.parameters() if case == "zero among others" else model.parameters()
+        inner = ZeroRedundancyOptimizer(parameters, SGD, lr=0.1)
+        if case == "zero among others":
+            inner = [inner, SGD([p for each in rest for p in each.parameters()], lr=0.1)]
+    optimizer = BalancedOptimizer(inner, method, model=wrapped, modalities=model.paths, fusion="fusion", **options)
+    joined: Any = {"model alone": [wrapped], "agm, model alone": [wrapped], "order": [optimizer, wrapped]}.get(
+        case, [wrapped, optimizer]
     )
-    joined: Any = {"model alone": [wrapped], "order": [optimizer, wrapped]}.get(case, [wrapped, optimizer])
     scaler = GradScaler("cpu", enabled=case == "scaler")
     try:
         with Join(joined):
@@ -148,7 +154,9 @@ def refused(rank: int, case: str) -> str:
         ("gradient", ["`cggm`", "outside of `opt.step()`", "drop_last=True"]),
         ("model alone", ["`ogm`", "Join([model, opt])"]),
         ("order", ["optimizer first", "Join([model, opt])"]),
+        ("agm, model alone", ["`agm`", "without `Join`"]),
         ("zero", ["ZeroRedundancyOptimizer", "without `Join`"]),
+        ("zero among others", ["ZeroRedundancyOptimizer", "without `Join`"]),
         ("scaler", ["GradScaler", "bfloat16"]),
         ("inside", ["outside of `opt.step()`", "after the context"]),
     ],
