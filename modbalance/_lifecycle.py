@@ -205,7 +205,12 @@ class Lifecycle:
             self.on_loss(loss.detach())
         return loss
 
-    def evaluated(self, logits: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
+    def evaluated(
+        self,
+        logits: Tensor,
+        features: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Return the fused logits, or what a method puts in their place in evaluation, too."""
         acting = [method for method in self.acting("modbalance_logits") if method.acts_in_eval]
         if not acting:
@@ -213,7 +218,7 @@ class Lifecycle:
         watch = self.training.watch
         forward = watch.evaluated or watch.forward or Forward()
         seen = forward.features if features is None else features
-        batch = Batch(self.run, forward=forward, features=seen, logits=logits)
+        batch = Batch(self.run, forward=forward, features=seen, logits=logits, present=present or {})
         for method in acting:
             new = self.hooks.call(method, "modbalance_logits", batch=batch._seen_by(self._runs[method.name]))
             logits = logits if new is None or self.training.dry_run else new

@@ -76,12 +76,13 @@ class Criterion(nn.Module):
 
         lifecycle = self._lifecycle
         if not lifecycle.is_training(logits):
-            return lifecycle.heard(task_loss(lifecycle.evaluated(logits, features)))
+            masks = _checked_masks(present or {}, lifecycle.modalities, len(logits))
+            return lifecycle.heard(task_loss(lifecycle.evaluated(logits, features, masks)))
         batch = self._batch(logits, target, features, unimodal_logits, present)
         batch.task_loss = task_loss
         return lifecycle.heard(lifecycle.observe(batch))
 
-    def logits(self, output: Any) -> Tensor:
+    def logits(self, output: Any, *, present: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the logits that predictions are made from, (B, C, ...).
 
         They are those in the output of the model, but for methods that replace them in evaluation too; then call this
@@ -89,8 +90,11 @@ class Criterion(nn.Module):
 
         Args:
             output: What the model returned.
+            present: As for a call.
         """
-        return self._lifecycle.evaluated(self.pick_logits(output))
+        logits = self.pick_logits(output)
+        masks = _checked_masks(present or {}, self._lifecycle.modalities, len(logits))
+        return self._lifecycle.evaluated(logits, present=masks)
 
     def observe(self, loss: Tensor, output: Any, target: Any, **given: Any) -> Tensor:
         """Let the methods observe a batch whose loss is computed already, and return that loss."""

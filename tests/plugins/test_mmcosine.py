@@ -95,6 +95,22 @@ def test_own_heads_that_are_added() -> None:
         assert torch.equal(weights(model)[f"fusion_module.{name}.bias"], before[f"fusion_module.{name}.bias"])
 
 
+def test_samples_without_a_modality_are_evaluated_as_they_are_trained() -> None:
+    model = multimodal()
+    criterion = balanced(model, "mmcosine", eval_logits="cosine").criterion(LOSS)
+    inputs, target = batches(model, 1)[0]
+    present = {"b": torch.arange(len(target)) > 2}
+    trained = criterion(model(*inputs), target, present=present)
+    assert not torch.equal(trained, criterion(model(*inputs), target))
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(criterion(model(*inputs), target, present=present), trained.detach())
+        predicted = criterion.logits(model(*inputs), present=present)
+        torch.testing.assert_close(LOSS(predicted, target), trained.detach())
+        with pytest.raises(ConfigError, match="should name modalities"):
+            criterion(model(*inputs), target, present={"c": present["b"]})
+
+
 class Shared(nn.Module):
     """One layer that takes the feature of each modality alone."""
 
