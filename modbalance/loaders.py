@@ -71,7 +71,7 @@ def recalibrate_batch_norm(run: Run, loader: Iterable[Any], forward: Forwarder) 
     """Set the running statistics of batch norms to the mean of the batch statistics over a loader, on all ranks.
 
     Everything else runs in eval mode and stays as it was. Layers whose parameters are frozen keep their statistics.
-    Layers that are synchronized over ranks take the batches that every rank has one of.
+    Layers that are synchronized over ranks use as many batches as the rank with the fewest has.
     """
     assert run.model is not None
     layers = [layer for layer in run.model.modules() if isinstance(layer, _BatchNorm) and _is_calibrated(layer)]
