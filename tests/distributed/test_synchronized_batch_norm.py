@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from contract.test_conformance import OPTIONS
 from modbalance._plugins import load_method
 from modbalance.testing._case import STEPS, Case, Training, different
-from modbalance.testing._models import Batch, SmallModel
+from modbalance.testing._models import Batch, SharedHeadModel, SmallModel
 from support.ranks import on_ranks
 from support.synchronized import allow_on_cpu
 
@@ -31,6 +31,10 @@ class NormalizingEncoders(SmallModel):
         return nn.Sequential(convolution, nn.BatchNorm2d(3), *rest)
 
 
+class NormalizingEncodersOneHead(NormalizingEncoders, SharedHeadModel):
+    """Batch norm in the encoders, and one head for every modality."""
+
+
 class Normalizing(NormalizingEncoders):
     """Batch norm in the encoders and in the fusion."""
 
@@ -43,14 +47,24 @@ MORE: dict[str, list[dict[str, Any]]] = {
     "cggm": [{"direction": "gradient"}],
     "relearning": [{"period": 1, "n_init": 1, "recalibrate_bn": True, "blend_buffers": True}],
 }
+
+
+def models(name: str, index: int) -> list[type[SmallModel]]:
+    """Return the models of a method: all options with norms everywhere; where it suits none, in the encoders alone."""
+    if name == "mla":
+        return [NormalizingEncodersOneHead]
+    if name == "mmcosine":  # needs a linear fusion
+        return [NormalizingEncoders]
+    return [NormalizingEncoders, Normalizing] if index == 0 else [Normalizing]
+
+
 CASES: dict[str, tuple[str, Mapping[str, Any], type[SmallModel]]] = {
     f"{name} {index}{' fusion' if model is Normalizing else ''}": (name, options, model)
     for name in OPTIONS
     for index, options in enumerate([*OPTIONS[name], *MORE.get(name, [])])
-    for model in (NormalizingEncoders, Normalizing)
-    if (model is NormalizingEncoders and index == 0) or (model is Normalizing) == (name != "mmcosine")
+    for model in models(name, index)
 }
-"""By name, number of the options and place of the norms: method, options, model; MMCosine needs a linear fusion."""
+"""By name, number of the options and place of the norms: method, options, model."""
 OF_ONE_RANK = {
     "opm": "each rank draws the modalities that its samples lose",
     "cggm 2": "each rank draws the dropout of its probes",
