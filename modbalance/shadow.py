@@ -118,9 +118,13 @@ class Shadow:
         self._stepped |= copies.keys()
 
     def linked(self, loss: Tensor) -> Tensor:
-        """Return the loss with a zero gradient for each parameter, which DDP and a backward without encoders need."""
+        """Return the loss with a zero gradient for each parameter, which DDP and a backward without encoders need.
+
+        Where the loss is not finite the gradient is NaN instead, so that a GradScaler skips the step.
+        """
+        zero = loss.detach() * 0
         for p in self._named.values():
-            loss = loss + p.flatten().narrow(0, 0, 0).sum().to(loss)
+            loss = loss + (p.flatten()[:1].to(loss) * zero).sum()
         return loss
 
     def drop_gradients(self) -> None:

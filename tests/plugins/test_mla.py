@@ -88,6 +88,24 @@ def test_a_step_that_a_scaler_skips_leaves_head_and_projection_as_they_were(proj
         assert torch.equal(state_of(optimizer)["P"], state["P"])
 
 
+def test_a_scaler_skips_an_overflow_that_reaches_no_encoder() -> None:
+    model = shared()
+    model.encoders["b"].requires_grad_(False)
+    optimizer = balanced(model, "mla")
+    criterion = optimizer.criterion(LOSS)
+    scaler = GradScaler("cpu", init_scale=8.0)
+    (inputs, target), later = batches(model, 2)
+    before = weights(model)
+    optimizer.zero_grad()
+    scaler.scale(criterion(model(inputs[0], inputs[1] * torch.inf), target)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 4.0
+    assert_same(weights(model), before)
+    train(model, optimizer, [later], criterion)
+    assert all(value.isfinite().all() for value in weights(model).values())
+
+
 def test_the_scale_of_a_scaler_reaches_encoders_and_not_the_head() -> None:
     plain, scaled = (shared(dtype=torch.float64) for _ in range(2))
     data = batches(plain, 3, dtype=torch.float64)
