@@ -31,7 +31,7 @@ from modbalance import (
 )
 from modbalance.method import Preset
 from modbalance_mla import projection, weights
-from modbalance_mla.head import SharedHead, check_logits, check_width, find_head, last_linear
+from modbalance_mla.head import SharedHead, check_inputs, check_logits, check_width, find_head, last_linear
 from modbalance_mla.samples import SubStep, mean_input, of_all_ranks
 
 __all__ = ["MLA", "SharedHead"]
@@ -101,6 +101,7 @@ class MLA(Method):
     _head: nn.Module | None = attrs.field(default=None, init=False, repr=False)
     _last: nn.Linear | None = attrs.field(default=None, init=False, repr=False)
     _weight_name: str = attrs.field(default="", init=False, repr=False)
+    _is_checked: bool = attrs.field(default=False, init=False, repr=False)
     _ahead: Ahead | None = attrs.field(default=None, init=False, repr=False)
 
     def exemptions(self) -> Mapping[str, str]:
@@ -141,10 +142,15 @@ class MLA(Method):
             )
         if self.eval_weights != "fixed":
             batch.require_kind("classes", what="weighs modalities by the entropy of their predictions")
+        features = batch.require_features()
         shadow = self.shadow
         shadow.begin()
         self._ahead = ahead = Ahead(self.P, self.calls)
-        losses = {name: self.substep(batch, name, z, ahead) for name, z in batch.require_features().items()}
+        losses = {name: self.substep(batch, name, z, ahead) for name, z in features.items()}
+        if not self._is_checked:
+            assert self._head is not None
+            check_inputs(self._head, batch)
+            self._is_checked = True
         batch.run.log_each("loss", [loss.detach() for loss in losses.values()])
         return shadow.linked(torch.stack([*losses.values()]).sum())
 

@@ -42,7 +42,7 @@ def find_head(run: Run, path: str | nn.Module | None) -> nn.Module:
 
     Raises:
         ConfigError: None is named and the fusion has several layers, or the head reads all features together; or an
-            encoder shares a parameter with the head or with another encoder.
+            encoder shares a parameter with the head or with another encoder; or the fusion trains others.
     """
     head = _sole_layer(run) if path is None else run.module(path, "Option `head` of method `mla`")
     encoders = {id(p) for m in run.modalities for _, p in run.encoder_parameters(m)}
@@ -50,7 +50,53 @@ def find_head(run: Run, path: str | nn.Module | None) -> nn.Module:
         raise ConfigError(
             f"The head of method `mla` should be no part of an encoder. Found {type(head).__name__}, which is: {_FIX}."
         )
+    _check_sole(run, head, encoders)
     return head
+
+
+def _check_sole(run: Run, head: nn.Module, encoders: set[int]) -> None:
+    """Raise a ConfigError where the fusion trains parameters outside of the head, which no loss of `mla` reaches."""
+    trained = {id(p) for p in run.optimized_parameters() if p.requires_grad}
+    others = trained - encoders - {id(p) for p in head.parameters()}
+    names = [name for each in run.fusion_modules for name, p in each.named_parameters() if id(p) in others]
+    if names:
+        raise ConfigError(
+            "The fusion should train nothing but the head with method `mla`, which takes the loss of the head on each "
+            f"feature alone. Found {names}, which would never change: move these into the head or the encoders, or "
+            f"freeze them; {_FIX}."
+        )
+
+
+def check_inputs(head: nn.Module, batch: Batch) -> None:
+    """Raise a ConfigError unless the fusion calls the head on each feature as it is, in order.
+
+    The fusion runs once more, on copies: tensors are compared by identity and by the count of writes, not by value.
+    """
+    if not any(module is head for each in batch.run.fusion_modules for module in each.modules()):
+        return
+    copies = {name: z.detach().clone() for name, z in batch.features.items()}
+    entered: list[tuple[object, int]] = []
+
+    def record(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        entered.extend((x, x._version) for x in [*args, *kwargs.values()] if isinstance(x, Tensor))
+
+    versions = [z._version for z in copies.values()]
+    handle = head.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        # Compiled code may have been made without the hook.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            batch.fuse(copies)
+    finally:
+        handle.remove()
+    expected = zip(copies.values(), versions, strict=True)
+    if len(entered) != len(copies) or any(
+        x is not z or v != w for (x, v), (z, w) in zip(entered, expected, strict=True)
+    ):
+        raise ConfigError(
+            f"The fusion should call the head of method `mla` on the feature of each of {list(copies)}, as it is and "
+            f"in this order. Found {len(entered)} calls of {type(head).__name__}, or features that something changes "
+            f"before it, which `mla` would leave out: move that into the head or the encoders; {_FIX}."
+        )
 
 
 def _sole_layer(run: Run) -> nn.Module:

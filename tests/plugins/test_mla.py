@@ -480,11 +480,70 @@ def test_a_head_of_another_width_is_refused_at_the_first_batch() -> None:
 
 def test_a_head_that_gives_no_logits_is_refused() -> None:
     model = shared()
-    model.fusion = SharedHead(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)))
+    model.fusion = SharedHead(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3).requires_grad_(False)))
     criterion = balanced(model, "mla", head="fusion.head.0").criterion(LOSS)
     ((inputs, target),) = batches(model, 1)
     with pytest.raises(ConfigError, match=r"logits of the shape of the fused ones, \(6, 3\). Found \(6, 5\) for 'a'"):
         criterion(model(*inputs), target)
+
+
+class Around(nn.Module):
+    """One layer, with something between it and the features."""
+
+    def __init__(self, change: str) -> None:
+        super().__init__()
+        self.change, self.fc_out = change, nn.Linear(4, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.change == "relu":
+            a, b = a.relu(), b.relu()
+        elif self.change == "in place":
+            a, b = a.mul_(2), b.mul_(2)
+        elif self.change == "order":
+            a, b = b, a
+        elif self.change == "product":
+            a = b = a * b
+            return torch.as_tensor(self.fc_out(a))
+        return torch.as_tensor(self.fc_out(input=a) + self.fc_out(b))
+
+
+@pytest.mark.parametrize("change", ["relu", "in place", "order", "product"])
+def test_what_changes_features_before_the_head_is_refused(change: str) -> None:
+    model = shared()
+    model.fusion = Around(change)
+    optimizer = balanced(model, "mla")
+    criterion = optimizer.criterion(LOSS)
+    ((inputs, target),) = batches(model, 1)
+    with pytest.raises(
+        ConfigError, match=r"on the feature of each of \['a', 'b'\], as it is and in this order\. Found"
+    ):
+        criterion(model(*inputs), target)
+
+
+def test_a_head_may_be_called_by_keyword() -> None:
+    model = shared()
+    model.fusion = Around("")
+    train(model, balanced(model, "mla"), batches(model, 2))
+
+
+class Gate(SharedFusion):
+    """One head, with weights that are learned."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.gate = nn.Parameter(torch.ones(2))
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return torch.stack([w * self.fc_out(z) for w, z in zip(self.gate, features, strict=True)]).sum(0)
+
+
+def test_a_fusion_that_trains_more_than_the_head_is_refused() -> None:
+    model = shared()
+    model.fusion = Gate()
+    with pytest.raises(ConfigError, match=r"train nothing but the head.*Found \['gate'\], which would never change"):
+        balanced(model, "mla", head="fusion.fc_out")
+    model.fusion.get_parameter("gate").requires_grad_(False)
+    train(model, balanced(model, "mla", head="fusion.fc_out"), batches(model, 1))
 
 
 def test_micro_batches_are_refused_before_the_first_step() -> None:
