@@ -99,7 +99,8 @@ class Shadow:
 
         Args:
             gradients: By name, on this rank; those of all ranks have to be equal.
-            unless: 0-dim, boolean: whether values and state stay as they are; ``None``: they do not.
+            unless: 0-dim, boolean: whether values and state stay as they are; ``None``: they do not. A parameter that
+                had no state then has that of a step of 0 along 0, with a count of 0.
         """
         before = {} if unless is None else {name: _copied(self._states[name]) for name in gradients}
         copies = {name: nn.Parameter(self._values[name].clone()) for name in gradients}
@@ -108,12 +109,18 @@ class Shadow:
             p.grad = gradients[name].detach().to(p)
             if self._states[name]:
                 state[p] = self._states[name]
+            elif unless is not None:
+                # What an optimizer begins with (sizes of steps, products) is known to its step alone; the value is
+                # masked for the sake of weight decay.
+                p.grad = p.grad.masked_fill(unless, 0)
+                p.data.masked_fill_(unless, 0)
         take_step(self._training.optimizer, {id(self._named[name]): p for name, p in copies.items()}, state)
         for name, p in copies.items():
             value, entries = p.detach(), state.get(p, {})
             if unless is not None:
                 value = torch.where(unless, self._values[name], value)
-                entries = {key: _unless(unless, before[name].get(key), new) for key, new in entries.items()}
+                old = before[name] or {key: new for key, new in entries.items() if key != "step"}
+                entries = {key: _unless(unless, old.get(key), new) for key, new in entries.items()}
             self._values[name], self._states[name] = value, entries
         self._stepped |= copies.keys()
 

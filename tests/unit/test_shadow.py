@@ -10,7 +10,7 @@ import attrs
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adam, Optimizer
+from torch.optim import ASGD, LBFGS, SGD, Adam, AdamW, NAdam, Optimizer, RMSprop, Rprop
 
 from modbalance import BalancedOptimizer, Batch, ConfigError, Method, Run, Shadow, Step, hookimpl
 from support.optimizers import INNER
@@ -163,6 +163,43 @@ def test_steps_are_kept_back_where_a_tensor_says_so() -> None:
         assert bool(moved) is not keep
     buffers = [optimizer.state[p]["momentum_buffer"] for p in head.values()]
     assert not any(each.any() for each in buffers)
+
+
+BEGINNINGS: dict[str, Callable[[Any], Optimizer]] = {
+    "AdamW": lambda parameters: AdamW(parameters, lr=0.01),
+    "Adam": lambda parameters: Adam(parameters, lr=0.01, weight_decay=0.1),
+    "Rprop": lambda parameters: Rprop(parameters, lr=0.01),
+    "ASGD": lambda parameters: ASGD(parameters, lr=0.01),
+    "RMSprop": lambda parameters: RMSprop(parameters, lr=0.01, momentum=0.9, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_a_first_step_that_is_kept_back_begins_no_other_state(name: str) -> None:
+    kept, plain = multimodal("ab", "shared"), multimodal("ab", "shared")
+    data = batches(kept, 2)
+    optimizer = balanced(kept, Twice(keep=torch.tensor(True)), BEGINNINGS[name](kept.parameters()))
+    used: Any = optimizer._lifecycle.methods[0]
+    head = kept.fusion.get_submodule("fc_out")
+    train(kept, optimizer, data[:1])
+    assert_same(head, plain.fusion.get_submodule("fc_out"))
+    inner = BEGINNINGS[name](plain.parameters())
+    z = kept.encoders["a"](data[1][0][0]).detach()
+    used.keep = torch.tensor(False)
+    train(kept, optimizer, data[1:])
+    for _ in range(2):
+        inner.zero_grad()
+        LOSS(plain.fusion.get_submodule("fc_out")(z), data[1][1]).backward()
+        inner.step()
+    for ours, theirs in zip(head.parameters(), plain.fusion.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_first_step_of_nadam_that_is_kept_back_leaves_a_product_of_its_own() -> None:
+    model = multimodal("ab", "shared")
+    optimizer = balanced(model, Twice(keep=torch.tensor(True)), NAdam(model.parameters()))
+    train(model, optimizer, batches(model, 1))
+    assert all(optimizer.state[p]["mu_product"] > 0 for p in model.fusion.parameters())
 
 
 def test_a_dry_run_writes_nothing() -> None:
