@@ -36,6 +36,11 @@ from modbalance_mla.samples import SubStep, mean_input, of_all_ranks
 
 __all__ = ["MLA", "SharedHead"]
 
+_SMALL = (
+    "A denominator of the projection of method `mla` was near 0, where rounding decides the gradient of the head; P "
+    "stays as it was where it would not be finite: pass `projection='rls'`, or `'off'`."
+)
+
 
 def numbers(value: Any) -> str | None:
     """Check for a mapping from modalities to numbers of at least 0."""
@@ -204,7 +209,7 @@ class MLA(Method):
         if ahead.P is not None:
             self.P = kept(self.P, ahead.P)
         if ahead.small is not None:
-            step.run.count("small_denominators", ahead.small)
+            step.run.count("small_denominators", ahead.small, _SMALL)
         self.calls, self.index = ahead.calls, self.index + 1
         if self.idle == "coast":
             self.coast(step.run)

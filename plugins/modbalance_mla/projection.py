@@ -14,7 +14,7 @@ def rate(index: int, steps: int | None) -> float:
 
 
 def updated(P: Tensor, r: Tensor, alpha: float, form: str) -> tuple[Tensor, Tensor]:
-    """Return P after a mean input, and whether a denominator was small, 0-dim.
+    """Return P after a mean input, and whether a denominator was small or no number, 0-dim; P stays if not finite.
 
     Args:
         P: (D, D).
@@ -25,7 +25,11 @@ def updated(P: Tensor, r: Tensor, alpha: float, form: str) -> tuple[Tensor, Tens
     k = P @ r
     if form == "rls":
         below = alpha + r @ k
-        return P - torch.outer(k, k) / below, below.abs() < SMALL
+        return _finite(P - torch.outer(k, k) / below, P), ~(below.abs() >= SMALL)
     below = alpha + torch.outer(k, r)
-    P = P - torch.outer(k, k) / below  # P <- P - (k k^T) / (alpha + k r^T), entry by entry
-    return P / torch.linalg.matrix_norm(P), (below.abs() < SMALL).any()
+    new = P - torch.outer(k, k) / below  # P <- P - (k k^T) / (alpha + k r^T), entry by entry
+    return _finite(new / torch.linalg.matrix_norm(new), P), (~(below.abs() >= SMALL)).any()
+
+
+def _finite(new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(new.isfinite().all(), new, old)

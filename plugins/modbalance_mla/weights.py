@@ -32,6 +32,7 @@ def fused(o: Mapping[str, Tensor], how: str, given: Mapping[str, float] | None) 
 
 
 def entropy(o: Tensor, dim: int) -> Tensor:
-    """Return -p log p of p = softmax of ``o`` over a dimension, entry by entry."""
-    log_p = o.log_softmax(dim)
-    return -(log_p.exp() * log_p)
+    """Return -p log p of p = softmax of ``o`` over a dimension, entry by entry; 0 where all logits are -inf."""
+    return torch.special.entr(o.masked_fill(o.amax(dim, keepdim=True) == -torch.inf, 0).softmax(dim)).where(
+        o > -torch.inf, 0
+    )

@@ -193,6 +193,16 @@ def test_small_denominators_are_counted() -> None:
     assert optimizer.metrics()["mla/small_denominators"] >= 0
 
 
+def test_a_denominator_of_zero_leaves_the_projection_as_it_was() -> None:
+    P = torch.eye(2)
+    new, is_small = projection.updated(P, torch.tensor([-0.1, 1.0]), 0.1, "elementwise")
+    assert bool(is_small)
+    assert torch.equal(new, P)
+    new, is_small = projection.updated(P, torch.full((2,), torch.nan), 0.1, "rls")
+    assert bool(is_small)
+    assert torch.equal(new, P)
+
+
 def test_a_mean_feature_of_zero_only_normalises() -> None:
     P, _ = projection.updated(2 * torch.eye(3), torch.zeros(3), 0.1, "elementwise")
     torch.testing.assert_close(P, torch.eye(3) / 3**0.5)
@@ -364,6 +374,13 @@ def test_probabilities_that_underflow_have_an_entropy(how: str) -> None:
     found = fused(o, how, None)
     assert found.isfinite().all()
     assert (found.argmax(1) == torch.tensor([0, 1])).all()
+
+
+@pytest.mark.parametrize("how", ["batch_entropy", "sample_entropy"])
+def test_masked_classes_have_no_entropy(how: str) -> None:
+    o = {name: torch.randn(4, 3) for name in "ab"}
+    masked = {name: torch.cat([each, torch.full((4, 1), -torch.inf)], 1) for name, each in o.items()}
+    torch.testing.assert_close(fused(masked, how, None)[:, :3], fused(o, how, None))
 
 
 def test_entropies_by_sample_do_not_depend_on_the_batch_and_those_by_batch_do() -> None:
