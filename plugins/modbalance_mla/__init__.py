@@ -140,10 +140,11 @@ class MLA(Method):
     @hookimpl
     def modbalance_takeover(self, batch: Batch) -> Tensor:
         """Return the sum of the losses L_m, each with the head as the sub-steps before have left its copy."""
-        if batch.index:
+        if batch.index and not batch.run.dry_run:
             raise ConfigError(
                 "Method `mla` takes its sub-steps on whole batches. Found a second criterion call before `opt.step()`: "
-                "train without accumulation over micro-batches."
+                "train without accumulation over micro-batches; after a batch that is skipped call `opt.zero_grad()`, "
+                "with gradients set to None, before the criterion."
             )
         if self.eval_weights != "fixed":
             batch.require_kind("classes", what="weighs modalities by the entropy of their predictions")
@@ -164,7 +165,13 @@ class MLA(Method):
         check_width(self._head, name, z)
         entered: list[Tensor] = []
         last = self._last
-        handle = None if last is None else last.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+        handle = (
+            None
+            if last is None
+            else last.register_forward_pre_hook(
+                lambda _, args, kwargs: entered.append([*args, *kwargs.values()][0]), with_kwargs=True
+            )
+        )
         try:
             o = self.shadow(z)
         finally:

@@ -31,7 +31,16 @@ class SharedHead(nn.Module):
         self.weights = None if weights is None else tuple(weights)
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Return the fused logits of features, one per modality."""
+        """Return the fused logits of features, one per modality.
+
+        Raises:
+            ConfigError: There are other numbers of weights and features.
+        """
+        if self.weights is not None and len(self.weights) != len(features):
+            raise ConfigError(
+                f"`SharedHead` should have a weight for each of {len(features)} features. Found {len(self.weights)} in "
+                "`weights=`: give one per modality, or leave it out."
+            )
         weights = self.weights or [1 / len(features)] * len(features)
         terms = [w * self.head(z) for w, z in zip(weights, features, strict=True)]
         return functools.reduce(torch.add, terms)
