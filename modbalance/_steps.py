@@ -37,7 +37,7 @@ def take_step(
         groups = [group for group in groups if group["params"]]
         if not groups:
             continue
-        before = [_settings(group) for group in groups]
+        before = [*map(_settings, groups), _counts(part)]
         copied: Any = object.__new__(type(part))
         copied.__dict__.update(part.__dict__)
         copied.param_groups, copied.state = groups, part.state if state is None else state
@@ -45,7 +45,7 @@ def take_step(
         bare = step.__wrapped__ if hasattr(step, "hooked") else step
         with torch.no_grad():
             bare(copied)
-        after = [_settings(group) for group in groups]
+        after = [*map(_settings, groups), _counts(copied)]
         changed += [name for old, new in zip(before, after, strict=True) for name in new if new[name] != old.get(name)]
     return sorted(set(changed))
 
@@ -64,6 +64,11 @@ def coupling(optimizer: Optimizer) -> str | None:
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if isinstance(value, int | float | str | None)}
+
+
+def _counts(optimizer: Optimizer) -> dict[str, Any]:
+    # Without flags, such as that of a warning which was given.
+    return {name: value for name, value in vars(optimizer).items() if type(value) in (int, float)}
 
 
 def idle_step(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

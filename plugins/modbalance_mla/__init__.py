@@ -149,14 +149,15 @@ class MLA(Method):
         if self.eval_weights != "fixed":
             batch.require_kind("classes", what="weighs modalities by the entropy of their predictions")
         features = batch.require_features()
+        if not self._is_checked and self._head is not None:
+            for name, z in features.items():
+                check_width(self._head, name, z)
+            check_inputs(self._head, batch)
+            self._is_checked = True
         shadow = self.shadow
         shadow.begin()
         self._ahead = ahead = Ahead(self.P, self.calls)
         losses = {name: self.substep(batch, name, z, ahead) for name, z in features.items()}
-        if not self._is_checked:
-            assert self._head is not None
-            check_inputs(self._head, batch)
-            self._is_checked = True
         batch.run.log_each("loss", [loss.detach() for loss in losses.values()])
         return shadow.linked(torch.stack([*losses.values()]).sum())
 

@@ -84,10 +84,10 @@ def check_inputs(head: nn.Module, batch: Batch) -> None:
     if not any(module is head for each in batch.run.fusion_modules for module in each.modules()):
         return
     copies = {name: z.detach().clone() for name, z in batch.features.items()}
-    entered: list[tuple[object, int]] = []
+    entered: list[list[tuple[Tensor, int]]] = []
 
     def record(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        entered.extend((x, x._version) for x in [*args, *kwargs.values()] if isinstance(x, Tensor))
+        entered.append([(x, x._version) for x in [*args, *kwargs.values()] if isinstance(x, Tensor)])
 
     versions = [z._version for z in copies.values()]
     handle = head.register_forward_pre_hook(record, with_kwargs=True)
@@ -97,10 +97,9 @@ def check_inputs(head: nn.Module, batch: Batch) -> None:
             batch.fuse(copies)
     finally:
         handle.remove()
-    expected = zip(copies.values(), versions, strict=True)
-    if len(entered) != len(copies) or any(
-        x is not z or v != w for (x, v), (z, w) in zip(entered, expected, strict=True)
-    ):
+    expected = zip(entered, copies.values(), versions, strict=False)
+    is_each = all([(id(x), v) for x, v in found] == [(id(z), w)] for found, z, w in expected)
+    if len(entered) != len(copies) or not is_each:
         raise ConfigError(
             f"The fusion should call the head of method `mla` on the feature of each of {list(copies)}, as it is and "
             f"in this order. Found {len(entered)} calls of {type(head).__name__}, or features that something changes "

@@ -543,6 +543,27 @@ def test_a_head_may_be_called_by_keyword() -> None:
     train(model, balanced(model, "mla"), batches(model, 2))
 
 
+class Joint(nn.Module):
+    """Several layers on a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.as_tensor(self.net(torch.cat([a, b], 1)))
+
+
+@pytest.mark.parametrize("head", ["fusion", "fusion.net"])
+def test_a_named_head_that_reads_all_features_is_refused(head: str) -> None:
+    model = shared()
+    model.fusion = Joint()
+    criterion = balanced(model, "mla", head=head).criterion(LOSS)
+    ((inputs, target),) = batches(model, 1)
+    with pytest.raises(ConfigError, match=r"as it is and in this order\. Found 1 calls"):
+        criterion(model(*inputs), target)
+
+
 class Gate(SharedFusion):
     """One head, with weights that are learned."""
 

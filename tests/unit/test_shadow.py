@@ -240,11 +240,22 @@ class Broken(SGD):
         raise ValueError("no copies, please")
 
 
+class Counting(SGD):
+    """An optimizer that counts its steps in an attribute."""
+
+    t = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.t += 1
+        return super().step(closure)
+
+
 @pytest.mark.parametrize(
     ("inner", "reason"),
     [
         (lambda parameters: LBFGS(parameters), "Found LBFGS, whose step calls a closure"),
         (lambda parameters: Closing(parameters, lr=0.1), "Found Closing, whose step calls a closure"),
+        (lambda parameters: Counting(parameters, lr=0.1), r"Found Counting, which counts steps in its settings \(t\)"),
         (Holding, "Found Holding, which keeps another optimizer inside"),
         (lambda parameters: Broken(parameters, lr=0.1), "whose step of copies raised ValueError: no copies, please"),
         (INNER["AdamWScheduleFree"], r"Found AdamWScheduleFree, which counts steps in its settings \(k"),
