@@ -192,8 +192,8 @@ class Run:
         """Return a copy of a module's parameters and optimizer state that takes steps ahead of the optimizer's own.
 
         For a method that steps a module several times for a batch. In ``modbalance_takeover``: ``begin()``, then any
-        number of outputs ``shadow(x)``, ``gradients(loss)`` and ``step(gradients)``, and ``linked(loss)`` as the
-        loss; in ``modbalance_gradients``: ``drop_gradients()``; in ``modbalance_after_step``: ``commit()``. Call
+        number of outputs ``shadow(x)``, ``gradients(loss)`` and ``step(gradients)``, and
+        ``with_zero_gradients(loss)`` as the loss; in ``modbalance_gradients``: ``drop_gradients()``; in ``modbalance_after_step``: ``commit()``. Call
         this in the setup.
 
         Raises:

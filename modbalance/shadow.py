@@ -124,7 +124,7 @@ class Shadow:
             self._values[name], self._states[name] = value, entries
         self._stepped |= copies.keys()
 
-    def linked(self, loss: Tensor) -> Tensor:
+    def with_zero_gradients(self, loss: Tensor) -> Tensor:
         """Return the loss with a zero gradient for each parameter, which DDP and a backward without encoders need.
 
         Where the loss is not finite the gradient is NaN instead, so that a GradScaler skips the step.

@@ -54,7 +54,7 @@ def part(value: Any) -> str | None:
 
 
 @attrs.define(eq=False)
-class Ahead:
+class PendingState:
     """State after the sub-steps so far of a batch, which becomes that of the method when the step happens."""
 
     P: Tensor | None
@@ -74,7 +74,7 @@ class MLA(Method):
     needs = frozenset({"model", "features", "loss_fn", "shared_head"})
     min_modalities = 2
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
-    excluded_hooks = ("modbalance_features", "modbalance_logits", "modbalance_losses")
+    excluded_hooks = frozenset({"modbalance_features", "modbalance_logits", "modbalance_losses"})
     acts_in_eval = True
 
     projection: str = option(
@@ -107,7 +107,7 @@ class MLA(Method):
     _last: nn.Linear | None = attrs.field(default=None, init=False, repr=False)
     _weight_name: str = attrs.field(default="", init=False, repr=False)
     _is_checked: bool = attrs.field(default=False, init=False, repr=False)
-    _ahead: Ahead | None = attrs.field(default=None, init=False, repr=False)
+    _ahead: PendingState | None = attrs.field(default=None, init=False, repr=False)
 
     def exemptions(self) -> Mapping[str, str]:
         """Return the rules of `modbalance.testing` that do not hold."""
@@ -156,12 +156,12 @@ class MLA(Method):
             self._is_checked = True
         shadow = self.shadow
         shadow.begin()
-        self._ahead = ahead = Ahead(self.P, self.calls)
+        self._ahead = ahead = PendingState(self.P, self.calls)
         losses = {name: self.substep(batch, name, z, ahead) for name, z in features.items()}
         batch.run.log_each("loss", [loss.detach() for loss in losses.values()])
-        return shadow.linked(torch.stack([*losses.values()]).sum())
+        return shadow.with_zero_gradients(torch.stack([*losses.values()]).sum())
 
-    def substep(self, batch: Batch, name: str, z: Tensor, ahead: Ahead) -> Tensor:
+    def substep(self, batch: Batch, name: str, z: Tensor, ahead: PendingState) -> Tensor:
         """Return the loss of a modality alone, with graph to its encoder, and step the copy of the head by it."""
         check_width(self._head, name, z)
         entered: list[Tensor] = []
@@ -187,7 +187,7 @@ class MLA(Method):
         self.shadow.step(found.gradients, unless=found.is_absent)
         return loss if found.factor is None else loss * found.factor.to(loss)
 
-    def project(self, found: SubStep, ahead: Ahead) -> None:
+    def project(self, found: SubStep, ahead: PendingState) -> None:
         """Update P by the mean input r of a sub-step and turn the gradient of the weight: grad W <- grad W P^T."""
         r, g, name = found.mean_input, found.gradients, self._weight_name
         if r is None:

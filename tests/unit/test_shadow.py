@@ -40,7 +40,7 @@ class Twice(Method):
         for _ in range(2):
             loss = batch.task_loss(self.shadow(z))
             self.shadow.step(self.shadow.gradients(loss), unless=self.keep)
-        linked: Tensor = self.shadow.linked(batch.task_loss(self.shadow(z)))
+        linked: Tensor = self.shadow.with_zero_gradients(batch.task_loss(self.shadow(z)))
         return linked
 
     @hookimpl
