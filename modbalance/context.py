@@ -193,8 +193,8 @@ class Run:
 
         For a method that steps a module several times for a batch. In ``modbalance_takeover``: ``begin()``, then any
         number of outputs ``shadow(x)``, ``gradients(loss)`` and ``step(gradients)``, and
-        ``with_zero_gradients(loss)`` as the loss; in ``modbalance_gradients``: ``drop_gradients()``; in ``modbalance_after_step``: ``commit()``. Call
-        this in the setup.
+        ``with_zero_gradients(loss)`` as the loss; in ``modbalance_gradients``: ``drop_gradients()``; in
+        ``modbalance_after_step``: ``commit()``. Call this in the setup.
 
         Raises:
             ConfigError: The optimizer cannot step single parameters ahead of the others (LBFGS, SAM, schedule-free, one
