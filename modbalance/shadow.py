@@ -85,11 +85,16 @@ class Shadow:
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """Return the gradients of a loss of the latest output by the copied values, by name; ``loss`` keeps its graph.
 
-        Values that the loss does not depend on are left out.
+        Values that the loss does not depend on are left out; on several ranks a loss without any graph, as where a
+        rank has no target that counts, has gradients of 0, since the other ranks reduce theirs.
         """
         leaves = self._leaves
         if not (loss.requires_grad and leaves):
-            return {}
+            return (
+                {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+                if self._training.ranks.count > 1
+                else {}
+            )
         with torch.autocast(loss.device.type, enabled=False):  # a backward inside of it would round in products
             found = torch.autograd.grad(loss, [*leaves.values()], retain_graph=True, allow_unused=True)
         return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}

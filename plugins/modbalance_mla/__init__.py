@@ -237,7 +237,7 @@ class MLA(Method):
         o = self.unimodal(batch)
         for name, logits in o.items():
             check_logits(logits, batch.logits, name)
-        return weights.fused(o, self.eval_weights, self.weights)
+        return weights.fused(o, self.eval_weights, self.weights, batch.present)
 
     def unimodal(self, batch: Batch) -> dict[str, Tensor]:
         """Return o_m, (B, C, ...) each, with graph to features and head."""

@@ -690,3 +690,26 @@ def test_logits_of_another_forward_are_refused_in_evaluation() -> None:
     outputs = torch.cat([model(*one), model(*two)])
     with pytest.raises(ConfigError, match=r"call the criterion, or `criterion.logits`, after each forward"):
         criterion(outputs, torch.cat([y, z]))
+
+
+@pytest.mark.parametrize("how", ["fixed", "batch_entropy", "sample_entropy"])
+def test_a_modality_that_a_sample_lacks_has_no_weight_in_evaluation(how: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    o = {name: torch.randn(4, 3, generator=generator) for name in "ab"}
+    present = present_of(a=[True, True, False, False], b=[True, False, True, False])
+    found = fused(o, how, None, present)
+    torch.testing.assert_close(found[0], fused(o, how, None)[0])
+    torch.testing.assert_close(found[1:], torch.stack([o["a"][1], o["b"][2], torch.zeros(3)]))
+
+
+def test_present_reaches_the_evaluation() -> None:
+    model = shared()
+    criterion = balanced(model, "mla").criterion(LOSS)
+    inputs, target = batches(model, 1)[0]
+    nobody = {"b": torch.zeros(len(target), dtype=torch.bool)}
+    model.eval()
+    with torch.no_grad():
+        criterion(model(*inputs), target)
+        predicted = criterion.logits(model(*inputs), present=nobody)
+        torch.testing.assert_close(predicted, model.fusion.get_submodule("fc_out")(model.encoders["a"](inputs[0])))
+        torch.testing.assert_close(criterion(model(*inputs), target, present=nobody), LOSS(predicted, target))
