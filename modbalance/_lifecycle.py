@@ -583,7 +583,7 @@ class Lifecycle:
     def _check_exclusions(self) -> None:
         """Raise a ConfigError where a method would undo the effect that another one has through a hook."""
         for method in self.methods:
-            for hook in method.excluded_hooks:
+            for hook in sorted(method.excluded_hooks):  # the same message in every process
                 others = [each.name for each in self.hooks.implementers(hook) if each is not method]
                 if others:
                     raise ConfigError(
