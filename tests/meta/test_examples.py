@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,11 +53,23 @@ def test_it_trains_two_epochs_and_its_method_acts(name: str, capsys: pytest.Capt
     assert re.match(rf"2 \{{'{METHODS[name]}/", last), last
 
 
+@pytest.mark.slow
+@pytest.mark.cpu_fsdp
+def test_sharded_ranks_train_two_epochs_and_their_method_acts() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "fsdp2.py"]
+    done = subprocess.run(
+        command, cwd=FOLDER, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"2 \{'ogm_ge/ratio/audio'", done.stdout.strip().splitlines()[-1]), done.stdout
+
+
 def test_every_script_is_run_is_short_and_stands_on_the_page() -> None:
     scripts = {path.stem: path for path in FOLDER.glob("*.py")}
     page = (FOLDER / "README.md").read_text()
 
-    assert set(scripts) == {*METHODS, "audio_visual"}
+    assert set(scripts) == {*METHODS, "audio_visual", "fsdp2"}
     assert {name: len(path.read_text().splitlines()) for name, path in scripts.items() if _is_long(path)} == {}
     assert [name for name in scripts if f"]({name}.py)" not in page] == []
 
