@@ -39,14 +39,17 @@ class Shadow:
         module: The module.
         method: Name of the method, for messages.
 
+    Attributes:
+        module: The module itself, whose values change in `commit` alone.
+
     Raises:
         ConfigError: The inner optimizer cannot step single parameters ahead of the others, the gradients are clipped
             jointly, the parameters are sharded, or none of them is trained.
     """
 
     def __init__(self, training: Training, module: nn.Module, method: str) -> None:
+        self.module = module
         self._training = training
-        self._module = module
         self._method = method
         self._modes = ModeDependence(module, ())
         self._named: dict[str, nn.Parameter] = {}
@@ -90,11 +93,8 @@ class Shadow:
         """
         leaves = self._leaves
         if not (loss.requires_grad and leaves):
-            return (
-                {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-                if self._training.ranks.count > 1
-                else {}
-            )
+            is_alone = self._training.ranks.count == 1
+            return {} if is_alone else {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         with torch.autocast(loss.device.type, enabled=False):  # a backward inside of it would round in products
             found = torch.autograd.grad(loss, [*leaves.values()], retain_graph=True, allow_unused=True)
         return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
@@ -163,19 +163,19 @@ class Shadow:
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         ours = {id(p) for p in optimized(self._training.optimizer)}
-        return {name: p for name, p in self._module.named_parameters() if p.requires_grad and id(p) in ours}
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad and id(p) in ours}
 
     def _run(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
-        dtype = next((p.dtype for p in self._module.parameters() if p.is_floating_point()), x.dtype)
+        dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), x.dtype)
         with torch.autocast(x.device.type, enabled=False), self._unchanged():
-            output: Tensor = functional_call(self._module, values, (x.to(dtype),))
+            output: Tensor = functional_call(self.module, values, (x.to(dtype),))
         return output
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         # A fork of the random state costs more than a small head, and is refused in a CUDA graph.
         unchanged: AbstractContextManager[object] = (
-            nullcontext() if self._modes.is_excluded() else preserved([self._module], None)
+            nullcontext() if self._modes.is_excluded() else preserved([self.module], None)
         )
         with self._training.watch.paused(), unchanged:
             yield
@@ -184,13 +184,13 @@ class Shadow:
         named = self._parameters()
         if not named:
             raise ConfigError(
-                f"Method `{self._method}` steps the parameters of {type(self._module).__name__} itself. Found none of "
+                f"Method `{self._method}` steps the parameters of {type(self.module).__name__} itself. Found none of "
                 "them in the optimizer that require a gradient: name another module, or unfreeze it."
             )
-        if any(sharding.is_sharded(p) for p in self._module.parameters()):
+        if any(sharding.is_sharded(p) for p in self.module.parameters()):
             raise ConfigError(
                 f"The parameters that method `{self._method}` steps itself should be whole. Found some of "
-                f"{type(self._module).__name__} that `fully_shard` shards: train with DistributedDataParallel instead."
+                f"{type(self.module).__name__} that `fully_shard` shards: train with DistributedDataParallel instead."
             )
         if self._training.clip is not None and self._training.clip.norm is not None:
             raise ConfigError(

@@ -32,7 +32,7 @@ from modbalance import (
 from modbalance.method import Preset
 from modbalance_mla import projection, weights
 from modbalance_mla.head import SharedHead, check_inputs, check_logits, check_width, find_head, last_linear
-from modbalance_mla.samples import SubStep, mean_input, of_all_ranks
+from modbalance_mla.samples import SubStep, inputs_of, mean_input, of_all_ranks
 
 __all__ = ["MLA", "SharedHead"]
 
@@ -103,7 +103,6 @@ class MLA(Method):
     index: int = state(0)
 
     _shadow: Shadow | None = attrs.field(default=None, init=False, repr=False)
-    _head: nn.Module | None = attrs.field(default=None, init=False, repr=False)
     _last: nn.Linear | None = attrs.field(default=None, init=False, repr=False)
     _weight_name: str = attrs.field(default="", init=False, repr=False)
     _is_checked: bool = attrs.field(default=False, init=False, repr=False)
@@ -124,10 +123,10 @@ class MLA(Method):
                 f"Option `weights` of method `mla` should give a number for each of {list(run.modalities)}. Found "
                 f"{sorted(self.weights)}."
             )
-        self._head = find_head(run, self.head)
+        head = find_head(run, self.head)
         if self.projection != "off":
-            self._last, self._weight_name = last_linear(self._head)
-        self._shadow = run.shadow(self._head)
+            self._last, self._weight_name = last_linear(head)
+        self._shadow = run.shadow(head)
         run.provide_unimodal_logits(self.unimodal)
 
     @hookimpl
@@ -149,12 +148,12 @@ class MLA(Method):
         if self.eval_weights != "fixed":
             batch.require_kind("classes", what="weighs modalities by the entropy of their predictions")
         features = batch.require_features()
-        if not self._is_checked and self._head is not None:
-            for name, z in features.items():
-                check_width(self._head, name, z)
-            check_inputs(self._head, batch)
-            self._is_checked = True
         shadow = self.shadow
+        for name, z in features.items():
+            check_width(shadow.module, name, z)
+        if not self._is_checked:
+            check_inputs(shadow.module, batch)
+            self._is_checked = True
         shadow.begin()
         self._ahead = ahead = PendingState(self.P, self.calls)
         losses = {name: self.substep(batch, name, z, ahead) for name, z in features.items()}
@@ -163,21 +162,8 @@ class MLA(Method):
 
     def substep(self, batch: Batch, name: str, z: Tensor, ahead: PendingState) -> Tensor:
         """Return the loss of a modality alone, with graph to its encoder, and step the copy of the head by it."""
-        check_width(self._head, name, z)
-        entered: list[Tensor] = []
-        last = self._last
-        handle = (
-            None
-            if last is None
-            else last.register_forward_pre_hook(
-                lambda _, args, kwargs: entered.append([*args, *kwargs.values()][0]), with_kwargs=True
-            )
-        )
-        try:
+        with inputs_of(self._last) as entered:
             o = self.shadow(z)
-        finally:
-            if handle is not None:
-                handle.remove()
         check_logits(o, batch.logits, name)
         loss = batch.losses({name: o})[name]
         r = mean_input(entered[-1].detach(), batch.present.get(name)) if entered else None

@@ -138,7 +138,7 @@ def last_linear(head: nn.Module) -> tuple[nn.Linear, str]:
     return layers[-1], names[0]
 
 
-def check_width(head: nn.Module | None, name: str, z: Tensor) -> None:
+def check_width(head: nn.Module, name: str, z: Tensor) -> None:
     """Raise a ConfigError for a feature that a linear head cannot take."""
     if isinstance(head, nn.Linear) and z.shape[-1] != head.in_features:
         raise ConfigError(

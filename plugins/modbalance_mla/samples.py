@@ -1,12 +1,13 @@
-"""What a sub-step takes from the samples of a batch that have a modality, on all ranks together."""
+"""Gradients and mean input of a sub-step, over the samples of all ranks that have a modality."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modbalance import Batch
 from modbalance.scores import row_mask, widened
@@ -27,6 +28,22 @@ class SubStep:
     mean_input: Tensor | None
     factor: Tensor | None = None
     is_absent: Tensor | None = None
+
+
+@contextmanager
+def inputs_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Yield a list that receives the first argument of each call of a layer; it stays empty without one."""
+    entered: list[Tensor] = []
+
+    def record(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        entered.append([*args, *kwargs.values()][0])
+
+    handle = None if layer is None else layer.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield entered
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def mean_input(x: Tensor, there: Tensor | None) -> Tensor:
