@@ -16,6 +16,7 @@ from support.training import audio_visual, audio_visual_for, balanced, batches, 
 
 METHODS = ["none", *(listing.name for listing in list_methods() if listing.method is not None)]
 OPTIONS: dict[str, dict[str, Any]] = {
+    "mla": {"projection": "rls"},
     "mslr": {"init": {"audio": 0.9, "visual": 1.1}},
     "opm": {"start_epoch": 0},
 }
