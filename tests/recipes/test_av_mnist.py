@@ -25,7 +25,7 @@ from recipe_common.training.settings import resolve
 from recipes.call import values_of
 
 NUM_TRAIN, NUM_TEST = 40, 20
-EIGHT_AND_NONE = ["none", *(each.name for each in list_methods() if each.method is not None)]
+ALL = ["none", *(each.name for each in list_methods() if each.method is not None)]
 
 
 def write_tree(folder: Path, image: str = "uint8", flat: bool = True, audio_size: int = 112) -> Path:
@@ -246,7 +246,7 @@ def narrow_maxout() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("flags", [{"model": "maxout"}, {"model": "lenet"}, {"model": "small", "fusion": "sum"}])
-@pytest.mark.parametrize("method", EIGHT_AND_NONE)
+@pytest.mark.parametrize("method", ALL)
 def test_every_method_fits_every_head(root: Path, flags: dict[str, Any], method: str) -> None:
     chosen = settings(root, methods=(method,), **flags)
     model = av_mnist.build_model(chosen, load(root)) if chosen.own.model != "maxout" else narrow_maxout()
@@ -343,3 +343,11 @@ def test_a_short_run_on_the_small_set(tmp_path: Path) -> None:
 def test_a_short_run_on_the_real_layout(root: Path, tmp_path: Path) -> None:
     arguments = ["--data-root", str(root), "--val-size", "10", "--model", "lenet", "--epochs", "1", "--batch-size", "8"]
     assert main(av_mnist.RECIPE, [*arguments, "--limit-batches", "2", "--output", str(tmp_path / "out")]) == 0
+
+
+def test_a_method_that_needs_another_head_is_refused_with_the_flag(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["--data-root", str(root), "--val-size", "10", "--methods", "mla", "--output", str(tmp_path / "runs")]
+    assert main(av_mnist.RECIPE, call) == 2
+    assert "In this recipe: `--fusion shared`." in " ".join(capsys.readouterr().err.split())

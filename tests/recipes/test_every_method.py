@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recipe_common.models import resnet
 from recipe_common.recipe import Recipe
-from recipe_common.settings.declaration import changed
+from recipe_common.settings.declaration import changed, walk
 from recipe_common.training.settings import choose_methods, excluded_methods, installed_methods
 from recipe_common.training.suitability import unsuited_methods
 from recipes.call import settings_of
@@ -73,6 +73,9 @@ def test_each_method_trains_or_is_left_out_with_the_reason(recipe: Recipe, monke
     assert {*methods, *excluded} == {"none", *installed_methods()}
     assert [line.split(": ")[1] for line in left_out] == [*excluded]
     assert {*excluded, *refused} == left_out_on_the_page(recipe.name), {**excluded, **refused}
+    if "mla" in refused:
+        heads = [flag.declaration.choices for flag, _ in walk(settings) if flag.name == "fusion"]
+        assert refused["mla"].endswith("In this recipe: `--fusion shared`.") is any("shared" in each for each in heads)
     for method in methods:
         if method not in refused:
             train(recipe, settings, data, method)

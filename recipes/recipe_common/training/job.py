@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from modbalance import BalancedOptimizer
+from modbalance import BalancedOptimizer, ConfigError
 from recipe_common.data.samples.seeding import derived_seed
 from recipe_common.errors import RecipeError
 from recipe_common.recipe import Data, Recipe
 from recipe_common.report.results import ONLY
+from recipe_common.settings.declaration import walk
 from recipe_common.settings.shared import Settings
 from recipe_common.tasks.task import Task
 from recipe_common.training.evaluate import Evaluator
@@ -25,6 +26,7 @@ from recipe_common.training.loaders import Loaders, batches_per_epoch, build_loa
 from recipe_common.training.optimizers import Schedule, build_inner
 from recipe_common.training.precision import Precision
 from recipe_common.training.ranks import ALONE, Ranks
+from recipe_common.training.settings import installed_methods
 from recipe_common.training.work import EncoderCounter
 
 
@@ -159,7 +161,11 @@ def build_model(
 def build_optimizer(
     recipe: Recipe, settings: Settings[Any], model: nn.Module, method: str, options: Mapping[str, Any]
 ) -> BalancedOptimizer:
-    """Return the inner optimizer wrapped for ``method``."""
+    """Return the inner optimizer wrapped for ``method``.
+
+    Raises:
+        modbalance.ConfigError: The method refuses the model; the flag that would build another one is named.
+    """
     inner = build_inner(settings.optimisation, model.parameters())
     described = {
         **recipe.balance(settings),
@@ -168,7 +174,21 @@ def build_optimizer(
     }
     if (norm := settings.optimisation.clip_grad_norm) is not None:
         described["clip_grad_norm"] = norm
-    return BalancedOptimizer(inner, method=method, model=model, **described)
+    try:
+        return BalancedOptimizer(inner, method=method, model=model, **described)
+    except ConfigError as error:
+        if fix := fusion_that_suits(settings, method):
+            raise ConfigError(f"{error} In this recipe: `{fix}`.") from error
+        raise
+
+
+def fusion_that_suits(settings: Settings[Any], method: str) -> str | None:
+    """Return the flag by which the recipe builds the head that a method needs, unless that is what it has."""
+    fusion = next((each for each in walk(settings) if each[0].name == "fusion"), None)
+    if fusion is None or "shared_head" not in getattr(installed_methods().get(method), "needs", ()):
+        return None
+    flag, value = fusion
+    return "--fusion shared" if "shared" in (flag.declaration.choices or ()) and value != "shared" else None
 
 
 def build_evaluator(
