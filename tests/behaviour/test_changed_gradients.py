@@ -13,10 +13,10 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from modbalance import BalancedOptimizer, ModbalanceWarning
+from support.methods import acting
 from support.training import balanced, batches, multimodal, train
 
 METHODS = ("ogm", "ogm_ge", "cggm", "mslr")
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}}
 Between = Callable[[nn.Module, BalancedOptimizer], object]
 
 
@@ -39,7 +39,7 @@ def nothing(model: nn.Module, optimizer: BalancedOptimizer) -> None:
 
 def steps(method: str, between: Between, *, micro_batches: int = 1, in_closure: bool = False, **arguments: Any) -> None:
     model = multimodal()
-    optimizer = balanced(model, method, **OPTIONS.get(method, {}), **arguments)
+    optimizer = balanced(model, method, **acting(method), **arguments)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     data = batches(model, 3 * micro_batches)
     for step in range(3):

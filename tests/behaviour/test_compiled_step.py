@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.optim import Optimizer
 
-from modbalance import BalancedOptimizer, list_methods
+from modbalance import BalancedOptimizer
+from support.methods import AUDIO_VISUAL, METHODS, acting
 from support.training import assert_close, audio_visual_for, balanced, batches, sgd, train
 
 # Dynamo itself meets these, in torch's optimizers and at the end of a graph.
@@ -22,11 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
-METHODS = ["none", *(listing.name for listing in list_methods() if listing.method is not None)]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "mslr": {"init": {"audio": 0.9, "visual": 1.1}},
-    "opm": {"start_epoch": 0},
-}
 LOSS = nn.CrossEntropyLoss()
 STEPS = 5
 
@@ -41,7 +37,7 @@ def _fresh_dynamo() -> Iterator[None]:
 
 def wrapped(model: nn.Module, method: str) -> BalancedOptimizer:
     torch.manual_seed(0)
-    return balanced(model, method, **OPTIONS.get(method, {}))
+    return balanced(model, method, **acting(method, AUDIO_VISUAL))
 
 
 def graphs_after_each_step(optimizer: Optimizer, model: nn.Module, backend: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import attrs
@@ -10,16 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modbalance import BalancedOptimizer, CaptureError, Method, Step, hookimpl, list_methods, state
+from modbalance import BalancedOptimizer, CaptureError, Method, Step, hookimpl, state
+from support.methods import AUDIO_VISUAL, METHODS, acting
 from support.models import ConcatFusion
 from support.training import audio_visual, audio_visual_for, balanced, batches, sgd, train
 
-METHODS = ["none", *(listing.name for listing in list_methods() if listing.method is not None)]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "mla": {"projection": "rls"},
-    "mslr": {"init": {"audio": 0.9, "visual": 1.1}},
-    "opm": {"start_epoch": 0},
-}
+CAPTURED = [name for name in METHODS if name not in ("agm", "ogm_ge", "opm")]
+KEEPS_NOTHING = ("none", "dgl", "lfm")
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -64,9 +61,10 @@ def moved_state(method: Any, **options: Any) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_state_keeps_its_place_from_step_to_step(method: str) -> None:
-    before, after = moved_state(method, **OPTIONS.get(method, {}))
+    options = {"projection": "rls"} if method == "mla" else acting(method, AUDIO_VISUAL)
+    before, after = moved_state(method, **options)
     assert before == after
-    assert bool(before) is (method not in ("none", "dgl", "lfm"))
+    assert bool(before) is (method not in KEEPS_NOTHING)
 
 
 def test_state_that_is_bound_anew_is_noticed() -> None:
@@ -87,9 +85,12 @@ def test_state_that_is_bound_anew_is_noticed() -> None:
 
 
 @pytest.fixture
-def capturing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+def capture(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def begin() -> None:
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+    return begin
 
 
 class DroppingFusion(ConcatFusion):
@@ -97,36 +98,44 @@ class DroppingFusion(ConcatFusion):
         return nn.functional.dropout(super().forward(*features), 0.5, self.training)
 
 
-@pytest.mark.usefixtures("capturing")
 @pytest.mark.parametrize(
     ("method", "options", "fusion", "reason"),
     [
         ("ogm_ge", {}, ConcatFusion, "number of the step"),
+        ("opm", {"start_epoch": 0}, ConcatFusion, "number of the step"),
+        ("agm", {}, ConcatFusion, "whose state is put back"),
         ("cggm", {"probes": "transformer"}, ConcatFusion, "number of the step"),
         ("dgl", {}, DroppingFusion, "whose state is put back"),
     ],
 )
 def test_a_step_that_a_graph_would_repeat_wrongly_is_refused(
-    method: str, options: dict[str, Any], fusion: Any, reason: str
+    method: str, options: dict[str, Any], fusion: Any, reason: str, capture: Callable[[], None]
 ) -> None:
     model = audio_visual(fusion)
+    optimizer = balanced(model, method, **options)
+    data = batches(model, 4)
+    train(model, optimizer, data[:3])
+    capture()
     with pytest.raises(CaptureError, match=f"{reason}.*without a graph"):
-        train(model, balanced(model, method, **options), batches(model, 1))
+        train(model, optimizer, data[3:])
 
 
-@pytest.mark.usefixtures("capturing")
-@pytest.mark.parametrize("method", ["none", "ogm", "dgl", "cggm", "mslr", "mses", "relearning"])
-def test_other_steps_may_be_captured(method: str) -> None:
-    model = audio_visual()
-    train(model, balanced(model, method, sgd(model), **OPTIONS.get(method, {})), batches(model, 2))
+@pytest.mark.parametrize("method", CAPTURED)
+def test_other_steps_may_be_captured(method: str, capture: Callable[[], None]) -> None:
+    model = audio_visual_for(method)
+    optimizer = balanced(model, method, sgd(model), **acting(method, AUDIO_VISUAL))
+    data = batches(model, 4)
+    train(model, optimizer, data[:3])
+    capture()
+    train(model, optimizer, data[3:])
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("method", ["none", "ogm", "dgl", "cggm", "mslr", "mses"])
+@pytest.mark.parametrize("method", CAPTURED)
 def test_a_captured_step_replays_as_the_eager_one(method: str) -> None:
-    model, eager = audio_visual().cuda(), audio_visual().cuda()
+    model, eager = audio_visual_for(method).cuda(), audio_visual_for(method).cuda()
     data = [(tuple(x.cuda() for x in xs), y.cuda()) for xs, y in batches(model, 8)]
-    options = OPTIONS.get(method, {})
+    options = acting(method, AUDIO_VISUAL)
     torch.manual_seed(0)
     optimizer = balanced(model, method, sgd(model), **options)
     criterion = optimizer.criterion(nn.CrossEntropyLoss())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modbalance import ConfigError, ModbalanceWarning
+from support.methods import acting
 from support.models import Multimodal
 from support.training import assert_same, balanced, batches, multimodal, sgd, train
-
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}}
 
 
 def replace_parameters(model: nn.Module) -> dict[Tensor, nn.Parameter]:
@@ -35,7 +32,7 @@ def exchange(optimizer: Optimizer, new: dict[Tensor, nn.Parameter]) -> None:
 @pytest.mark.parametrize("method", ["ogm", "ogm_ge", "cggm", "mslr", "agm", "dgl", "mses"])
 def test_parameters_that_are_exchanged_in_model_and_groups_are_modulated(method: str, after: int) -> None:
     def run(model: Multimodal, *, replaced: bool) -> Multimodal:
-        optimizer = balanced(model, method, sgd(model, 0.1), **OPTIONS.get(method, {}))
+        optimizer = balanced(model, method, sgd(model, 0.1), **acting(method))
         criterion = optimizer.criterion(nn.CrossEntropyLoss())
         data = batches(model, 4)
         train(model, optimizer, data[:after], criterion)
@@ -63,7 +60,7 @@ def test_new_groups_of_the_model_free_form_are_modulated() -> None:
 @pytest.mark.parametrize("method", ["ogm", "mslr", "cggm"])
 def test_a_method_that_finds_nothing_to_scale_says_so_once(method: str) -> None:
     model = multimodal()
-    optimizer = balanced(model, method, sgd(model.fusion), **OPTIONS.get(method, {}))
+    optimizer = balanced(model, method, sgd(model.fusion), **acting(method))
     with pytest.warns(ModbalanceWarning, match="updates none of their parameters") as given:
         train(model, optimizer, batches(model, 2))
     assert sum("updates none" in str(each.message) for each in given) == 1

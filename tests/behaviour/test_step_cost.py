@@ -6,20 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import pytest
 
 from bench.measure import operations
 from bench.models import WORKLOADS, Step, bare_step, method_step
-from modbalance import list_methods
+from support.methods import AUDIO_VISUAL, METHODS, acting
 
-METHODS = ["none", *(listing.name for listing in list_methods() if listing.method is not None)]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "ogm": {"param_filter": "all"},
-    "ogm_ge": {"param_filter": "all"},
-    "mslr": {"init": {"audio": 0.9, "visual": 1.1}},
-}
 TENSORS = 302 - 10  # more of them in `vit` than in `mlp`
 
 
@@ -50,7 +43,7 @@ def added_calls(method: str, workload: str) -> int:
     # A method that runs the encoders again looks at their modules and calls them: no cost per parameter. One that takes
     # gradients by them has `torch.autograd.grad` look at each, in two calls of torch.
     counts: Callable[[str], bool] = _is_step_code if method in ("agm", "mmpareto") else lambda file: True
-    ours = method_step(WORKLOADS[workload], method, **OPTIONS.get(method, {}))
+    ours = method_step(WORKLOADS[workload], method, **acting(method, AUDIO_VISUAL, convolutions=False))
     return calls(ours, counts) - calls(bare_step(WORKLOADS[workload]), counts)
 
 
@@ -74,5 +67,5 @@ def test_a_step_takes_at_most_one_python_call_per_parameter(method: str) -> None
     ],
 )
 def test_a_method_adds_few_operations(method: str, workload: str, limit: int) -> None:
-    ours = method_step(WORKLOADS[workload], method, **OPTIONS.get(method, {}))
+    ours = method_step(WORKLOADS[workload], method, **acting(method, AUDIO_VISUAL, convolutions=False))
     assert operations(ours) - operations(bare_step(WORKLOADS[workload])) <= limit

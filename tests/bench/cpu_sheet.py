@@ -20,12 +20,9 @@ from bench.cuda_sheet import table
 from bench.measure import flops, operations, ratios
 from bench.models import PAPER_SIZES, WORKLOADS, Step, balanced, bare_step, inner, method_step, training_step
 from bench.peak_memory import peak_of_a_step
-from modbalance import list_methods
+from support.methods import AUDIO_VISUAL, acting
 
 OUTPUT = Path(__file__).parents[2] / "docs" / "benchmarks" / "cpu.md"
-METHODS = ("none", *(listing.name for listing in list_methods() if listing.method is not None))
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"audio": 0.9, "visual": 1.1}}}
-WITHOUT_CONVOLUTIONS: dict[str, dict[str, Any]] = {name: {"param_filter": "all"} for name in ("ogm", "ogm_ge")}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "vit": {"agm, full": {"coalitions": "full"}, "agm, joined": {"coalitions": "joined"}},
     "pair": {"agm, recompute": {"recompute": True}},
@@ -136,7 +133,7 @@ def compiled_ratio(compiled: Callable[[nn.Module], nn.Module]) -> float:
 
 def options(workload: str, method: str) -> dict[str, Any]:
     """Return the options with which a method can be built and does something on a workload."""
-    return OPTIONS.get(method, {}) | ({} if workload == "pair" else WITHOUT_CONVOLUTIONS.get(method, {}))
+    return acting(method, AUDIO_VISUAL, convolutions=workload == "pair")
 
 
 def repeated(step: Step, times: int) -> Step:

@@ -27,20 +27,18 @@ from torch.profiler import ProfilerActivity, profile
 import cremad
 from bench.measure import operations, ratios, timed
 from bench.models import Step, Transformer, Two, Workload, balanced, fitted, inner, pair
-from modbalance import BalancedOptimizer, list_methods
+from modbalance import BalancedOptimizer
 from modbalance.method import Method
 from recipe_common.cli import main as run_recipe
 from recipe_common.report.folder import RunFolder
 from recipes.cremad_sized_clips import write_clips
+from support.methods import AUDIO_VISUAL, METHODS, acting
 from support.operation_counts import READS, CountOps
 
 PROJECT = Path(__file__).parents[2]
 SECONDS = 480.0
 """Time for the whole sheet."""
-METHODS = ("none", *(listing.name for listing in list_methods() if listing.method is not None))
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"audio": 0.9, "visual": 1.1}}}
 """Options without which a method cannot be built."""
-WITHOUT_CONVOLUTIONS: dict[str, dict[str, Any]] = {name: {"param_filter": "all"} for name in ("ogm", "ogm_ge")}
 """Options without which a method leaves a transformer alone."""
 
 
@@ -270,7 +268,7 @@ def options_for(model: nn.Module, method: str | Method) -> dict[str, Any]:
     if isinstance(method, Method):
         return {}
     has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return OPTIONS.get(method, {}) | ({} if has_convolutions else WITHOUT_CONVOLUTIONS.get(method, {}))
+    return acting(method, AUDIO_VISUAL, has_convolutions)
 
 
 def waiting(sheet: Sheet) -> Part:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import cpu_sheet
-from bench.cpu_sheet import METHODS, OUTPUT, PAIRS, VARIANTS, Row, measure, measure_further, sheet
+from bench.cpu_sheet import OUTPUT, PAIRS, VARIANTS, Row, measure, measure_further, sheet
+from support.methods import METHODS
 
 
 @pytest.mark.bench

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import attrs
 import pytest
@@ -20,12 +19,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from bench.models import fitted
-from modbalance import BalancedOptimizer, list_methods
+from modbalance import BalancedOptimizer
 from recipe_common.models.clips import audio_visual_net
 from recipe_common.models.fusion import LateFusionNet
+from support.methods import AUDIO_VISUAL, METHODS, acting
 from support.reference import agm, cggm, dgl, mslr, ogm_ge
 
-METHODS = ("none", *(listing.name for listing in list_methods() if listing.method is not None))
 LIMITS = {"none": 1.05, "ogm": 1.05, "ogm_ge": 1.05, "dgl": 1.05, "cggm": 1.05, "agm": 2.1}
 """Largest ratio to the bare optimizer on a CUDA device."""
 
@@ -58,7 +57,7 @@ def ours(method: str, batch: Batch) -> Step:
     """Return a step of a method."""
     model, inner = pair(batch[0].device, method)
     modalities = {"audio": "audio_net", "visual": "visual_net"}
-    options: dict[str, Any] = {"init": {"audio": 0.9, "visual": 1.1}} if method == "mslr" else {}
+    options = acting(method, AUDIO_VISUAL)
     optimizer = BalancedOptimizer(inner, method, model=model, modalities=modalities, fusion="fusion_module", **options)
     return loop(model, optimizer, optimizer.criterion(nn.CrossEntropyLoss()), batch)
 

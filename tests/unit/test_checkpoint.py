@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from torch import nn
 
-from modbalance import BalancedOptimizer, CheckpointError, ModbalanceWarning, list_methods
+from modbalance import BalancedOptimizer, CheckpointError, ModbalanceWarning
+from support.methods import METHODS, acting
 from support.optimizers import Memory, assert_same_state
 from support.training import assert_same, balanced, batches, multimodal, multimodal_for, train
 
-METHODS = [listing.name for listing in list_methods()]
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}}
 ON_WHOLE_BATCHES = ("mla",)
 WITHOUT_STATISTICS = ("dgl", "lfm", "mla", "mmcosine", "mses", "mslr", "none", "opm", "pmr", "relearning")
 
@@ -25,7 +24,7 @@ def test_within_a_step_the_state_is_that_of_the_last_whole_step(method: str) -> 
     model, alone = multimodal_for(method), multimodal_for(method)
     first, *data = batches(model, 2 if method in ON_WHOLE_BATCHES else 3)
     for each in (model, alone):
-        optimizer = balanced(each, method, **OPTIONS.get(method, {}))
+        optimizer = balanced(each, method, **acting(method))
         criterion = optimizer.criterion(nn.CrossEntropyLoss())
         train(each, optimizer, [first], criterion)
         optimizer.zero_grad()
@@ -45,7 +44,7 @@ def test_within_a_step_the_state_is_that_of_the_last_whole_step(method: str) -> 
 def test_gradients_of_the_step_before_are_no_reason_for_a_warning(method: str) -> None:
     """As Lightning has it, which calls the criterion before `zero_grad`, when an exception asks for a checkpoint."""
     model = multimodal_for(method)
-    optimizer = balanced(model, method, **OPTIONS.get(method, {}))
+    optimizer = balanced(model, method, **acting(method))
     criterion = optimizer.criterion(nn.CrossEntropyLoss())
     first, (inputs, target) = batches(model, 2)
     train(model, optimizer, [first], criterion)

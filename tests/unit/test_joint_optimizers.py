@@ -14,17 +14,12 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import LBFGS, SGD, Adafactor, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
-from modbalance import BalancedOptimizer, CheckpointError, ConfigError, ModbalanceWarning, list_methods
+from modbalance import BalancedOptimizer, CheckpointError, ConfigError, ModbalanceWarning
+from support.methods import METHODS, acting
 from support.optimizers import assert_same_state
 from support.training import assert_same, balanced, batches, multimodal, multimodal_for, sgd, train, weights
 from support.two_passes import SAM
 
-METHODS = [listing.name for listing in list_methods()]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "mslr": {"init": {"a": 0.5, "b": 1.5}},
-    "ogm": {"param_filter": "all"},
-    "ogm_ge": {"param_filter": "all"},
-}
 Kinds = Callable[[nn.Module], list[Optimizer]]
 
 
@@ -40,7 +35,7 @@ def matrices_and_others(model: nn.Module) -> list[Optimizer]:
 
 
 def wrapped(model: Any, method: str, kinds: Kinds) -> BalancedOptimizer:
-    return balanced(model, method, kinds(model), **OPTIONS.get(method, {}))
+    return balanced(model, method, kinds(model), **acting(method, convolutions=False))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -48,7 +43,7 @@ def test_parts_of_one_optimizer_are_that_optimizer(method: str) -> None:
     model, whole = multimodal_for(method), multimodal_for(method)
     data = batches(model, 4)
     train(model, wrapped(model, method, two_of_sgd), data)
-    assert_same(model, train(whole, balanced(whole, method, sgd(whole), **OPTIONS.get(method, {})), data))
+    assert_same(model, train(whole, balanced(whole, method, sgd(whole), **acting(method, convolutions=False)), data))
 
 
 @pytest.mark.filterwarnings("ignore:.*hardly follows.*")

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning, list_methods
+from modbalance import BalancedOptimizer, ConfigError, ModbalanceWarning
+from support.methods import METHODS, acting
 from support.models import Multimodal
 from support.training import Batch, assert_close, assert_same, balanced, batches, multimodal, multimodal_for, sgd
 from support.two_passes import SAM, Polyak
 
-METHODS = [listing.name for listing in list_methods()]
 REFUSING = ("mla",)
 """Methods that step parameters themselves, which two passes do not allow."""
-OPTIONS: dict[str, dict[str, Any]] = {"mslr": {"init": {"a": 0.5, "b": 1.5}}, "opm": {"start_epoch": 0}}
 
 
 def criterion_of(optimizer: Optimizer) -> Any:
@@ -53,7 +52,7 @@ def by_closure(model: nn.Module, optimizer: Any, data: list[Batch], *, has_first
 
 def by_hand(model: Multimodal, method: str, data: list[Batch], lr: float = 0.1, rho: float = 0.05) -> nn.Module:
     """SAM of the modulated gradient, written out: `modulate()` in both passes, and no wrapper around SAM."""
-    optimizer = balanced(model, method, **OPTIONS.get(method, {}))
+    optimizer = balanced(model, method, **acting(method))
     criterion = criterion_of(optimizer)
     for inputs, target in data:
         first = modulated(optimizer, lambda: criterion(model(*inputs), target))  # noqa: B023
@@ -77,10 +76,10 @@ def modulated(optimizer: BalancedOptimizer, loss: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("train", [by_two_calls, by_closure])
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in REFUSING])
+@pytest.mark.parametrize("method", [method for method in METHODS[1:] if method not in REFUSING])
 def test_both_passes_of_sam_are_modulated_and_one_step_is_committed(method: str, train: Any) -> None:
     model = multimodal()
-    optimizer = balanced(model, method, SAM(model.parameters()), clip_grad_norm=1e9, **OPTIONS.get(method, {}))
+    optimizer = balanced(model, method, SAM(model.parameters()), clip_grad_norm=1e9, **acting(method))
     train(model, optimizer, batches(model, 3))
     assert optimizer._lifecycle.training.steps == 3
 
@@ -96,7 +95,7 @@ def test_sam_is_refused_where_parameters_take_steps_of_their_own(method: str) ->
 @pytest.mark.parametrize("method", ["ogm", "mslr", "dgl"])
 def test_sam_takes_both_of_its_gradients_modulated(method: str, train: Any) -> None:
     model, expected, bare = multimodal(), multimodal(), multimodal()
-    optimizer = balanced(model, method, SAM(model.parameters()), **OPTIONS.get(method, {}))
+    optimizer = balanced(model, method, SAM(model.parameters()), **acting(method))
     data = batches(model, 3)
     train(model, optimizer, data)
     assert_close(model, by_hand(expected, method, data), 1e-6)
