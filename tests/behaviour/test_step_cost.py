@@ -64,6 +64,15 @@ def test_a_step_takes_at_most_one_python_call_per_parameter(method: str) -> None
         ("dgl", "mlp", 39),
         ("mslr", "mlp", 11),
         ("mses", "mlp", 11),
+        ("agm", "mlp", 123),
+        ("inforeg", "mlp", 100),
+        ("lfm", "mlp", 64),
+        ("mla", "mlp", 53),
+        ("mmcosine", "mlp", 83),
+        ("mmpareto", "mlp", 261),
+        ("opm", "mlp", 112),
+        ("pmr", "mlp", 83),
+        ("relearning", "mlp", 0),
     ],
 )
 def test_a_method_adds_few_operations(method: str, workload: str, limit: int) -> None:
