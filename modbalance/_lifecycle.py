@@ -462,8 +462,10 @@ class Lifecycle:
         """Run the hooks at the end of an epoch, then advance."""
         if self.run.model is not None:
             reshard(self.run.model)  # weights that an evaluation by the user leaves whole are copies
-        self._on_run("modbalance_epoch_end", self.acting("modbalance_epoch_end"), epoch=self.training.epoch, data=data)
-        self.move_to_epoch(self.training.epoch + 1)
+        epoch, hook = self.training.epoch, "modbalance_epoch_end"
+        ending = self.hooks.implementers(hook, [method for method in self.methods if method.ends_epoch(epoch)])
+        self._on_run(hook, ending, epoch=epoch, data=data)
+        self.move_to_epoch(epoch + 1)
 
     # State
 

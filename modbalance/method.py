@@ -205,9 +205,17 @@ class Method:
     def is_active(self, epoch: int) -> bool:
         """Whether hooks but the setup and the beginning fire in this 0-based epoch.
 
-        Outside, the optimizer is bitwise the inner one.
+        Outside, the optimizer is bitwise the inner one. For the hook between epochs see `ends_epoch`.
         """
         return True
+
+    def ends_epoch(self, epoch: int) -> bool:
+        """Whether `modbalance_epoch_end` fires after this 0-based epoch; by default where the method is active.
+
+        For a method that draws from the loaders between all epochs, as its source does: another number of draws
+        gives other batches from then on.
+        """
+        return self.is_active(epoch)
 
     def starts_before_forward(self) -> bool:
         """Whether `modbalance_epoch_start` has to fire before the first forward of an epoch, not only before its loss.

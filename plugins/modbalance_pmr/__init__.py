@@ -79,6 +79,10 @@ class PMR(WindowedMethod):
         """Whether ``epoch`` is not behind the window: prototypes are renewed from the first epoch on."""
         return self.end_epoch is None or epoch <= self.end_epoch
 
+    def ends_epoch(self, epoch: int) -> bool:
+        """Whether there are prototypes to renew after ``epoch``, or batches to draw, which the code does to the end."""
+        return not self.preserve_rng or self.is_active(epoch)
+
     def exemptions(self) -> Mapping[str, str]:
         """Return why micro-batches are not one batch."""
         return {"accumulation": "w_i compares the scores of one batch, as the loss needs it before the backward"}
@@ -89,12 +93,16 @@ class PMR(WindowedMethod):
         if self.start_epoch == 0:
             self.prototypes, self.seen = {}, None
             self.renew(run, data, "opt.begin")
+        else:
+            self.draw(run, data)
 
     @hookimpl
     def modbalance_epoch_end(self, run: Run, epoch: int, data: EpochData) -> None:
         """Renew the prototypes, unless no later epoch needs them."""
         if self.is_active(epoch + 1):
             self.renew(run, data, "opt.end_epoch", self.momentum if epoch else 0.0)
+        else:
+            self.draw(run, data)
 
     @hookimpl
     def modbalance_epoch_start(self, run: Run, epoch: int) -> None:
@@ -169,6 +177,13 @@ class PMR(WindowedMethod):
         self.seen = counts > 0 if self.seen is None else self.seen.to(counts.device) | (counts > 0)
         missing = f"Prototypes of some classes are missing: a larger `fraction` than {self.fraction} finds them."
         run.count("missing_classes", (~self.seen).sum(), missing)
+
+    def draw(self, run: Run, data: EpochData) -> None:
+        """Draw the batches of prototypes that no epoch needs: the random states move on, as those of the code do."""
+        loader = getattr(data, self.source)
+        if loader is not None and not (self.preserve_rng or run.dry_run):
+            for _ in islice(loader, self.batches(loader)):
+                pass
 
     def blended(self, old: Tensor | None, new: Tensor, found: Tensor, share: float) -> Tensor:
         """Return P <- (1 - mu) P_new + mu P; what is known of one of them alone is taken from it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,13 +11,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
 
 from modbalance import BalancedOptimizer
 from support.encoders import mixed
 from support.models import HEADS, AudioVisual, ConcatFusion, Multimodal
 from support.recorded import FUSIONS
 from support.reference.pmr import Twin
-from support.training import Batch, assert_close, batches, sgd, train
+from support.training import Batch, assert_close, batches, multimodal, sgd, train
 from support.trajectories import Trajectory
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=40, phases=[Phase.generate, Phase.shrink])
@@ -140,4 +141,44 @@ def test_the_method_equals_the_twin(
         for inputs, y in data:
             twin.step(inputs, y)
         twin.end_epoch_with(data)
+    assert_close(ours, theirs, 1e-10)
+
+
+class Pairs:
+    """A loader for the twin: inputs, and the target."""
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, ...]]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for *inputs, target in self.loader:
+            yield tuple(inputs), target
+
+
+@pytest.mark.parametrize("window", [(0, 100), (0, 0), (0, 1), (1, 1), (2, 100)])
+def test_a_loader_that_shuffles_yields_the_batches_of_the_authors_loop(window: tuple[int, int]) -> None:
+    """The code draws for prototypes before the training and after each epoch, in the window and outside of it."""
+    ours, theirs = (multimodal(dtype=torch.float64) for _ in range(2))
+    (inputs, target), *_ = batches(ours, 1, 40, dtype=torch.float64)
+    loader = DataLoader(TensorDataset(*inputs, target), 8, shuffle=True)
+    options: dict[str, Any] = {"start_epoch": window[0], "end_epoch": window[1], "fraction": 0.5}
+
+    optimizer = BalancedOptimizer(sgd(ours), "pmr", model=ours, modalities=ours.paths, fusion="fusion", **options)
+    criterion = optimizer.criterion(nn.CrossEntropyLoss())
+    torch.manual_seed(0)
+    optimizer.begin(train=loader)
+    for _ in range(4):
+        train(ours, optimizer, Pairs(loader), criterion)
+        optimizer.end_epoch(train=loader)
+
+    twin = twin_of(theirs, sgd(theirs), 3, **options)
+    torch.manual_seed(0)
+    twin.renew(Pairs(loader))
+    for _ in range(4):
+        for batch in Pairs(loader):
+            twin.step(*batch)
+        twin.end_epoch_with(Pairs(loader))
     assert_close(ours, theirs, 1e-10)

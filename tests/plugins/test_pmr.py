@@ -39,6 +39,19 @@ def begun(model: Multimodal, data: Sequence[Batch], **options: Any) -> tuple[Bal
     return optimizer, criterion
 
 
+class Watched(list[Any]):
+    """A loader that notes which batches are drawn."""
+
+    def __init__(self, data: Sequence[Any], drawn: list[int]) -> None:
+        super().__init__(data)
+        self.drawn = drawn
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, item in enumerate(list.__iter__(self)):
+            self.drawn.append(index)
+            yield item
+
+
 def state(optimizer: BalancedOptimizer) -> dict[str, Any]:
     saved: dict[str, Any] = optimizer.state_dict()["modbalance"]["methods"]["pmr"]
     return saved
@@ -65,13 +78,7 @@ def test_a_part_of_the_batches_is_drawn(batches_of: int, fraction: float, expect
     model = multimodal()
     drawn: list[int] = []
 
-    class Watched(list[Any]):
-        def __iter__(self) -> Iterator[Any]:
-            for index, item in enumerate(list.__iter__(self)):
-                drawn.append(index)
-                yield item
-
-    bare(model, fraction=fraction).begin(train=Watched(loader_of(batches(model, batches_of))))
+    bare(model, fraction=fraction).begin(train=Watched(loader_of(batches(model, batches_of)), drawn))
     assert drawn == [*range(expected)]
 
 
@@ -215,6 +222,36 @@ def test_the_random_state_is_kept_on_request() -> None:
         bare(multimodal(), preserve_rng=keeps).begin(train=loader)
         ends.append(torch.equal(torch.get_rng_state(), before))
     assert ends == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "draws"), [({}, True), ({"preserve_rng": True}, False), ({"dry_run": True}, False)]
+)
+def test_outside_of_the_window_batches_are_drawn_and_not_looked_at(arguments: dict[str, bool], draws: bool) -> None:
+    """The code draws before the training and after each epoch, which decides what later epochs are trained on."""
+    model = multimodal()
+    drawn: list[int] = []
+    loader = Watched(loader_of(batches(model, 20)), drawn)
+
+    def found() -> list[int]:
+        taken, drawn[:] = [*drawn], []
+        return taken
+
+    outside = [0, 1] if draws else []
+    optimizer = bare(model, start_epoch=1, end_epoch=1, **arguments)
+    optimizer.begin(train=loader)
+    assert found() == outside
+    assert state(optimizer)["seen"] is None
+    optimizer.end_epoch(train=loader)
+    assert found() == [0, 1]
+    kept = copy.deepcopy(state(optimizer)["prototypes"])
+    assert kept.keys() == {"a", "b"}
+    for _ in range(2):
+        optimizer.end_epoch(train=loader)
+        assert found() == outside
+    optimizer.end_epoch()
+    for name, prototypes in state(optimizer)["prototypes"].items():
+        assert torch.equal(prototypes, kept[name])
 
 
 # What it needs

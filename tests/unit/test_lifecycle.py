@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from modbalance import BalancedOptimizer, ModbalanceWarning
+from modbalance import BalancedOptimizer, ModbalanceWarning, WindowedMethod, hookimpl, state
 from support.training import (
     Batch,
     assert_close,
@@ -263,6 +264,28 @@ def test_outside_its_window_a_method_is_the_inner_optimizer(method: str) -> None
     optimizer.epoch = 2
     train(model, optimizer, data[1:])
     assert_same(model, train(bare, torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), data))
+
+
+@attrs.define(eq=False, kw_only=True)
+class EndsEveryEpoch(WindowedMethod):
+    name: ClassVar[str] = "ends_every_epoch"
+    ended: list[int] = state([])
+
+    def ends_epoch(self, epoch: int) -> bool:
+        return epoch < 4
+
+    @hookimpl
+    def modbalance_epoch_end(self, epoch: int) -> None:
+        self.ended.append(epoch)
+
+
+def test_a_method_may_end_epochs_outside_of_its_window() -> None:
+    windowed = WindowedMethod(start_epoch=1, end_epoch=2)
+    optimizer = balanced(multimodal(), EndsEveryEpoch(start_epoch=1, end_epoch=2))
+    for _ in range(5):
+        optimizer.end_epoch()
+    assert optimizer.state_dict()["modbalance"]["methods"]["ends_every_epoch"]["ended"] == [0, 1, 2, 3]
+    assert [windowed.ends_epoch(epoch) for epoch in range(4)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize("arguments", [{"method": "none"}, {"method": "ogm_ge", "dry_run": True}])

@@ -6,15 +6,22 @@ Modalities u = 1..M; z_u = phi_u(x_u) are features, P_u[c] the class means of z_
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Batches = Sequence[tuple[Sequence[Tensor], Tensor]]
+
+class Batches(Protocol):
+    """A loader: a new order of the batches, inputs and targets, at each iteration."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Sequence[Tensor], Tensor]]: ...
 
 
 @dataclass(kw_only=True)
@@ -70,7 +77,7 @@ class Twin:
         buffers = copy.deepcopy(dict(self.model.named_buffers()))
         self.model.eval()
         rows: list[dict[int, list[Tensor]]] = []
-        for inputs, y in loader[: max(1, int(self.fraction * len(loader) + 1e-9))]:
+        for inputs, y in islice(loader, max(1, int(self.fraction * len(loader) + 1e-9))):
             with torch.no_grad():
                 z = self.encode(*inputs)
             rows = rows or [{} for _ in z]
