@@ -278,6 +278,12 @@ class Run:
         return self._batch_of(seen, logits, target)
 
     def _batch_of(self, seen: Forward, logits: Tensor, target: Any) -> Batch:
+        if not isinstance(logits, Tensor):
+            raise ConfigError(
+                f"The forward of a loader's batches should return logits and target, the logits as a tensor. Found "
+                f"{type(logits).__name__}: pass `forward=lambda model, batch: (logits, target)` to `opt.begin` and "
+                "`opt.end_epoch`, where the logits are picked out of what the model returns."
+            )
         loss_fn = self.loss_fn
         return Batch(
             self,

@@ -328,6 +328,29 @@ def test_a_batch_of_a_loader_that_is_a_mapping_needs_a_forward() -> None:
         optimizer.end_epoch(train=loader, val=loader)
 
 
+class ReturnsMore(Multimodal):
+    """A model that returns its features too, as those of many papers' code."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Any:  # type: ignore[override]
+        features = self.encoders["a"](a), self.encoders["b"](b)
+        return *features, self.fusion(*features)
+
+
+@pytest.mark.parametrize("method", ["pmr", "relearning"])
+def test_a_model_that_returns_more_than_logits_needs_a_forward(method: str) -> None:
+    model = ReturnsMore(["a", "b"])
+    options: dict[str, Any] = {"period": 1, "count": 9, "offset": -1} if method == "relearning" else {}
+    optimizer = balanced(model, method, begin=False, **options)
+    optimizer.criterion(nn.CrossEntropyLoss(), logits_of=2)
+    loader = [(torch.randn(6, 5), torch.randn(6, 5), torch.arange(6) % 3)]
+
+    with pytest.raises(ConfigError, match=r"Found tuple: pass `forward=lambda model, batch"):
+        optimizer.end_epoch(train=loader, val=loader)
+
+    optimizer.end_epoch(train=loader, val=loader, forward=lambda model, batch: (model(*batch[:2])[2], batch[2]))
+    assert optimizer.epoch == 1
+
+
 class Pair(NamedTuple):
     left: Tensor
     right: Tensor
