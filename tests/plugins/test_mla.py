@@ -13,9 +13,10 @@ from torch.optim import LBFGS, SGD
 
 from contract.test_conformance import OPTIONS
 from modbalance import BalancedOptimizer, ConfigError
+from modbalance._measure import measure
 from modbalance._plugins import load_method
 from modbalance.testing._rules_state import Halving
-from modbalance_mla import SharedHead, projection
+from modbalance_mla import MLA, SharedHead, projection
 from modbalance_mla.weights import fused
 from support.models import AudioVisual, Multimodal, SharedFusion
 from support.operation_counts import READS, CountOps
@@ -220,6 +221,10 @@ def test_no_host_reads(options: dict[str, Any]) -> None:
             train(model, optimizer, [last])
         counts.append(counted.ops)
     assert not READS & (counts[0] - counts[1]).keys()
+
+
+def test_a_step_adds_few_operations() -> None:
+    assert measure(MLA).operations_added <= 44
 
 
 def test_steps_run_on_tensors_without_values() -> None:
