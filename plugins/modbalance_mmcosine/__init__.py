@@ -200,13 +200,19 @@ def contrast(a: Tensor, b: Tensor, y: Tensor, counts: Tensor, temperature: float
         temperature: Of the softmax, which runs over the samples of ``b``.
     """
     pairs = (counts[:, None] & counts[None, :]).to(a)
-    s = normalized(a) @ normalized(b).T / temperature
+    s = nearness(normalized(a), normalized(b)) / temperature
     s = s.masked_fill(~counts[None, :], torch.finfo(s.dtype).min / 2).softmax(1)
     is_same = (y[:, None] == y[None, :]) * pairs
     others = pairs - is_same
     near = (is_same * -(s + 1e-10).log()).sum(1) / is_same.sum(1).clamp(min=1)
     far = (others * -(1 - s + 1e-10).log()).sum(1) / others.sum(1).clamp(min=1)
     return (near + far).sum() / counts.sum().clamp(min=1)
+
+
+def nearness(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 - |a_i - b_j|^2 / 2 of normalised features, (B, D) each: the cosine but for zeros, (B, B)."""
+    is_zero_a, is_zero_b = (~each.any(-1) for each in (a, b))
+    return a @ b.T + (is_zero_a[:, None].to(a) + is_zero_b[None, :].to(b)) / 2
 
 
 @hookimpl

@@ -30,6 +30,7 @@ from modbalance import (
 from modbalance.method import Preset
 from modbalance.scores import clearly_greater, row_mask
 
+_STEEPEST = 32  # ratio of scores from which on tanh is 1, in double precision too
 _STRIDE = 1_000_003  # between the streams of two ranks: more than any step has micro-batches
 
 
@@ -137,13 +138,14 @@ class OPM(WindowedMethod):
         """Return the drop rates q_i, (M,), from the scores s_i: above 0 for modalities that are ahead."""
         others = compared(s, self.ratio)
         is_finite = s.isfinite().all()
-        is_sound = is_finite & (others > 0)
-        run.count_each("degenerate", ~is_sound)
+        run.count_each("degenerate", ~(is_finite & (others > 0)))
+        # Beyond, tanh(r_i - 1) is 1 and its slope 0, while the slope of r_i may overflow: 0 times infinity is NaN.
+        has_no_slope = ~((s <= _STEEPEST * others) & (others > 2 * _STEEPEST / torch.finfo(s.dtype).max))
         # Not a product with 0 or 1: NaN would stay in it, and in its gradient.
-        r = s.masked_fill(~is_sound, 1) / others.masked_fill(~is_sound, 1)
-        rho = torch.tanh(r - 1).where(is_sound, (is_finite & (s > 0)).to(r))  # rho_i = tanh(relu(r_i - 1))
+        r = s.masked_fill(has_no_slope, 1) / others.masked_fill(has_no_slope, 1)
+        rho = torch.tanh(r - 1).masked_fill(has_no_slope, 1)  # rho_i = tanh(relu(r_i - 1)), where r_i > 1
         q = (self.q_base * (1 + self.lam * rho)).clamp(max=1)  # q_i = clip(q_base (1 + lambda rho_i), 0, 1)
-        return q.masked_fill(~(clearly_greater(r, 1) | (~is_sound & (rho > 0))), 0)
+        return q.masked_fill(~(is_finite & clearly_greater(s, others)), 0)
 
     def spared(self, batch: Batch, bits: Tensor) -> Tensor:
         """Return the bits, with all modalities kept in samples that would lose each one that they have."""

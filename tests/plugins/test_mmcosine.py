@@ -13,6 +13,7 @@ from modbalance._plugins import load_method
 from modbalance_mmcosine import contrast, normalized
 from support.models import SumFusion
 from support.operation_counts import READS, CountOps
+from support.reference.mmcosine import nce
 from support.training import assert_same, audio_visual, balanced, batches, multimodal, train, weights
 
 LOSS = nn.CrossEntropyLoss()
@@ -31,6 +32,19 @@ def test_a_batch_of_one_class_has_a_finite_contrast() -> None:
     a, b = torch.randn(4, 3), torch.randn(4, 3)
     counts = torch.ones(4, dtype=torch.bool)
     assert contrast(a, b, torch.zeros(4, dtype=torch.long), counts, 0.1).isfinite()
+
+
+def test_features_of_zero_are_at_the_distance_of_the_authors_code_in_the_contrast() -> None:
+    a, b = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    a[1], b[1], b[3] = 0, 0, 0
+    y, counts = torch.tensor([0, 1, 0, 1, 2]), torch.ones(5, dtype=torch.bool)
+    x, x_twin = (a.clone().requires_grad_() for _ in range(2))
+    ours, twin = contrast(x, b, y, counts, 0.1), nce([x_twin, b], y, 0.1)
+    torch.testing.assert_close(ours, twin)
+    gradients = [torch.autograd.grad(loss, z)[0] for loss, z in ((ours, x), (twin, x_twin))]
+    is_zero = torch.arange(5) == 1
+    torch.testing.assert_close(gradients[0][~is_zero], gradients[1][~is_zero])
+    assert not gradients[0][is_zero].any()
 
 
 def test_samples_without_a_class_or_a_modality_leave_the_contrast() -> None:

@@ -96,6 +96,46 @@ def test_a_score_that_underflows_leaves_finite_weights_and_is_counted() -> None:
     assert metrics["opm/degenerate/a"] == 1
 
 
+@pytest.mark.parametrize("executes", [True, False])
+@pytest.mark.parametrize("score", [1e-19, 1e-25, 1e-38, 0.0])
+def test_a_score_near_zero_gives_the_encoders_no_gradient_through_the_rate(score: float, executes: bool) -> None:
+    # The slope of s_i / s_j overflows there, while that of tanh is 0.
+    ours, theirs = multimodal(), multimodal()
+    (inputs, _), target = batches(ours, 1)[0], torch.zeros(6, dtype=torch.long)
+    for model, theta_gradient in ((ours, True), (theirs, False)):
+        optimizer = balanced(model, fixed(executes, theta_gradient=theta_gradient))
+        logits = model(*inputs)
+        z = model.encoders["b"](inputs[1]).sum(1)  # with a graph to the encoder
+        lead = torch.tensor(score).log().clamp(min=-1e4)
+        given = {"a": torch.zeros(6, 3), "b": torch.stack([z * 0 + lead, z * 0, z * 0 - 1e4], 1)}
+        optimizer.criterion(LOSS)(logits, target, unimodal_logits=given).backward()
+        optimizer.step()
+    assert_same(ours, theirs)
+
+
+def rate_and_gradient(s: list[float], dtype: torch.dtype) -> tuple[float, Tensor]:
+    run: Any = type("Run", (), {"count_each": lambda *_: None})()
+    live = torch.tensor(s, dtype=dtype, requires_grad=True)
+    q = OPM.configure().rates(run, live)
+    return q[0].item(), torch.autograd.grad(q[0], live)[0].double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("s", [[0.4, 0.2], [0.4, 0.1], [3e-30, 1e-30], [0.5, 1e-3], [0.5, 1e-25]])
+def test_rates_have_a_gradient_up_to_the_lead_at_which_it_vanishes(s: list[float], dtype: torch.dtype) -> None:
+    q, found = rate_and_gradient(s, dtype)
+    r = torch.tensor(s[0] / s[1], dtype=torch.float64)
+    slope = 0.25 / (r - 1).cosh() ** 2 if r < 32 else torch.zeros_like(r)
+    assert q == pytest.approx(0.5 + 0.25 * (r - 1).tanh().item())
+    torch.testing.assert_close(found, torch.stack([slope / s[1], -slope * r / s[1]]), rtol=1e-4, atol=1e-12)
+
+
+def test_two_scores_near_zero_give_a_rate_without_gradient() -> None:
+    q, gradient = rate_and_gradient([3e-43, 1e-43], torch.float32)
+    assert q == 0.75
+    assert gradient.tolist() == [0, 0]
+
+
 # Features and loss
 
 
