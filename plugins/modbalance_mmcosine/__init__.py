@@ -211,8 +211,8 @@ def contrast(a: Tensor, b: Tensor, y: Tensor, counts: Tensor, temperature: float
 
 def nearness(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 - |a_i - b_j|^2 / 2 of normalised features, (B, D) each: the cosine but for zeros, (B, B)."""
-    is_zero_a, is_zero_b = (~each.any(-1) for each in (a, b))
-    return a @ b.T + (is_zero_a[:, None].to(a) + is_zero_b[None, :].to(b)) / 2
+    # Not by a product: its gradient, of features near to each other, rounds further off than that of a difference.
+    return 1 - torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / 2
 
 
 @hookimpl
