@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from recipe_common.cli import main
+from recipe_common.tasks.task import classification_metrics
 from recipe_common.training.trainer import Trainer
-from recipes.tiny_recipe import RECIPE
+from recipes.tiny_recipe import RECIPE, TinyDataset, TinyNet
 from recipes.without_pictures import without_pictures
 
 
@@ -107,6 +109,31 @@ def test_evaluating_the_best_checkpoint_repeats_its_scores(both: Path, capsys: p
     test_line = next(line for line in lines if line.strip().startswith("test ")).split()
     result = json.loads((both / "ogm_ge" / "result.json").read_text())
     assert test_line[2] == f"{100 * result['test']['test_accuracy']:.1f}%"
+
+
+@pytest.mark.parametrize("rule", ["linear", "cosine"])
+def test_predictions_are_those_of_a_method_that_acts_in_evaluation(
+    rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _main("--methods", "mmcosine", "--epochs", 2, "--option", f"eval_logits={rule}", "--output", tmp_path)
+    best, result = tmp_path / "mmcosine" / "best.pt", json.loads((tmp_path / "mmcosine" / "result.json").read_text())
+
+    model, data = TinyNet(), TinyDataset(12)
+    model.load_state_dict(torch.load(best, weights_only=True)["model"])
+    audio, visual, target = zip(*(data[0, i] for i in range(12)), strict=True)
+    with torch.no_grad():
+        features = model.eval().audio_net(torch.stack(audio)), model.visual_net(torch.stack(visual))
+        parts = zip(features, model.head.linear.weight.split(6, 1), strict=True)
+        cosines = [10 * torch.cosine_similarity(z[:, None], W[None], -1) for z, W in parts]
+        logits = model.head(*features) if rule == "linear" else torch.stack(cosines).sum(0)
+    expected = classification_metrics(logits, torch.tensor(target))["accuracy"]
+    assert result["test"]["test_loss"] == pytest.approx(cross_entropy(logits, torch.tensor(target)).item(), rel=1e-5)
+    assert result["test"]["test_accuracy"] == expected
+
+    capsys.readouterr()
+    assert _main("--eval", best) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("test ")).split()
+    assert line[1:3] == [f"{result['test']['test_loss']:.4f}", f"{100 * expected:.1f}%"]
 
 
 def test_a_finished_run_is_refused_with_the_choices(both: Path, capsys: pytest.CaptureFixture[str]) -> None:

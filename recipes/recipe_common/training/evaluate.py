@@ -19,6 +19,11 @@ from recipe_common.training.precision import Precision
 FUSED = "fused"
 
 
+def as_returned(logits: Tensor) -> Tensor:
+    """Return the logits of the model, which most methods predict from."""
+    return logits
+
+
 @attrs.frozen
 class Scores:
     """Result of an evaluation.
@@ -53,12 +58,15 @@ class Scores:
 class Evaluator:
     """Evaluates a model; each encoder runs once per sample.
 
+    The fused logits are those that the method predicts from; each modality alone is the model's own.
+
     Attributes:
         model: The bare model (neither compiled nor wrapped).
         fusion: Its submodule that turns one feature per modality into logits.
         modalities: Names in the order in which features enter ``fusion``.
         task: Loss and metrics.
         precision: Device and number format.
+        predicted: From what the model has just returned to the logits that predictions are made from.
     """
 
     model: nn.Module
@@ -66,6 +74,7 @@ class Evaluator:
     modalities: tuple[str, ...]
     task: Task
     precision: Precision
+    predicted: Callable[[Tensor], Tensor] = as_returned
 
     @torch.no_grad()
     def __call__(
@@ -101,7 +110,7 @@ class Evaluator:
 
     def _logits(self, inputs: list[Any]) -> dict[str, Tensor]:
         with self.precision.autocast(), _inputs_of(self.fusion) as captured:
-            logits = {FUSED: self.model(*inputs)}
+            logits = {FUSED: self.predicted(self.model(*inputs))}
             features = captured[0]
             for kept, name in enumerate(self.modalities):
                 alone = [x if i == kept else torch.zeros_like(x) for i, x in enumerate(features)]

@@ -21,7 +21,7 @@ from recipe_common.report.results import ONLY
 from recipe_common.settings.declaration import walk
 from recipe_common.settings.shared import Settings
 from recipe_common.tasks.task import Task
-from recipe_common.training.evaluate import Evaluator
+from recipe_common.training.evaluate import Evaluator, as_returned
 from recipe_common.training.loaders import Loaders, batches_per_epoch, build_loaders
 from recipe_common.training.optimizers import Schedule, build_inner
 from recipe_common.training.precision import Precision
@@ -97,6 +97,7 @@ def build_job(
     if settings.machine.compile:
         torch.compiler.reset()  # the code of earlier runs is of no use, and counts towards the limit of recompilations
     optimizer = build_optimizer(recipe, settings, wrapped, balancing(method), options)
+    criterion = optimizer.criterion(data.task.loss().to(precision.device), score=data.task.score)
     seed = settings.optimisation.seed
     # Methods may draw different amounts while they are set up; training starts from one state.
     torch.manual_seed(seed if ranks.is_first else derived_seed(seed, ranks.rank))
@@ -109,12 +110,12 @@ def build_job(
         wrapped=wrapped,
         forward=torch.compile(wrapped) if settings.machine.compile else wrapped,
         optimizer=optimizer,
-        criterion=optimizer.criterion(data.task.loss().to(precision.device), score=data.task.score),
+        criterion=criterion,
         penalty=data.penalty,
         schedule=Schedule(settings.optimisation, optimizer, data.task.headline, steps),
         scaler=precision.scaler(),
         loaders=loaders,
-        evaluator=build_evaluator(recipe, settings, data, model, precision),
+        evaluator=build_evaluator(recipe, settings, data, model, precision, criterion.logits),
         precision=precision,
         classes=data.classes,
         counter=EncoderCounter(model, recipe.balance(settings)["modalities"]),
@@ -192,11 +193,26 @@ def fusion_that_suits(settings: Settings[Any], method: str) -> str | None:
 
 
 def build_evaluator(
-    recipe: Recipe, settings: Settings[Any], data: Data, model: nn.Module, precision: Precision
+    recipe: Recipe,
+    settings: Settings[Any],
+    data: Data,
+    model: nn.Module,
+    precision: Precision,
+    predicted: Callable[[Tensor], Tensor],
 ) -> Evaluator:
-    """Return the evaluator of ``model``."""
+    """Return the evaluator of ``model``; for ``predicted`` see there."""
     fusion = model.get_submodule(recipe.balance(settings)["fusion"])
-    return Evaluator(model, fusion, data.modalities, data.task, precision)
+    return Evaluator(model, fusion, data.modalities, data.task, precision, predicted)
+
+
+def build_predicted(
+    recipe: Recipe, settings: Settings[Any], data: Data, model: nn.Module, method: str, options: Mapping[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    """Return how the output of a trained model becomes predictions; most methods leave it as it is."""
+    kind = installed_methods().get(method)
+    if kind is None or not kind.acts_in_eval:
+        return as_returned
+    return build_optimizer(recipe, settings, model, method, options).criterion(data.task.loss()).logits
 
 
 def check_methods(

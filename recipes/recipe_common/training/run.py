@@ -21,7 +21,7 @@ from recipe_common.settings.declaration import changed
 from recipe_common.settings.shared import Settings
 from recipe_common.training import checkpoint
 from recipe_common.training.interrupt import stop_on_signal
-from recipe_common.training.job import Job, build_evaluator, build_job, build_model
+from recipe_common.training.job import Job, build_evaluator, build_job, build_model, build_predicted
 from recipe_common.training.loaders import build_loaders
 from recipe_common.training.precision import Precision, describe_device, peak_memory, reset_peak_memory, set_up
 from recipe_common.training.ranks import ALONE, Ranks
@@ -245,7 +245,9 @@ def evaluate_checkpoint(session: Session, path: Path, state: Mapping[str, Any]) 
             found=f"others ({reason[:300].rstrip('.')})",
             fix="leave out the flags that change the model; those of the training are in the checkpoint",
         ) from error
-    evaluator = build_evaluator(session.recipe, settings, data, model, session.precision)
+    trained = state["settings"]
+    predicted = build_predicted(session.recipe, settings, data, model, trained["method"], trained["options"])
+    evaluator = build_evaluator(session.recipe, settings, data, model, session.precision, predicted)
     loaders = build_loaders(settings, data, session.precision)
     splits = {"val": loaders.val, "test": loaders.test} if settings.data.validation else {"test": loaders.test}
     rows = {name: evaluator(loader, settings.data.limit_batches).as_row(name) for name, loader in splits.items()}
