@@ -56,7 +56,7 @@ class AGM(WindowedMethod):
     suits: ClassVar[Mapping[str, str]] = {
         "dominated": "Slows a modality down whose Shapley output does better than it did so far."
     }
-    step_cost: ClassVar[float | None] = 2.07
+    step_cost: ClassVar[float | None] = 2.02
     reduced = frozenset({"score_of_all", "count_of_all", "kappa", "batches"})
 
     alpha: float = option(1.0, gt(0), "modulation strength, dimensionless, > 0")

@@ -88,7 +88,7 @@ class CGGM(Method):
     needs = frozenset({"features", "loss_fn"})
     min_modalities = 2
     suits: ClassVar[Mapping[str, str]] = {"starved": "Speeds the encoder up whose classifier improves least."}
-    step_cost: ClassVar[float | None] = 1.07
+    step_cost: ClassVar[float | None] = 1.05
     preset_clips: ClassVar[Mapping[str, float]] = {"official": 0.8}
 
     rho: float = option(1.3, gt(0), "scale of the modulated gradients, dimensionless, > 0")

@@ -33,7 +33,7 @@ class DGL(Method):
         "starved": "Trains each encoder by its own loss alone, undisturbed by the others.",
         "conflict": "Keeps the gradient of the fused loss away from the encoders.",
     }
-    step_cost: ClassVar[float | None] = 1.05
+    step_cost: ClassVar[float | None] = 1.02
     preset_clips: ClassVar[Mapping[str, float]] = {"official": 40.0}
 
     alpha: float = option(4.0, gt(0), "weight of the unimodal losses, dimensionless, > 0")

@@ -61,6 +61,7 @@ class InfoReg(WindowedMethod):
     suits: ClassVar[Mapping[str, str]] = {
         "dominated": "Slows the encoder that is ahead by a pull towards earlier weights."
     }
+    step_cost: ClassVar[float | None] = 1.12
 
     strength: Strength = option(0.95, strengths, "c_i, pull of an encoder, >= 0; a number, or by modality, 0 left out")
     threshold: float = option(0.05, ge(0), "K, smallest relative change of the trace that is regulated, >= 0")

@@ -80,6 +80,7 @@ class LFM(Method):
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})  # its losses reach encoders past the features of the fusion
     acts_in_eval = True
+    step_cost: ClassVar[float | None] = 1.00
 
     alpha: str = option(
         "fitted", one_of("fitted", "learned", "heuristic"), "weight a_1: the authors' polynomial, learned, or exp(-r e)"

@@ -76,6 +76,7 @@ class MLA(Method):
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features", "modbalance_logits", "modbalance_losses"})
     acts_in_eval = True
+    step_cost: ClassVar[float | None] = 1.01
 
     projection: str = option(
         "off",

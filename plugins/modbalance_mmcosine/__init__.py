@@ -45,6 +45,7 @@ class MMCosine(Method):
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
     acts_in_eval = True
+    step_cost: ClassVar[float | None] = 1.00
 
     scale: float = option(10.0, gt(0), "s, factor on the cosines, dimensionless, > 0")
     nce: float = option(0.0, ge(0), "weight of the contrastive term, dimensionless, >= 0")

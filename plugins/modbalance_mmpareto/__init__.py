@@ -54,6 +54,7 @@ class MMPareto(WindowedMethod):
     }
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
+    step_cost: ClassVar[float | None] = 1.85
 
     gamma: float = option(1.5, gt(0), "length of the combined gradient over that of the sum, dimensionless, > 0")
     rescale: str = option(

@@ -50,7 +50,7 @@ class MSES(WindowedMethod):
     suits: ClassVar[Mapping[str, str]] = {
         "starved": "Stops an encoder that no longer improves, while the others go on."
     }
-    step_cost: ClassVar[float | None] = 1.04
+    step_cost: ClassVar[float | None] = 1.02
 
     patience: int = option(
         80, integer(0), "epochs that a modality goes on after its best one; it stops after more", short=3

@@ -56,7 +56,7 @@ class MSLR(WindowedMethod):
     suits: ClassVar[Mapping[str, str]] = {
         "starved": "Adapts the learning rate of each encoder to its validation accuracy."
     }
-    step_cost: ClassVar[float | None] = 1.03
+    step_cost: ClassVar[float | None] = 1.01
 
     end_epoch: int | None = option(
         19, optional(integer(0)), "last epoch of the window, 0-based, inclusive; None: no end", paper=None

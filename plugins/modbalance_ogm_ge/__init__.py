@@ -53,7 +53,7 @@ class OGM(WindowedMethod):
     needs = frozenset({"unimodal_logits", "target"})
     min_modalities = 2
     suits: ClassVar[Mapping[str, str]] = {"dominated": "Scales down the gradients of the encoder whose logits do best."}
-    step_cost: ClassVar[float | None] = 1.03
+    step_cost: ClassVar[float | None] = 1.02
 
     alpha: float = option(0.8, gt(0), "modulation strength, dimensionless, > 0")
     end_epoch: int | None = option(50, optional(integer(0)), "last epoch of the window, 0-based, inclusive")

@@ -48,6 +48,7 @@ class OPM(WindowedMethod):
     suits: ClassVar[Mapping[str, str]] = {"dominated": "Drops features of the modality whose logits do best."}
     presets: ClassVar[tuple[Preset, ...]] = ("official",)
     excluded_hooks = frozenset({"modbalance_features"})
+    step_cost: ClassVar[float | None] = 1.01
 
     start_epoch: int = option(6, integer(0), "first epoch of the window, 0-based, inclusive", short=0)
     q_base: float = option(0.5, between(0, 1), "drop rate at the smallest lead, in [0, 1]")

@@ -53,6 +53,7 @@ class PMR(WindowedMethod):
     suits: ClassVar[Mapping[str, str]] = {
         "starved": "Adds a loss on the class prototypes of the modality that lags behind, and trains it faster."
     }
+    step_cost: ClassVar[float | None] = 1.01
 
     start_epoch: int = option(0, integer(0), "first epoch with the further losses, 0-based, inclusive")
     end_epoch: int | None = option(100, optional(integer(0)), "last epoch of the method, 0-based, inclusive")

@@ -57,7 +57,7 @@ class Relearning(Method):
     suits: ClassVar[Mapping[str, str]] = {
         "starved": "Resets encoders in part, by the clusters of their features, to learn anew."
     }
-    step_cost: ClassVar[float | None] = 1.01
+    step_cost: ClassVar[float | None] = 1.00
 
     lam: float = option(3.0, ge(0), "strength of the re-learning, dimensionless, >= 0")
     period: int = option(20, integer(1), "epochs from one re-learning to the next", short=3)
