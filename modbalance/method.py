@@ -212,8 +212,8 @@ class Method:
     def ends_epoch(self, epoch: int) -> bool:
         """Whether `modbalance_epoch_end` fires after this 0-based epoch; by default where the method is active.
 
-        For a method that draws from the loaders between all epochs, as its source does: another number of draws
-        gives other batches from then on.
+        Override it in a method whose authors' code draws from a loader after every epoch: a loader that shuffles yields
+        other batches later on, if the number of draws differs.
         """
         return self.is_active(epoch)
 

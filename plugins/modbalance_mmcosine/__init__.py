@@ -212,7 +212,7 @@ def contrast(a: Tensor, b: Tensor, y: Tensor, counts: Tensor, temperature: float
 
 def nearness(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 - |a_i - b_j|^2 / 2 of normalised features, (B, D) each: the cosine but for zeros, (B, B)."""
-    # Not by a product: its gradient, of features near to each other, rounds further off than that of a difference.
+    # A product of matrices would be less exact in the gradient of features that lie close together.
     return 1 - torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / 2
 
 

@@ -81,7 +81,7 @@ class PMR(WindowedMethod):
         return self.end_epoch is None or epoch <= self.end_epoch
 
     def ends_epoch(self, epoch: int) -> bool:
-        """Whether there are prototypes to renew after ``epoch``, or batches to draw, which the code does to the end."""
+        """Whether prototypes are renewed after ``epoch``, or random states have to move on as those of the code do."""
         return not self.preserve_rng or self.is_active(epoch)
 
     def exemptions(self) -> Mapping[str, str]:
@@ -180,7 +180,7 @@ class PMR(WindowedMethod):
         run.count("missing_classes", (~self.seen).sum(), missing)
 
     def draw(self, run: Run, data: EpochData) -> None:
-        """Draw the batches of prototypes that no epoch needs: the random states move on, as those of the code do."""
+        """Draw batches and drop them, as the code does where it needs no prototypes: random states move on as there."""
         loader = getattr(data, self.source)
         if loader is not None and not (self.preserve_rng or run.dry_run):
             for _ in islice(loader, self.batches(loader)):

@@ -200,7 +200,7 @@ def build_evaluator(
     precision: Precision,
     predicted: Callable[[Tensor], Tensor],
 ) -> Evaluator:
-    """Return the evaluator of ``model``; for ``predicted`` see there."""
+    """Return the evaluator of ``model``; ``predicted`` is that of `Evaluator`."""
     fusion = model.get_submodule(recipe.balance(settings)["fusion"])
     return Evaluator(model, fusion, data.modalities, data.task, precision, predicted)
 
